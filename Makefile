@@ -1,0 +1,26 @@
+# The tools of the active environment; `make PYTHON=.venv/bin/python check` names another one.
+PYTHON ?= python
+
+.DEFAULT_GOAL := help
+.PHONY: help check lint types test format
+
+help:
+	@echo "make check    format check, lint, types and tests: what CI runs"
+	@echo "make test     the tests, in parallel"
+	@echo "make format   format the code and mend what lint can mend"
+
+check: lint types test
+
+lint:
+	$(PYTHON) -m ruff format --check .
+	$(PYTHON) -m ruff check .
+
+types:
+	$(PYTHON) -m mypy
+
+test:
+	$(PYTHON) -m pytest -q -n auto
+
+format:
+	$(PYTHON) -m ruff format .
+	$(PYTHON) -m ruff check --fix .

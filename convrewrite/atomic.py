@@ -1,0 +1,51 @@
+"""Files that appear whole or not at all: written under a temporary name, made durable, renamed."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from convrewrite.errors import UsageError
+
+
+def refuse_target(target: Path) -> None:
+    """Raise `UsageError` where a path cannot become a file, or is a device that a rename would replace."""
+    if target.is_dir():
+        raise UsageError(f"cannot write {target}: it is a folder")
+    if target.exists() and not target.is_file():
+        raise UsageError(f"cannot write {target}: it is no regular file", remedy="use - for standard output")
+
+
+def temporary_beside(target: Path, suffix: str) -> Path:
+    """A hidden name that is not taken, in the folder of the target: only there a rename is atomic."""
+    return target.with_name(f".{secrets.token_hex(8)}{suffix}")
+
+
+def write_durably(path: Path, content: Iterable[bytes | memoryview]) -> None:
+    """Write a new file and make it durable."""
+    with open(path, "xb") as file:
+        file.writelines(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder durable, where the system knows how."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def write_errors(what: object) -> Iterator[None]:
+    """Turn what the system says about writing `what` into one line: no such folder, no space left."""
+    try:
+        yield
+    except OSError as error:
+        raise UsageError(f"cannot write {what}: {error.strerror or error}") from error

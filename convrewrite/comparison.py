@@ -1,0 +1,190 @@
+"""How two arrays are compared, and the ledger that keeps the worst comparison of every check.
+
+    error = max|a - b| / max|b|        a: the rewritten model's output, b: the original's
+
+Element by element would be the wrong measure: two float32 runs of one and the same network differ by 1e-3 near zero,
+but by under 1e-6 of the output's largest magnitude. NaN and Inf are never equal, not even to themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from convrewrite.verdicts import MISMATCHES, RELATIVE, Case, Status
+
+Array = np.ndarray[Any, Any]
+
+TOLERANCE = 1e-5
+"""Of float32 and wider; rewritten models were seen at 3e-7 to 1.3e-6."""
+
+NOISE_FACTOR = 10.0
+"""The default tolerance is this many times the model's own noise, where that is larger."""
+
+LARGEST_TOLERANCE = 1e-2
+"""Noise raises the default tolerance no further than this: beyond it, the user has to say what is good enough."""
+
+
+def floor(dtype: np.dtype[Any]) -> float:
+    """The smallest default tolerance of a type: eight units in the last place of a narrow one."""
+    return max(TOLERANCE, 8 * float(np.finfo(dtype).eps)) if dtype.kind == "f" and dtype.itemsize < 4 else TOLERANCE
+
+
+def relative_error(got: Array, want: Array, scale: float | None = None) -> float:
+    """max|a-b| / max|b|, or over `scale`; Inf where there are NaNs, other shapes, or only zeros to compare with."""
+    if got.shape != want.shape or not finite(got) or not finite(want):
+        return math.inf
+    if got.size == 0:
+        return 0.0
+    worst = float(np.max(np.abs(got.astype(np.float64) - want.astype(np.float64))))
+    scale = float(np.max(np.abs(want.astype(np.float64)))) or (scale or 0.0)
+    return worst / scale if scale else (math.inf if worst else 0.0)
+
+
+def finite(array: Array) -> bool:
+    """Whether an array holds neither NaN nor Inf."""
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+@dataclass
+class Ledger:
+    """Collects comparisons, and keeps the worst per check and output.
+
+    Attributes:
+        seed: that the verification started from.
+        limit: the user's tolerance for every output; None for the default by type and noise.
+        noise: of the original, per output. peak: the original's largest magnitude, per output.
+        carried: noise that a final Softmax makes of the noise ahead of it, per output whose operand is compared too.
+    """
+
+    seed: int = 0
+    limit: float | None = None
+    noise: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, float] = field(default_factory=dict)
+    carried: dict[str, float] = field(default_factory=dict)
+    _worst: dict[tuple[str, str], Case] = field(default_factory=dict)
+
+    def tolerance(self, output: str, dtype: np.dtype[Any]) -> float:
+        """What an error of that output is held against."""
+        if self.limit is not None:
+            return self.limit
+        if dtype.kind != "f":
+            return 0.0
+        noise = max(self.noise.get(output, 0.0), self.carried.get(output, 0.0))
+        return max(floor(dtype), min(LARGEST_TOLERANCE, NOISE_FACTOR * noise))
+
+    def compare(
+        self,
+        check: str,
+        output: str,
+        got: Array,
+        want: Array,
+        *,
+        note: str = "",
+        places: Sequence[str] = (),
+        uncertain: Array | None = None,
+    ) -> bool:
+        """Compare two arrays, keep the case if it is the worst of its check and output, and say whether it passed.
+
+        Args:
+            check, output: what the case is called.
+            got, want: the rewritten model's array and the original's.
+            note: which inputs.
+            places: names of the entries of axis 0, where that counts windows.
+            uncertain: integers only: where the original itself is undecided, and a mismatch does not count.
+        """
+        case = Case(check, output, note=note, noise=self.noise.get(output), seed=self.seed)
+        if got.dtype != want.dtype or got.shape != want.shape:
+            words = [f"{array.dtype} of shape {'x'.join(map(str, array.shape)) or 'scalar'}" for array in (got, want)]
+            case = replace(case, status="failed", note=f"{words[0]} instead of {words[1]}; {note}".rstrip("; "))
+        elif got.dtype.kind == "f":
+            case = self._floats(case, got, want)
+        else:
+            case = self._integers(case, got, want, uncertain)
+        if places and case.place:
+            case = replace(case, note=f"{places[case.place[0]]}; {case.note}".rstrip("; "), place=case.place[1:])
+        self.add(case)
+        return case.status != "failed"
+
+    def _floats(self, case: Case, got: Array, want: Array) -> Case:
+        """Judge floating-point arrays of one shape."""
+        broken = [(array, whose) for array, whose in ((got, "rewritten"), (want, "original")) if not finite(array)]
+        if broken:
+            array, whose = broken[0] if len(broken) == 1 else (got, "original and the rewritten")
+            place = _index(~np.isfinite(array))
+            figures = (float(got[place]), float(want[place]))
+            note = f"NaN or Inf in the {whose} model; {case.note}".rstrip("; ")
+            return replace(case, status="failed", error=math.inf, place=place, figures=figures, note=note)
+        tolerance = self.tolerance(case.output, got.dtype)
+        if got.size == 0:
+            return replace(case, error=0.0, tolerance=tolerance, status="failed", note="no elements to compare")
+        error = relative_error(got, want, self.peak.get(case.output))
+        place = _index(np.abs(got.astype(np.float64) - want.astype(np.float64)))
+        figures = (float(got[place]), float(want[place]))
+        status: Status = "passed" if error <= tolerance else "failed"
+        return replace(
+            case,
+            metric=RELATIVE,
+            error=error,
+            tolerance=tolerance,
+            place=place,
+            figures=figures,
+            status=status,
+        )
+
+    def _integers(self, case: Case, got: Array, want: Array, uncertain: Array | None) -> Case:
+        """Judge integer, boolean or string arrays of one shape."""
+        wrong = np.asarray(got != want)
+        ignored = 0
+        if uncertain is not None and uncertain.shape == wrong.shape:
+            ignored = int(np.count_nonzero(wrong & uncertain))
+            wrong = wrong & ~uncertain
+        tolerance = self.tolerance(case.output, got.dtype)
+        error = float(np.mean(wrong)) if wrong.size else 0.0
+        place = _index(wrong)
+        numeric = got.dtype.kind in "iub" and got.size
+        figures = (float(got[place]), float(want[place])) if numeric else None
+        note = f"{ignored} undecided elements not counted; {case.note}".rstrip("; ") if ignored else case.note
+        return replace(
+            case,
+            metric=MISMATCHES,
+            error=error,
+            tolerance=tolerance,
+            noise=None,
+            place=place,
+            figures=figures,
+            status="passed" if error <= tolerance else "failed",
+            note=note,
+        )
+
+    def add(self, case: Case) -> None:
+        """Keep a case unless a worse one of its check and output is there."""
+        key = (case.name, case.output)
+        known = self._worst.get(key)
+        rank = {"skipped": 0, "stated": 1, "passed": 2, "failed": 3}
+        if known is None or (rank[case.status], case.badness) > (rank[known.status], known.badness):
+            self._worst[key] = replace(case, seed=self.seed)
+
+    def fail(self, check: str, note: str, output: str = "") -> None:
+        """Record a failure that needs no figures."""
+        self.add(Case(check, output, status="failed", note=note))
+
+    def skip(self, check: str, reason: str, output: str = "") -> None:
+        """Record that a check did not run, and why."""
+        self.add(Case(check, output, status="skipped", note=reason))
+
+    @property
+    def cases(self) -> tuple[Case, ...]:
+        """All cases, in the order in which their checks began."""
+        return tuple(self._worst.values())
+
+
+def _index(array: Array) -> tuple[int, ...]:
+    """Index of the largest element."""
+    if array.ndim == 0 or array.size == 0:
+        return ()
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(array)), array.shape))

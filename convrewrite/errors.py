@@ -1,0 +1,48 @@
+"""Every failure a user can meet, with the exit code the command line gives it.
+
+Each message is one line that says what is wrong, where, and how to mend it. `refused` is not `broken`: a valid
+model that cannot be rewritten as asked raises `Refused`, a file that is no usable model raises `UsageError`.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class ConvrewriteError(Exception):
+    """Base of all errors that are reported as one line, without a traceback.
+
+    Attributes:
+        exit_code: what the process returns (DESIGN: 1 check failed, 2 usage or input, 3 refused).
+        reason: a namespaced code such as ``fcn/position-dependent-constant``, where there is one.
+        remedy: what the user can do about it, where there is something.
+    """
+
+    exit_code: ClassVar[int] = 70
+
+    def __init__(self, message: str, *, reason: str | None = None, remedy: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = reason
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+
+class CheckFailed(ConvrewriteError):
+    """A check that ran and failed: not equivalent, vacuous, a gate missed. Nothing is written."""
+
+    exit_code = 1
+
+
+class UsageError(ConvrewriteError):
+    """Wrong usage or input: unreadable, not ONNX, unwritable target, a provider that is not usable here."""
+
+    exit_code = 2
+
+
+class Refused(ConvrewriteError):
+    """A valid model that cannot be rewritten as asked; the message names the node, the reason and the remedy."""
+
+    exit_code = 3

@@ -1,0 +1,207 @@
+"""Temporary variants of a model that show what its outputs hide: tensors ahead of a final Softmax, trunk, head.
+
+    ... -> Gemm -> z -> Softmax -> prob                      prob
+    ... -> Gemm -> z -> Softmax -> Transpose -> prob   ==>   prob, and z -> Transpose -> (before prob)
+
+A saturated Softmax gives (1, 0, 0) whatever happens ahead of it. So the tensor ahead of a final Softmax, LogSoftmax,
+Sigmoid or ArgMax becomes an output of a copy. Layout operators between it and the output are repeated behind it:
+it then has the very layout of the output, in the original and in the rewritten model alike.
+
+Copies are `ModelProto` messages without external data; they are never written to disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from convrewrite.errors import UsageError
+
+FINAL_OPS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Hardmax", "ArgMax"})
+"""Operators that hide differences of their operand."""
+
+_LAYOUT_OPS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Dropout"})
+_TRANSPARENT_OPS = frozenset({"Identity", "Cast", "Dropout"})
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A tensor that was made an output of a copy.
+
+    Attributes:
+        name: of the added graph output.
+        output: the model's output that it lies ahead of. op: the operator between the two.
+        axis, keepdims: of an ArgMax. straight: no layout operator lies between the ArgMax and the output.
+        reordered: a Transpose lies between the ArgMax and the output.
+    """
+
+    name: str
+    output: str
+    op: str
+    axis: int = 0
+    keepdims: bool = True
+    straight: bool = True
+    reordered: bool = False
+
+
+def read_model(path: str | Path) -> onnx.ModelProto:
+    """Read a model without its external data. Raises UsageError where it is none."""
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # protobuf raises several unrelated classes
+        raise UsageError(f"cannot read {path} as an ONNX model ({type(error).__name__})") from None
+
+
+def has_external_data(model: onnx.ModelProto) -> bool:
+    """Whether some weight lies in a file of its own."""
+    return any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)
+
+
+def input_names(graph: onnx.GraphProto) -> list[str]:
+    """Names of the graph's inputs that are no initializers."""
+    weights = {tensor.name for tensor in graph.initializer}
+    return [value.name for value in graph.input if value.name not in weights]
+
+
+def add_probes(model: onnx.ModelProto) -> tuple[Probe, ...]:
+    """Make the tensor ahead of every final FINAL_OPS node an output of `model`, in place."""
+    graph = model.graph
+    makers = producers(graph)
+    probes = []
+    for output in [value.name for value in graph.output]:
+        path: list[onnx.NodeProto] = []
+        tensor = output
+        while (node := makers.get(tensor)) is not None and node.op_type in _LAYOUT_OPS and node.output[0] == tensor:
+            path.append(node)
+            tensor = node.input[0]
+        if node is None or node.op_type not in FINAL_OPS or node.domain not in ("", "ai.onnx"):
+            continue
+        probe = _probe(output, node, path)
+        repeated = [] if node.op_type == "ArgMax" else path
+        graph.node.extend(_repeat(repeated, node.input[0], probe.name))
+        graph.output.append(onnx.ValueInfoProto(name=probe.name))
+        probes.append(probe)
+    return tuple(probes)
+
+
+def _probe(output: str, node: onnx.NodeProto, path: Sequence[onnx.NodeProto]) -> Probe:
+    """Describe the tensor ahead of `node`, which reaches the output over `path`."""
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return Probe(
+        name=f"{output} (before {node.op_type})",
+        output=output,
+        op=node.op_type,
+        axis=int(attributes.get("axis", 0)),
+        keepdims=bool(attributes.get("keepdims", 1)),
+        straight=all(step.op_type in _TRANSPARENT_OPS for step in path),
+        reordered=any(step.op_type == "Transpose" for step in path),
+    )
+
+
+def _repeat(path: Sequence[onnx.NodeProto], start: str, end: str) -> list[onnx.NodeProto]:
+    """Repeat the layout operators of `path` (output first) from tensor `start` to a tensor named `end`."""
+    nodes = []
+    steps = [node for node in reversed(path) if node.op_type not in _TRANSPARENT_OPS]
+    tensor = start
+    for index, node in enumerate(steps):
+        clone = onnx.NodeProto()
+        clone.CopyFrom(node)
+        clone.name = f"{end}/{index}"
+        clone.input[0], clone.output[0] = tensor, f"{end}/{index}"
+        tensor = clone.output[0]
+        nodes.append(clone)
+    nodes.append(onnx.helper.make_node("Identity", [tensor], [end], name=f"{end}/out"))
+    return nodes
+
+
+def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
+    """The node that makes each tensor."""
+    return {name: node for node in graph.node for name in node.output if name}
+
+
+def reads(node: onnx.NodeProto) -> set[str]:
+    """Every tensor a node reads, those that its subgraphs capture included (and their inner names)."""
+    names = set(node.input)
+    for attribute in node.attribute:
+        for graph in [attribute.g] if attribute.HasField("g") else attribute.graphs:
+            for inner in graph.node:
+                names |= reads(inner)
+            names |= {value.name for value in graph.output}
+    return names - {""}
+
+
+def reached(
+    graph: onnx.GraphProto, ends: Iterable[str], stops: Collection[str] = (), *, shapes: bool = True
+) -> set[str]:
+    """All tensors that `ends` depend on, not looking behind `stops`; without `shapes`, not behind a Shape node."""
+    makers = producers(graph)
+    seen: set[str] = set()
+    todo = list(ends)
+    while todo:
+        tensor = todo.pop()
+        if tensor in seen:
+            continue
+        seen.add(tensor)
+        node = makers.get(tensor)
+        if node is None or tensor in stops or (not shapes and node.op_type in ("Shape", "Size")):
+            continue
+        todo.extend(reads(node))
+    return seen
+
+
+def moving_outputs(model: onnx.ModelProto) -> set[str]:
+    """The outputs that depend on the values (not only on the shapes) of some input."""
+    inputs = set(input_names(model.graph))
+    return {value.name for value in model.graph.output if reached(model.graph, [value.name], shapes=False) & inputs}
+
+
+def open_dims(model: onnx.ModelProto, name: str, axes: Iterable[int]) -> None:
+    """Make some dimensions of an input symbolic, in place, and forget every recorded intermediate shape."""
+    for value in model.graph.input:
+        if value.name == name:
+            for axis in axes:
+                value.type.tensor_type.shape.dim[axis].dim_param = f"open_{axis}"
+    del model.graph.value_info[:]
+
+
+def part(
+    model: onnx.ModelProto,
+    starts: Mapping[str, np.ndarray[Any, Any]],
+    inputs: Collection[str],
+    outputs: Sequence[str],
+) -> onnx.ModelProto:
+    """Cut the nodes between some tensors and some outputs out as a model of their own.
+
+    Args:
+        model: read by `read_model`; unchanged.
+        starts: tensors that become inputs, each with an example of its value (for type and rank).
+        inputs: of the model, that the part needs as well.
+        outputs: tensors that become the outputs.
+    """
+    graph = model.graph
+    needed = reached(graph, outputs, starts)
+    nodes = [n for n in graph.node if any(name in needed and name not in starts for name in n.output)]
+    result = onnx.ModelProto()
+    result.ir_version = max(4, model.ir_version)  # from 4 on, weights need not be inputs as well
+    result.opset_import.extend(model.opset_import)
+    result.functions.extend(model.functions)
+    result.graph.name = "part"
+    result.graph.node.extend(nodes)
+    result.graph.initializer.extend(t for t in graph.initializer if t.name in needed and t.name not in starts)
+    result.graph.sparse_initializer.extend(t for t in graph.sparse_initializer if t.values.name in needed)
+    result.graph.input.extend(value for value in graph.input if value.name in inputs and value.name not in starts)
+    for name, example in starts.items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(example.dtype)
+        dims = [f"{name}_{axis}" for axis in range(example.ndim)]
+        result.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, dims))
+    known = {value.name: value for value in graph.output}
+    result.graph.output.extend(onnx.ValueInfoProto(name=name) if name not in known else known[name] for name in outputs)
+    for value in result.graph.output:
+        if value.type.tensor_type.HasField("shape"):
+            value.type.tensor_type.ClearField("shape")
+    return result

@@ -1,0 +1,231 @@
+"""Questions that passes ask of a graph: its native shapes, its constants, its image input.
+
+Nothing here changes a graph. Weights stay lazy: a constant is read only when its value is asked for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+import onnx_graphsurgeon as gs
+from onnx.reference import ReferenceEvaluator
+
+Shape = tuple[int, ...]
+
+SMALL = 1024
+"""Constants of up to this many entries keep their values where a skeleton of the graph is made."""
+
+
+def is_constant(tensor: gs.Tensor) -> bool:
+    """Whether a tensor is an initializer (Constant nodes are resolved by `Constants`)."""
+    return isinstance(tensor, gs.Constant)
+
+
+def named(tensors: Sequence[gs.Tensor], index: int) -> gs.Tensor | None:
+    """The tensor at `index`, or None where an optional one was left out."""
+    return tensors[index] if index < len(tensors) and tensors[index].name else None
+
+
+def producer(tensor: gs.Tensor) -> gs.Node | None:
+    """The node that computes a tensor, or None for graph inputs and initializers."""
+    return tensor.inputs[0] if tensor.inputs else None
+
+
+def subgraph_tensors(node: gs.Node) -> Iterator[gs.Tensor]:
+    """Tensors that the subgraphs of a node (If, Loop, Scan) read, captured ones included."""
+    for value in node.attrs.values():
+        for subgraph in value if isinstance(value, list) else [value]:
+            if isinstance(subgraph, gs.Graph):
+                for inner in subgraph.nodes:
+                    yield from inner.inputs
+                    yield from subgraph_tensors(inner)
+                yield from subgraph.outputs
+
+
+def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | None]] | None = None) -> onnx.ModelProto:
+    """The graph without the data of its large constants, which become graph inputs of known type and shape.
+
+    Args:
+        graph: the graph; it is not changed.
+        input_shapes: shapes that replace those of the named graph inputs; recorded shapes inside are then dropped.
+    """
+    shapes = dict(input_shapes or {})
+    inputs: list[onnx.ValueInfoProto] = []
+    for tensor in graph.inputs:
+        shape = shapes.get(tensor.name, tensor.shape)
+        inputs.append(onnx.helper.make_tensor_value_info(tensor.name, _elem_type(tensor), shape))
+    initializers: list[onnx.TensorProto] = []
+    for name, tensor in graph.tensors().items():
+        if isinstance(tensor, gs.Constant) and name:
+            if math.prod(tensor.shape) <= SMALL:
+                initializers.append(onnx.numpy_helper.from_array(np.asarray(tensor.values), name))
+            else:
+                inputs.append(onnx.helper.make_tensor_value_info(name, _elem_type(tensor), list(tensor.shape)))
+    outputs = [
+        onnx.helper.make_tensor_value_info(t.name, _elem_type(t), None if input_shapes else t.shape)
+        for t in graph.outputs
+    ]
+    nodes = [gs.exporters.onnx_exporter.OnnxExporter.export_node(node) for node in graph.nodes]
+    proto = onnx.helper.make_graph(nodes, graph.name or "graph", inputs, outputs, initializers)
+    opsets = list(graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)])
+    if not any(opset.domain in ("", "ai.onnx") for opset in opsets):
+        opsets.append(onnx.helper.make_opsetid("", graph.opset))
+    return onnx.helper.make_model(proto, opset_imports=opsets, ir_version=8)
+
+
+def _elem_type(tensor: gs.Tensor) -> int:
+    dtype = tensor.dtype
+    if dtype is None:
+        return int(onnx.TensorProto.UNDEFINED)
+    return dtype if isinstance(dtype, int) else int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+
+
+def _elem_type_of(value: np.ndarray[Any, Any]) -> int:
+    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
+
+
+def infer_shapes(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+    """Shapes of all tensors that follow from the given input shapes; tensors of unknown shape are left out.
+
+    Raises:
+        onnx.shape_inference.InferenceError: where an operator contradicts its input shapes.
+    """
+    model = skeleton(graph, input_shapes)
+    shapes = _inferred(model)
+    for name, tensor in graph.tensors().items():
+        if isinstance(tensor, gs.Constant):
+            shapes[name] = tuple(tensor.shape)
+    while _fold_shape_inputs(graph, model, shapes):
+        shapes.update(_inferred(model))
+    return shapes
+
+
+def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=True, data_prop=True).graph
+    shapes: dict[str, Shape] = {}
+    for info in [*inferred.value_info, *inferred.output, *inferred.input]:
+        if info.type.tensor_type.HasField("shape"):
+            dims = info.type.tensor_type.shape.dim
+            if all(dim.HasField("dim_value") for dim in dims):
+                shapes[info.name] = tuple(dim.dim_value for dim in dims)
+    return shapes
+
+
+def _fold_shape_inputs(graph: gs.Graph, model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
+    """Give shape inference the values that its own data propagation missed; False where there were none."""
+    constants = Constants(graph, shapes)
+    known = {tensor.name for tensor in model.graph.initializer}
+    progress = False
+    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
+        if all(output.name in shapes for output in node.outputs if output.name):
+            continue
+        for index, tensor in enumerate(node.inputs):
+            if index and tensor.name and not isinstance(tensor, gs.Constant):
+                folded = f"{tensor.name}/folded"
+                value = constants.value(tensor) if proto.input[index] != folded else None
+                if value is not None:
+                    if folded not in known:
+                        model.graph.initializer.append(onnx.numpy_helper.from_array(value, folded))
+                        known.add(folded)
+                    proto.input[index] = folded
+                    progress = True
+    return progress
+
+
+class Constants:
+    """Values of the tensors of one graph that do not depend on its inputs, folded only when asked for.
+
+    A tensor that depends on the shape of another but not on its values (Shape, Size) counts as constant where
+    `shapes` knows that shape.
+    """
+
+    def __init__(self, graph: gs.Graph, shapes: Mapping[str, Shape] | None = None) -> None:
+        self._graph = graph
+        self._shapes = dict(shapes or {})
+        self._values: dict[str, np.ndarray[Any, Any] | None] = {}
+
+    def value(self, tensor: gs.Tensor | None) -> np.ndarray[Any, Any] | None:
+        """The value of a tensor, or None where it depends on the values of a graph input (or is absent)."""
+        if tensor is None or not tensor.name:
+            return None
+        if isinstance(tensor, gs.Constant):
+            return np.asarray(tensor.values)
+        if tensor.name not in self._values:
+            self._values[tensor.name] = self._fold(tensor)
+        return self._values[tensor.name]
+
+    def depends_on_shape(self, tensor: gs.Tensor) -> bool:
+        """Whether a constant tensor was computed from the shape of a tensor that is not constant."""
+        return any(node.op in ("Shape", "Size") for node in self._ancestors(tensor) or ())
+
+    def _ancestors(self, tensor: gs.Tensor) -> list[gs.Node] | None:
+        """Nodes that compute a tensor from constants and known shapes, or None where it has another source."""
+        found: dict[int, gs.Node] = {}
+        pending = [tensor]
+        while pending:
+            current = pending.pop()
+            if isinstance(current, gs.Constant) or not current.name:
+                continue
+            node = producer(current)
+            if node is None or any(True for _ in subgraph_tensors(node)):
+                return None
+            if id(node) in found:
+                continue
+            found[id(node)] = node
+            if node.op in ("Shape", "Size"):
+                if node.inputs[0].name not in self._shapes:
+                    return None
+            elif node.op.startswith(("Random", "Multinomial", "Bernoulli")):
+                return None
+            else:
+                pending.extend(node.inputs)
+        return list(found.values())
+
+    def _fold(self, tensor: gs.Tensor) -> np.ndarray[Any, Any] | None:
+        needed = self._ancestors(tensor)
+        if needed is None:
+            return None
+        if len(needed) == 1 and needed[0].op == "Constant" and "value" in needed[0].attrs:
+            return np.asarray(needed[0].attrs["value"].values)
+        members = {id(node) for node in needed}
+        copies: dict[str, gs.Tensor] = {}
+
+        def copy(source: gs.Tensor) -> gs.Tensor:
+            if source.name not in copies:
+                copies[source.name] = source.copy()
+            return copies[source.name]
+
+        nodes, feeds = [], {}
+        for node in self._graph.nodes:
+            if id(node) not in members:
+                continue
+            proto = gs.exporters.onnx_exporter.OnnxExporter.export_node(node)
+            if node.op in ("Shape", "Size"):
+                feeds[node.inputs[0].name] = np.broadcast_to(np.float32(0), self._shapes[node.inputs[0].name])
+            feeds.update((t.name, np.asarray(t.values)) for t in node.inputs if isinstance(t, gs.Constant))
+            nodes.append(proto)
+        inputs = [onnx.helper.make_tensor_value_info(name, _elem_type_of(value), None) for name, value in feeds.items()]
+        output = onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.UNDEFINED, None)
+        opsets = [onnx.helper.make_opsetid("", self._graph.opset)]
+        small = onnx.helper.make_model(
+            onnx.helper.make_graph(nodes, "constant", inputs, [output]), opset_imports=opsets
+        )
+        try:
+            return np.asarray(ReferenceEvaluator(small).run(None, feeds)[0])
+        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError):
+            return None  # an operator that the reference evaluator does not have: not foldable
+
+
+def unique_name(wanted: str, taken: set[str]) -> str:
+    """`wanted`, or `wanted` with the first free number behind it; the result is added to `taken`."""
+    name, count = wanted, 1
+    while name in taken:
+        count += 1
+        name = f"{wanted}_{count}"
+    taken.add(name)
+    return name

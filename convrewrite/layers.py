@@ -1,0 +1,213 @@
+"""The stringly attributes of layers, read once into frozen records, with the arithmetic of their output sizes.
+
+Sources: the ONNX operator pages of Conv, AveragePool, MaxPool, LpPool, Gemm and MatMul.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+Ints = tuple[int, ...]
+
+
+def _auto_pads(auto_pad: str, size: int, reach: int, stride: int) -> tuple[int, int]:
+    """Explicit (begin, end) pads of SAME_UPPER or SAME_LOWER along one axis: output = ceil(size / stride)."""
+    total = max((math.ceil(size / stride) - 1) * stride + reach - size, 0)
+    small, large = total // 2, total - total // 2
+    return (small, large) if auto_pad == "SAME_UPPER" else (large, small)
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """What a convolution and a pooling have in common: a kernel that slides over the spatial axes.
+
+    Attributes (one entry per spatial axis of the operator):
+        kernel, strides, dilations: in cells. begin, end: explicit zero padding, auto_pad resolved at `size`.
+        size: native extents of the input. ceil_mode: pools may end on a partly filled window.
+    """
+
+    size: Ints
+    kernel: Ints
+    strides: Ints
+    dilations: Ints
+    begin: Ints
+    end: Ints
+    ceil_mode: bool = False
+
+    @classmethod
+    def read(cls, attrs: Mapping[str, Any], kernel: Sequence[int], size: Sequence[int]) -> Sliding:
+        """Read the attributes of a Conv or pool with that kernel on a map of that native size."""
+        rank = len(size)
+        strides = tuple(attrs.get("strides") or (1,) * rank)
+        dilations = tuple(attrs.get("dilations") or (1,) * rank)
+        pads = tuple(attrs.get("pads") or (0,) * (2 * rank))
+        begin, end = pads[:rank], pads[rank:]
+        auto_pad = attrs.get("auto_pad") or "NOTSET"
+        if auto_pad == "VALID":
+            begin = end = (0,) * rank
+        elif auto_pad != "NOTSET":
+            quads = zip(size, kernel, strides, dilations, strict=True)
+            pairs = [_auto_pads(auto_pad, n, (k - 1) * d + 1, s) for n, k, s, d in quads]
+            begin, end = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
+        ceil_mode = bool(attrs.get("ceil_mode", 0))
+        return cls(tuple(size), tuple(kernel), strides, dilations, tuple(begin), tuple(end), ceil_mode)
+
+    @property
+    def reach(self) -> Ints:
+        """Cells from the first to the last tap of the kernel: (kernel - 1) * dilation + 1."""
+        return tuple((k - 1) * d + 1 for k, d in zip(self.kernel, self.dilations, strict=True))
+
+    @property
+    def output(self) -> Ints:
+        """Native extents of the output."""
+        return tuple(self._output(axis, self.ceil_mode) for axis in range(len(self.size)))
+
+    def _output(self, axis: int, ceil_mode: bool) -> int:
+        padded = self.size[axis] + self.begin[axis] + self.end[axis]
+        steps = (padded - self.reach[axis]) / self.strides[axis]
+        count = (math.ceil(steps) if ceil_mode else math.floor(steps)) + 1
+        if ceil_mode and (count - 1) * self.strides[axis] >= self.size[axis] + self.begin[axis]:
+            count -= 1  # a window that would start in the trailing padding is left out
+        return count
+
+    def last_cell(self, axis: int) -> int:
+        """Index of the last input cell that a native window touches (it lies in the padding at >= size)."""
+        return (self.output[axis] - 1) * self.strides[axis] - self.begin[axis] + self.reach[axis] - 1
+
+    def sees_padding(self, axis: int) -> bool:
+        """Whether a native window covers a padded cell, or one beyond the map (ceil_mode), along an axis."""
+        return self.begin[axis] > 0 or self.last_cell(axis) >= self.size[axis]
+
+    def covers_map(self, axis: int) -> bool:
+        """Whether the one native window along an axis contains every cell of the map."""
+        tight = self.dilations[axis] == 1 or self.kernel[axis] == 1
+        return self.output[axis] == 1 and tight and self.last_cell(axis) >= self.size[axis] - 1
+
+    def trimmed(self) -> Sliding:
+        """Without trailing pads that no native window sees, and without a ceil_mode that has no effect."""
+        rank = range(len(self.size))
+        full = all(self._output(axis, True) == self._output(axis, False) for axis in rank)
+        end = tuple(max(0, min(self.end[a], self.last_cell(a) - self.size[a] + 1)) for a in rank)
+        candidate = replace(self, end=end, ceil_mode=self.ceil_mode and not full)
+        return candidate if candidate.output == self.output else replace(self, ceil_mode=candidate.ceil_mode)
+
+    def attributes(self, old: Mapping[str, Any], *, pool: bool) -> dict[str, Any]:
+        """The attributes of a node with this geometry; whatever else `old` says is kept."""
+        attrs = {key: value for key, value in old.items() if key not in ("auto_pad", "pads", "ceil_mode")}
+        attrs["kernel_shape"] = list(self.kernel)
+        attrs["strides"] = list(self.strides)
+        if any(d != 1 for d in self.dilations) or "dilations" in old:
+            attrs["dilations"] = list(self.dilations)
+        attrs["pads"] = [*self.begin, *self.end]
+        if pool and self.ceil_mode:
+            attrs["ceil_mode"] = 1
+        return attrs
+
+
+@dataclass(frozen=True)
+class ConvLayer:
+    """A Conv or ConvTranspose node: weight shape [O, I/g, *kernel] (ConvTranspose: [I, O/g, *kernel])."""
+
+    weight: Ints
+    group: int
+    sliding: Sliding
+    transposed: bool = False
+
+    @classmethod
+    def from_node(cls, node: gs.Node, weight: Sequence[int], size: Sequence[int]) -> ConvLayer:
+        """Read a node whose weight has that shape, on a map of that native size."""
+        kernel = tuple(node.attrs.get("kernel_shape") or weight[2:])
+        transposed = node.op == "ConvTranspose"
+        return cls(tuple(weight), node.attrs.get("group", 1), Sliding.read(node.attrs, kernel, size), transposed)
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.weight[1] * self.group if self.transposed else self.weight[0]
+
+
+@dataclass(frozen=True)
+class PoolLayer:
+    """An AveragePool, MaxPool or LpPool node."""
+
+    op: str
+    sliding: Sliding
+    count_include_pad: bool
+
+    @classmethod
+    def from_node(cls, node: gs.Node, size: Sequence[int]) -> PoolLayer:
+        """Read a node on a map of that native size."""
+        sliding = Sliding.read(node.attrs, tuple(node.attrs["kernel_shape"]), size)
+        return cls(node.op, sliding, bool(node.attrs.get("count_include_pad", 0)))
+
+    def over_whole_map(self, axes: Sequence[int]) -> tuple[PoolLayer, float]:
+        """The pool whose kernel is the native map on the given axes, at stride 1 without pads.
+
+        Returns:
+            (the pool, the factor that an AveragePool which counted its padding must be multiplied by).
+        """
+        s = self.sliding
+
+        def changed(values: Ints, new: Sequence[int]) -> Ints:
+            return tuple(new[a] if a in axes else value for a, value in enumerate(values))
+
+        ones, zeros = (1,) * len(s.size), (0,) * len(s.size)
+        sliding = replace(
+            s,
+            kernel=changed(s.kernel, s.size),
+            strides=changed(s.strides, ones),
+            dilations=changed(s.dilations, ones),
+            begin=changed(s.begin, zeros),
+            end=changed(s.end, zeros),
+            ceil_mode=s.ceil_mode and len(axes) < len(s.size),
+        )
+        counted = math.prod(
+            min(s.kernel[a], s.size[a] + s.begin[a] + s.end[a]) if s.ceil_mode else s.kernel[a] for a in axes
+        )
+        cells = math.prod(s.size[a] for a in axes)
+        factor = cells / counted if self.op == "AveragePool" and self.count_include_pad else 1.0
+        return replace(self, sliding=sliding), factor
+
+
+@dataclass(frozen=True)
+class LinearLayer:
+    """A Gemm or MatMul with a constant factor, as y[..., k] = sum_f x[..., f] * weight[f, k] (+ bias[k]).
+
+    Attributes:
+        data: index of the node's input that is contracted. axis: its contracted axis, from the end (-1 or -2).
+        weight: index of the node's constant input. rows_are_outputs: the constant is stored as [K, F], not [F, K].
+        bias: index of the constant to add, or None. alpha, beta: scalar factors of product and bias.
+    """
+
+    data: int
+    axis: int
+    weight: int
+    rows_are_outputs: bool
+    bias: int | None = None
+    alpha: float = 1.0
+    beta: float = 1.0
+
+    @classmethod
+    def from_node(cls, node: gs.Node, *, weight: int) -> LinearLayer:
+        """Read a Gemm or MatMul whose constant factor is its input number `weight` (0 or 1)."""
+        data = 1 - weight
+        if node.op == "MatMul":
+            return cls(data, -1 if data == 0 else -2, weight, rows_are_outputs=weight == 0)
+        flipped = bool(node.attrs.get("transA" if data == 0 else "transB", 0))
+        stored_flipped = bool(node.attrs.get("transB" if weight == 1 else "transA", 0))
+        bias = 2 if len(node.inputs) > 2 and node.inputs[2].name else None
+        alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
+        axis = -1 if (data == 0) != flipped else -2
+        return cls(data, axis, weight, (weight == 1) == stored_flipped, bias, alpha, beta)
+
+    def matrix(self, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """The stored constant as [K, F], outputs first: a view where possible, times alpha where that is not 1."""
+        matrix = stored[:, None] if stored.ndim == 1 else stored
+        matrix = matrix if self.rows_are_outputs else matrix.T
+        return matrix if self.alpha == 1.0 else (matrix * np.asarray(self.alpha, matrix.dtype))

@@ -1,0 +1,380 @@
+"""Reading and writing ONNX files: weights stay in the file until a pass asks for one.
+
+A file is mapped and only its skeleton parsed (`protofile`); the skeleton becomes a graphsurgeon graph (`protograph`)
+whose constants know where their bytes lie. Saving streams untouched weights from file to file. What is written
+appears whole or not at all, and the file that was read is never changed: where both have one path, the old file stays
+readable until the process ends. (Windows does not replace a file that is mapped: there, choose another path.)
+"""
+
+from __future__ import annotations
+
+import filecmp
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import GraphProto, ModelProto, TensorProto
+
+from convrewrite.atomic import refuse_target, sync_folder, temporary_beside, write_durably, write_errors
+from convrewrite.errors import UsageError
+from convrewrite.external_data import move_weights_out, settle_tensors
+from convrewrite.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
+from convrewrite.protograph import export_graph, import_graph, sort_nodes, tensors
+
+MAX_FILE_BYTES = 2**31 - 1
+"""What protobuf can read; a model beyond it gets its weights in a second file."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What was read: the file, its external data files by location, and the skeleton of its graph."""
+
+    source: Source
+    external: dict[str, MappedFile]
+    graph: GraphProto
+    payloads: list[Payload]
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash over the file and its external data files."""
+        digest = hashlib.sha256()
+        for source in [self.source, *self.external.values()]:
+            for chunk in source.chunks(0, source.size):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+@dataclass
+class Model:
+    """A graph, and all of its file that is not graph.
+
+    Attributes:
+        graph: the nodes; weights are lazy. Initializers that the file lists as inputs are no `graph.inputs`.
+        ir_version: kept on saving.
+        path: where it was read from; None for standard input and for a model made in memory.
+        metadata: `metadata_props`, in order.
+        shell: the rest of the file: producer, doc_string, functions, training_info.
+        origin: what was read; None for a model made in memory.
+    """
+
+    graph: gs.Graph
+    ir_version: int
+    path: Path | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    shell: ModelProto = field(default_factory=ModelProto, repr=False)
+    origin: Origin | None = field(default=None, repr=False)
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator domain."""
+        return int(self.graph.opset)
+
+    @property
+    def sha256(self) -> str:
+        """Of the file as it was read, followed by its external data files in order of their names."""
+        return self.origin.sha256 if self.origin else ""
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the file as it was read, external data files included."""
+        return sum(s.size for s in [self.origin.source, *self.origin.external.values()]) if self.origin else 0
+
+    @property
+    def has_external_data(self) -> bool:
+        """Whether the file keeps tensors in other files."""
+        return bool(self.origin and self.origin.external)
+
+    def skeleton(self) -> ModelProto:
+        """The whole model without the data of its large constants, for shape inference.
+
+        Constants below 4 KiB and int64 vectors (the shapes that nodes take as inputs) keep their values.
+        """
+        proto, payloads = _export(self)
+        for tensor in tensors(proto.graph):
+            index = marked(tensor.raw_data)
+            if index is not None and tensor.data_type == TensorProto.INT64 and len(tensor.dims) <= 1:
+                tensor.raw_data = bytes(payloads[index].view)
+            elif index is not None:
+                tensor.ClearField("raw_data")
+        return proto
+
+
+def load(source: str | Path | bytes) -> Model:
+    """Read a model; its weights stay where they are.
+
+    Args:
+        source: the path of an ONNX file, or its bytes (standard input).
+
+    Raises:
+        UsageError: where this is no file, no ONNX model, or one that the ONNX checker refuses.
+    """
+    path = None if isinstance(source, bytes) else Path(source)
+    label = "standard input" if path is None else str(path)
+    data = Memory(source) if isinstance(source, bytes) else _map(Path(source))
+    if not data.size:
+        raise UsageError(f"{label}: the file is empty")
+    try:
+        skeleton, payloads = cut(data)
+        proto = ModelProto.FromString(skeleton)
+    except Exception as error:  # MalformedError, or what this release of protobuf raises
+        raise UsageError(f"{label}: truncated, or not an ONNX model ({_one_line(error)})") from error
+    if not proto.HasField("graph") or not _names_are_text(proto.graph):
+        raise UsageError(f"{label}: not an ONNX model: it holds no readable graph")
+    external = settle_tensors(proto.graph, payloads, path, label)
+    _guard(proto, label)
+    try:
+        sort_nodes(proto.graph)
+        _check(proto)
+        graph = import_graph(proto, payloads)
+    except Exception as error:  # the checker and graphsurgeon raise what they like on a model that is wrong
+        raise UsageError(f"{label}: not a valid ONNX model: {_one_line(error)}") from error
+    shell = ModelProto()
+    shell.CopyFrom(proto)
+    for name in ("graph", "opset_import", "metadata_props", "ir_version"):
+        shell.ClearField(name)
+    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    return Model(graph, proto.ir_version, path, metadata, shell, Origin(data, external, proto.graph, payloads))
+
+
+def _map(path: Path) -> MappedFile:
+    try:
+        return MappedFile(path)
+    except (OSError, ValueError) as error:  # ValueError: a path with a zero byte
+        reason = "it is a folder" if path.is_dir() else getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot read {path}: {reason}") from error
+
+
+def _one_line(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]}..."
+
+
+def _names_are_text(graph: GraphProto) -> bool:
+    """Whether the names are UTF-8; protobuf hands out bytes where they are not."""
+    infos = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    names: list[object] = [graph.name, *(info.name for info in infos)]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [attribute.name for attribute in node.attribute]
+        if not all(_names_are_text(attribute.g) for attribute in node.attribute if attribute.HasField("g")):
+            return False
+    return all(isinstance(name, str) for name in names)
+
+
+def _guard(proto: ModelProto, label: str) -> None:
+    """Refuse what the ONNX checker lets pass."""
+    versions = [opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")]
+    newest = onnx.defs.onnx_opset_version()
+    if not versions:
+        raise UsageError(f"{label}: declares no opset of the default domain; 7 to {newest} are supported")
+    if max(versions) > newest:
+        raise UsageError(
+            f"{label}: opset {max(versions)} is newer than the installed onnx package; 7 to {newest} are supported"
+        )
+    if not proto.graph.output:
+        raise UsageError(f"{label}: the graph has no outputs")
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    for info in proto.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name not in initializers and any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in dims):
+            raise UsageError(f"{label}: input '{info.name}' has a dimension of size 0")
+
+
+def _check(proto: ModelProto) -> None:
+    """The ONNX checker on the skeleton: there, large tensors are empty, which it accepts for any type.
+
+    Tolerated, because real files have it: an empty graph name, and outputs without a shape.
+    """
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.name = copy.graph.name or "graph"
+    for info in copy.graph.output:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
+    for tensor in tensors(copy.graph):
+        if marked(tensor.raw_data) is not None:
+            tensor.ClearField("raw_data")
+            tensor.dims[:] = [0]
+    onnx.checker.check_model(copy)
+
+
+def _export(model: Model) -> tuple[ModelProto, list[Payload]]:
+    """The skeleton of what a save would write, and the payloads of its marks."""
+    origin = model.origin
+    graph, payloads = export_graph(
+        model.graph,
+        origin.graph if origin else GraphProto(),
+        origin.payloads if origin else [],
+        all_are_inputs=model.ir_version < 4,
+    )
+    proto = ModelProto()
+    proto.CopyFrom(model.shell)
+    proto.ir_version = model.ir_version
+    proto.graph.CopyFrom(graph)
+    opsets = {opset.domain: opset.version for opset in model.graph.import_domains or []}
+    opsets["ai.onnx" if "ai.onnx" in opsets else ""] = model.opset
+    for used in [model.graph, *model.graph.subgraphs(recursive=True)]:
+        for node in used.nodes:
+            if node.domain not in (None, "", "ai.onnx"):
+                opsets.setdefault(node.domain, 1)
+    for domain, version in opsets.items():
+        proto.opset_import.add(domain=domain, version=version)
+    for key, value in model.metadata.items():
+        proto.metadata_props.add(key=key, value=value)
+    return proto, payloads
+
+
+def _segments(proto: ModelProto, payloads: list[Payload]) -> list[Segment]:
+    return splice(proto.SerializeToString(deterministic=True), payloads)
+
+
+def _fits_one_file(segments: list[Segment]) -> bool:
+    return sum(map(len, segments)) <= MAX_FILE_BYTES
+
+
+def write_stream(model: Model, file: BinaryIO) -> None:
+    """Write a model to a stream, such as standard output, with all of its weights in it.
+
+    Raises:
+        UsageError: where the model has more than 2 GB, or the stream cannot be written.
+    """
+    segments = _segments(*_export(model))
+    if not _fits_one_file(segments):
+        raise UsageError("a model over 2 GB cannot go to standard output", remedy="give a path to write to")
+    with write_errors("the model to the output stream"):
+        file.writelines(chunks(segments))
+        file.flush()
+
+
+def to_bytes(model: Model) -> bytes:
+    """The bytes of a model with all of its weights; `UsageError` over 2 GB."""
+    segments = _segments(*_export(model))
+    if not _fits_one_file(segments):
+        raise UsageError("a model over 2 GB cannot be held in one piece", remedy="save it to a path")
+    return b"".join(chunks(segments))
+
+
+@dataclass
+class Staged:
+    """A model that is written whole beside its target, under a temporary name.
+
+    Attributes:
+        path: the temporary file, ready to be run.
+        target: the path that `commit` gives it.
+    """
+
+    path: Path
+    target: Path
+    committed: bool = False
+
+    def commit(self) -> None:
+        """Publish it: rename, then make the folder's new entries durable."""
+        with write_errors(self.target):
+            os.replace(self.path, self.target)
+            self.committed = True
+            sync_folder(self.target.parent)
+
+
+@contextmanager
+def staged(model: Model, target: str | Path) -> Iterator[Staged]:
+    """Write a model under a temporary name; leaving without `commit` removes all that was written.
+
+    A model over 2 GB, and one that was read with external data, gets one data file beside it. That one carries the
+    hash of its content in its name, so it can be in place before the model is, and never overwrites what an older
+    model still uses. The data file of a model that is replaced stays: other models may name it.
+
+    Raises:
+        UsageError: where the target cannot be written.
+    """
+    target = Path(target)
+    refuse_target(target)
+    result = Staged(temporary_beside(target, ".onnx"), target)
+    data_file = None
+    try:
+        with write_errors(target):
+            proto, payloads = _export(model)
+            segments = _segments(proto, payloads)
+            if model.has_external_data or not _fits_one_file(segments):
+                data_file = move_weights_out(proto.graph, payloads, target)
+                segments = _segments(proto, payloads)
+            if not _fits_one_file(segments):
+                raise UsageError(f"cannot write {target}: over 2 GB of constants inside nodes")
+            write_durably(result.path, chunks(segments))
+        yield result
+    finally:
+        result.path.unlink(missing_ok=True)
+        if data_file and not result.committed:
+            data_file.unlink(missing_ok=True)
+
+
+def save(model: Model, target: str | Path) -> Path:
+    """Write a model to a path, whole or not at all, and return the path.
+
+    Raises:
+        UsageError: where the target cannot be written.
+    """
+    with staged(model, target) as written:
+        written.commit()
+    return Path(target)
+
+
+def copy_bytes(model: Model, target: str | Path | BinaryIO) -> None:
+    """Copy the file of a model byte for byte, where there is nothing to rewrite.
+
+    Its external data files go along to another folder. Where other files of their names are there already, which
+    must not be overwritten, and where a stream is the target, the model is saved instead.
+
+    Raises:
+        UsageError: where the target cannot be written, or the model was made in memory.
+    """
+    origin = model.origin
+    if origin is None:
+        raise UsageError("a model that was not read from a file cannot be copied", remedy="save it")
+    if not isinstance(target, str | Path):
+        if origin.external:
+            write_stream(model, target)
+            return
+        with write_errors("the model to the output stream"):
+            target.writelines(origin.source.chunks(0, origin.source.size))
+            target.flush()
+        return
+    target = Path(target)
+    refuse_target(target)
+    if origin.external and not _copy_external(model, target):
+        save(model, target)
+        return
+    result = Staged(temporary_beside(target, ".onnx"), target)
+    try:
+        with write_errors(target):
+            write_durably(result.path, origin.source.chunks(0, origin.source.size))
+        result.commit()
+    finally:
+        result.path.unlink(missing_ok=True)
+
+
+def _copy_external(model: Model, target: Path) -> bool:
+    """Bring the external data files to the target's folder; False, and nothing done, where others are in the way."""
+    assert model.origin is not None
+    assert model.path is not None
+    moves = [(model.path.parent / name, target.parent / name, data) for name, data in model.origin.external.items()]
+    missing = [(to, data) for _, to, data in moves if not os.path.lexists(to)]
+    for source, to, _ in moves:
+        if os.path.lexists(to) and not (to.is_file() and filecmp.cmp(source, to, shallow=False)):
+            return False
+    with write_errors(target):
+        for to, data in missing:
+            to.parent.mkdir(parents=True, exist_ok=True)
+            temporary = temporary_beside(to, ".data")
+            try:
+                write_durably(temporary, data.chunks(0, data.size))
+                os.replace(temporary, to)
+            finally:
+                temporary.unlink(missing_ok=True)
+    return True

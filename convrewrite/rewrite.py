@@ -1,0 +1,251 @@
+"""What a pass is, and the one runner that no pass can skip.
+
+A pass is a frozen dataclass whose fields are its options. `candidates` lists the places it would look at, `plan`
+decides everything for one of them without touching the graph, and `apply` does what the plan says and cannot fail.
+`run_pass` owns the rest: the copy, the judge, the iteration bound, the clean-up and the checks on the result.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from convrewrite.errors import ConvrewriteError
+from convrewrite.graph import skeleton
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A namespaced code for why a site was left alone, what it means, and what the user can do."""
+
+    code: str
+    meaning: str
+    remedy: str
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Not legal: the rewrite would not be the same function."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Legal, but there is nothing to do or it is not worth it."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that a pass looked at, and what came of it.
+
+    Attributes:
+        anchor: the output tensor that names the site. op: its operator.
+        outcome: "rewritten", "declined" or "refused". reason: the code of the outcome, "" where rewritten.
+        equivalence: "exact", "reassociated" or "approximate"; "" where nothing was rewritten.
+        error: relative Frobenius error of an approximate rewrite, else 0.
+    """
+
+    pass_name: str
+    anchor: str
+    op: str
+    outcome: str
+    reason: str = ""
+    detail: str = ""
+    remedy: str = ""
+    equivalence: str = ""
+    error: float = 0.0
+    macs_before: int = 0
+    macs_after: int = 0
+    params_before: int = 0
+    params_after: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """The site as it stands in the report."""
+        data = dict(vars(self))
+        data["pass"] = data.pop("pass_name")
+        return data
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to rewrite one candidate; `apply` does what it says and cannot fail.
+
+    Attributes:
+        sites: what the report will say, first the candidate itself.
+        payload: what the pass needs to apply it; nobody else looks inside.
+        metadata: entries for the model's metadata. evidence: facts that verification needs, by name.
+        last: it rewrites the graph as a whole, so that no candidate is left.
+    """
+
+    sites: tuple[Site, ...]
+    payload: Any
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    last: bool = False
+
+
+class Pass(Protocol):
+    """A rewrite of a graph; implementations are frozen dataclasses whose fields are the options."""
+
+    name: ClassVar[str]
+    reasons: ClassVar[Mapping[str, Reason]]
+
+    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
+        """Places worth planning for."""
+        ...
+
+    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+        """Decide everything for one candidate without changing the graph; plans are ranked by cost."""
+        ...
+
+    def apply(self, graph: gs.Graph, plan: Plan) -> None:
+        """Do what the plan says."""
+        ...
+
+
+Judge = Callable[[gs.Graph, Plan], Declined | None]
+"""Says why a legal plan is not worth it, or None to accept it."""
+
+
+def accept_all(graph: gs.Graph, plan: Plan) -> Declined | None:
+    """The judge of passes whose purpose is not speed."""
+    return None
+
+
+BY_PATTERN = Reason("rewrite/left-out", "--only or --skip leaves this site out", "change the pattern")
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass made of a graph.
+
+    Attributes:
+        graph: the rewritten graph (a copy; the input's is untouched). sites: every place that was looked at.
+        metadata: entries for the model's metadata. evidence: facts that verification needs, by name.
+    """
+
+    graph: gs.Graph
+    sites: tuple[Site, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def outcome(self, outcome: str) -> tuple[Site, ...]:
+        """The sites with that outcome."""
+        return tuple(site for site in self.sites if site.outcome == outcome)
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was rewritten."""
+        return bool(self.outcome("rewritten"))
+
+    def __str__(self) -> str:
+        rows = (f"{s.outcome:9}  {s.op:12}  {s.anchor}  {s.detail}" for s in self.sites)
+        return "\n".join(rows) or "no candidate"
+
+
+def run_pass(
+    pass_: Pass,
+    graph: gs.Graph,
+    *,
+    judge: Judge = accept_all,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+) -> PassResult:
+    """Run one pass over a copy of a graph and check the contract around it.
+
+    Args:
+        pass_: the pass. graph: left as it is; the copy shares its tensors.
+        judge: accepts or declines each legal plan; the first accepted plan of a candidate is applied.
+        only, skip: globs on node and tensor names that choose the candidates.
+
+    Raises:
+        ConvrewriteError: the pass broke the contract (an internal error: the result does not pass the checks).
+    """
+    work = graph.copy()
+    sites: list[Site] = []
+    metadata: dict[str, str] = {}
+    evidence: dict[str, Any] = {}
+    seen: set[str] = set()
+    for _ in range(2 * len(graph.nodes) + 16):
+        node = next((n for n in pass_.candidates(work) if _anchor(n) not in seen), None)
+        if node is None:
+            break
+        seen.add(_anchor(node))
+        outcome = _plan(pass_, work, node, judge, only, skip)
+        if isinstance(outcome, Plan):
+            pass_.apply(work, outcome)
+            metadata.update(outcome.metadata)
+            evidence.update(outcome.evidence)
+            sites.extend(outcome.sites)
+            seen.update(site.anchor for site in outcome.sites)
+            if outcome.last:
+                break
+        else:
+            sites.append(outcome)
+    if any(site.outcome == "rewritten" for site in sites):
+        work.cleanup(remove_unused_graph_inputs=False).toposort()
+        _check(pass_, graph, work)
+    return PassResult(work, tuple(sites), metadata, evidence)
+
+
+def _anchor(node: gs.Node) -> str:
+    return next((tensor.name for tensor in node.outputs if tensor.name), node.name)
+
+
+def _plan(
+    pass_: Pass, graph: gs.Graph, node: gs.Node, judge: Judge, only: Sequence[str], skip: Sequence[str]
+) -> Plan | Site:
+    """The accepted plan for a candidate, or the site that says why there is none."""
+    names = [node.name, *(tensor.name for tensor in node.outputs)]
+
+    def matches(patterns: Sequence[str]) -> bool:
+        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+    site = Site(pass_.name, _anchor(node), node.op, "declined")
+    if (only and not matches(only)) or matches(skip):
+        return replace(site, reason=BY_PATTERN.code, detail=BY_PATTERN.meaning)
+    outcome = pass_.plan(graph, node)
+    if isinstance(outcome, Refusal | Declined):
+        kind = "refused" if isinstance(outcome, Refusal) else "declined"
+        reason = outcome.reason
+        return replace(site, outcome=kind, reason=reason.code, detail=outcome.detail, remedy=reason.remedy)
+    declined: Declined | None = None
+    for plan in outcome:
+        verdict = judge(graph, plan)
+        if verdict is None:
+            return plan
+        declined = declined or verdict
+    if declined is None:
+        raise ConvrewriteError(f"pass {pass_.name} returned no plan for {site.anchor} and no reason")
+    return replace(site, reason=declined.reason.code, detail=declined.detail, remedy=declined.reason.remedy)
+
+
+def _check(pass_: Pass, before: gs.Graph, after: gs.Graph) -> None:
+    """The contract: a valid graph with the same inputs and outputs of the same types."""
+    for kind, old, new in (("input", before.inputs, after.inputs), ("output", before.outputs, after.outputs)):
+        types = [(t.name, _dtype(t)) for t in old], [(t.name, _dtype(t)) for t in new]
+        if types[0] != types[1]:
+            raise ConvrewriteError(f"pass {pass_.name} changed the graph's {kind}s from {types[0]} to {types[1]}")
+    model = skeleton(after)
+    try:
+        onnx.checker.check_model(model)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        text = " ".join(str(error).split())
+        raise ConvrewriteError(f"pass {pass_.name} built a graph that is not valid ONNX: {text}") from None
+
+
+def _dtype(tensor: gs.Tensor) -> str:
+    dtype = tensor.dtype
+    return str(dtype if dtype is None or isinstance(dtype, int) else np.dtype(dtype))

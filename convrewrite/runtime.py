@@ -1,0 +1,284 @@
+"""The one place that makes ONNX Runtime sessions.
+
+    open_session(path, provider="cuda")  ->  Session that runs on CUDA, or UsageError with the cause and the mend
+
+ONNX Runtime falls back to the CPU without failing when a provider does not load, runs float32 convolutions in TF32
+on CUDA, prints to standard output and error, and shares its folder with its sister packages. All of that is settled
+here: a request for a provider is met or refused, TF32 is off unless asked for, the log is silent, and two installed
+packages are reported with the commands that mend it. `onnxruntime` is imported when the first session is opened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import importlib.metadata
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from convrewrite.errors import ConvrewriteError, UsageError
+
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+"""What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
+
+CUDA_MEND = 'pip install "convrewrite[cuda]", or use --provider cpu'
+
+_ORT_NAMES = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_PACKAGES = (
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "onnxruntime-directml",
+    "onnxruntime-openvino",
+    "onnxruntime-training",
+)
+_DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "float16": "float16",
+    "int8": "int8",
+    "int16": "int16",
+    "int32": "int32",
+    "int64": "int64",
+    "uint8": "uint8",
+    "uint16": "uint16",
+    "uint32": "uint32",
+    "uint64": "uint64",
+    "bool": "bool",
+}
+
+Array = np.ndarray[Any, Any]
+
+
+class RunFailed(ConvrewriteError):
+    """A session was made, but running it failed: shapes that do not fit, out of memory, a provider that died."""
+
+    exit_code = 2
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of a session.
+
+    Attributes:
+        name: of the tensor.
+        dtype: numpy type; object for strings, sequences, maps and types that numpy lacks.
+        shape: numbers where known, a name or None where not.
+        kind: ONNX Runtime's own word for the type, such as "tensor(float)".
+    """
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int | str | None, ...]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model that is ready to run.
+
+    Attributes:
+        label: what to call the model in messages (its path).
+        provider: what the session really got: "cpu", "cuda" or "tensorrt".
+        inputs: without initializers. outputs: in the model's order.
+    """
+
+    label: str
+    provider: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    _raw: Any
+
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
+        """Run once; `outputs` picks some by name. Raises RunFailed with one line."""
+        names = [info.name for info in self.outputs] if outputs is None else list(outputs)
+        try:
+            values = self._raw.run(names, dict(feeds))
+        except Exception as error:  # the exception classes of ONNX Runtime share no base but Exception
+            raise RunFailed(f"ONNX Runtime failed while running {self.label}: {one_line(error)}") from None
+        return dict(zip(names, values, strict=True))
+
+
+def open_session(
+    source: str | Path | bytes,
+    provider: str = "cpu",
+    optimize: bool = True,
+    threads: int | None = None,
+    tf32: bool = False,
+    *,
+    label: str | None = None,
+    data_folder: Path | None = None,
+    verbose: bool = False,
+) -> Session:
+    """Make a session, on the provider that was asked for or not at all.
+
+    Args:
+        source: path of the model; bytes only where it has none (standard input, a temporary variant).
+        provider: one of PROVIDERS.
+        optimize: all graph optimizations of ONNX Runtime, or none.
+        threads: of the CPU inside an operator; None leaves it to ONNX Runtime.
+        tf32: let CUDA round float32 factors to 10 bits (its own default, and faster).
+        label: name of the model in messages; the path by default.
+        data_folder: where the external data of a model in bytes lies.
+        verbose: let ONNX Runtime's own log through.
+    """
+    if provider not in PROVIDERS:
+        raise UsageError(f"unknown provider '{provider}'", remedy=f"choose one of {', '.join(PROVIDERS)}")
+    label = label or ("the model" if isinstance(source, bytes) else str(source))
+    ort = _onnxruntime()
+    wanted = _usable(ort, provider)
+    options = ort.SessionOptions()
+    levels = ort.GraphOptimizationLevel
+    options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
+    options.log_severity_level = 2 if verbose else 4
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if data_folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
+    requested: list[Any] = [(_ORT_NAMES[name], _provider_options(name, tf32)) for name in wanted]
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise UsageError(f"ONNX Runtime cannot load {label}: {'not a' if Path(source).exists() else 'no such'} file")
+    try:
+        with contextlib.nullcontext() if verbose else _silenced(ort):
+            raw = ort.InferenceSession(
+                source if isinstance(source, bytes) else str(source),
+                options,
+                providers=requested,
+                enable_fallback=0,
+            )
+    except Exception as error:
+        if provider == "tensorrt" and "TensorRT" in str(error):
+            raise _not_obtained(ort, provider) from None
+        raise UsageError(f"ONNX Runtime cannot load {label}: {one_line(error)}") from None
+    obtained = [name for name, ort_name in _ORT_NAMES.items() if ort_name in raw.get_providers()]
+    if provider in ("cuda", "tensorrt") and provider not in obtained:
+        raise _not_obtained(ort, provider)
+    got = next(name for name in ("tensorrt", "cuda", "cpu") if name in obtained)
+    return Session(label, got, _infos(raw.get_inputs()), _infos(raw.get_outputs()), raw)
+
+
+def check_installation(installed: Mapping[str, str] | None = None) -> None:
+    """Raise UsageError where two packages of ONNX Runtime share one folder: the last one installed breaks the other.
+
+    Args:
+        installed: version by distribution name, for tests; read from the environment by default.
+    """
+    if installed is None:
+        installed = {}
+        for package in _PACKAGES:
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                installed[package] = importlib.metadata.version(package)
+    found = [package for package in _PACKAGES if package in installed]
+    if len(found) < 2:
+        return
+    keep = "onnxruntime-gpu" if "onnxruntime-gpu" in found else found[0]
+    raise UsageError(
+        f"the packages {' and '.join(found)} are both installed and overwrite each other's files",
+        remedy=f"run: pip uninstall -y {' '.join(found)} && pip install {keep}",
+    )
+
+
+def one_line(error: BaseException | str) -> str:
+    """What ONNX Runtime says, without its prefixes and source positions, on one line of reasonable length."""
+    text = " ".join(str(error).split())
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"\S*/onnxruntime/\S+:\d+ (?:\S+ )*?\S+\([^)]*\) ?", "", text)
+    return text if len(text) <= 300 else text[:297] + "..."
+
+
+@functools.cache
+def _onnxruntime() -> ModuleType:
+    """Import ONNX Runtime once, after a look at what is installed."""
+    check_installation()
+    try:
+        import onnxruntime
+
+        module: ModuleType = onnxruntime
+    except ImportError as error:
+        raise UsageError(
+            f"ONNX Runtime cannot be imported ({one_line(error)})", remedy="run: pip install convrewrite"
+        ) from None
+    return module
+
+
+@functools.cache
+def _preloaded() -> None:
+    """Load CUDA libraries that came as Python packages (best effort: what is missing shows when a session is made)."""
+    ort = _onnxruntime()
+    if hasattr(ort, "preload_dlls"):
+        with _quiet(), contextlib.suppress(Exception):
+            ort.preload_dlls()
+
+
+def _usable(ort: ModuleType, provider: str) -> list[str]:
+    """The providers to ask ONNX Runtime for, best first."""
+    built_in = ort.get_available_providers()
+    if provider in ("cuda", "tensorrt") and _ORT_NAMES[provider] not in built_in:
+        raise _not_obtained(ort, provider)
+    if provider == "cpu" or (provider == "auto" and _ORT_NAMES["cuda"] not in built_in):
+        return ["cpu"]
+    _preloaded()
+    return ["tensorrt", "cuda", "cpu"] if provider == "tensorrt" else ["cuda", "cpu"]
+
+
+def _provider_options(name: str, tf32: bool) -> dict[str, str]:
+    """Options of one provider; TF32 is stated either way."""
+    return {"use_tf32": "1" if tf32 else "0"} if name == "cuda" else {}
+
+
+def _not_obtained(ort: ModuleType, provider: str) -> UsageError:
+    """The error for a provider that was asked for by name; finds the cause by loading the library itself."""
+    if _ORT_NAMES[provider] not in ort.get_available_providers():
+        cause = "the installed ONNX Runtime was built without it"
+    else:
+        cause = "no usable NVIDIA GPU or driver was found"
+        folder = Path(str(ort.__file__)).parent / "capi"
+        for library in folder.glob(f"*onnxruntime_providers_{provider}.*"):
+            try:
+                with _quiet():
+                    ctypes.CDLL(str(library))
+            except OSError as error:
+                text = one_line(error)
+                if "undefined symbol" not in text:  # the library itself was found; it wants ONNX Runtime around it
+                    cause = f"it did not load ({text})"
+    return UsageError(f"provider '{provider}' cannot be used here: {cause}", remedy=CUDA_MEND)
+
+
+def _infos(arguments: Sequence[Any]) -> tuple[TensorInfo, ...]:
+    """Read the description of a session's inputs or outputs."""
+    return tuple(TensorInfo(a.name, _dtype(a.type), tuple(a.shape or ()), a.type) for a in arguments)
+
+
+def _dtype(kind: str) -> np.dtype[Any]:
+    """Numpy type for ONNX Runtime's "tensor(float)" and its like."""
+    match = re.fullmatch(r"tensor\((\w+)\)", kind)
+    return np.dtype(_DTYPES.get(match[1], "object") if match else "object")
+
+
+@contextlib.contextmanager
+def _silenced(ort: ModuleType) -> Iterator[None]:
+    """Keep the process-wide logger quiet as well: a provider that does not load is reported there."""
+    ort.set_default_logger_severity(4)
+    try:
+        with _quiet():
+            yield
+    finally:
+        ort.set_default_logger_severity(2)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what ONNX Runtime's Python side prints: standard output may carry a model."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        yield

@@ -1,0 +1,172 @@
+"""Inputs for checks: seeded ones at several scales, or the user's own from an .npz file.
+
+A check is only as good as the inputs that it runs on. A model trained on pixels in 0..255 hardly moves on 0..1, a
+saturated Softmax hides everything on 0..255: so samples take turns over several scales, and the caller looks whether
+the outputs moved.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convrewrite.errors import UsageError
+from convrewrite.runtime import TensorInfo
+
+Array = np.ndarray[Any, Any]
+Feeds = dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """A family of random inputs: uniform in low..high, or normal with that deviation where `normal` is set."""
+
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+    normal: float = 0.0
+
+
+SCALES = (Scale("0..1"), Scale("normal", normal=1.0), Scale("0..255", high=255.0))
+"""What the samples take turns over."""
+
+EXTRA_SCALES = (
+    Scale("normal x 10", normal=10.0),
+    Scale("-1..1", low=-1.0),
+    Scale("normal x 1000", normal=1000.0),
+)
+"""Tried as well before a verification is called vacuous."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One set of inputs. `source` says where it came from ("0..1, seed 3" or "data 5")."""
+
+    feeds: Feeds
+    source: str
+    scale: Scale | None = None
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """An input with its shape filled in."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+def draw(specs: Sequence[InputSpec], scale: Scale, seed: int) -> Sample:
+    """Random inputs at one scale; the same seed gives the same numbers on every machine."""
+    rng = np.random.default_rng(seed)
+    return Sample({spec.name: random_array(rng, spec, scale) for spec in specs}, f"{scale.name}, seed {seed}", scale)
+
+
+def random_array(rng: np.random.Generator, spec: InputSpec, scale: Scale) -> Array:
+    """One random array of that type: the scale for floats, pixel values for small integers, else 0 and 1."""
+    if spec.dtype.kind == "f":
+        if scale.normal:
+            return (scale.normal * rng.standard_normal(spec.shape)).astype(spec.dtype)
+        return rng.uniform(scale.low, scale.high, spec.shape).astype(spec.dtype)
+    if spec.dtype.kind in "iub":
+        bounds = {"uint8": (0, 256), "int8": (-128, 128), "uint16": (0, 256)}
+        low, high = bounds.get(spec.dtype.name, (0, 2))
+        return rng.integers(low, high, spec.shape).astype(spec.dtype)
+    raise UsageError(f"input '{spec.name}' has a type that cannot be drawn at random", remedy="give inputs with --data")
+
+
+def fill(info: TensorInfo, size: Sequence[int] | None = None, known: Sequence[int | str | None] = ()) -> InputSpec:
+    """Give every dimension of an input a number.
+
+    The batch (the first axis, where the input has two or more) becomes 1; the other open dimensions take `known`
+    (another model's shape of the same input) where it has a number, else `size` in order.
+    """
+    if info.dtype == np.dtype("object"):
+        raise UsageError(f"input '{info.name}' is {info.kind}, not a numeric tensor; it cannot be verified")
+    shape = list(info.shape or known)
+    for axis, dim in enumerate(shape):
+        if not isinstance(dim, int) and axis < len(known) and isinstance(known[axis], int):
+            shape[axis] = known[axis]
+    if len(shape) > 1 and not isinstance(shape[0], int):
+        shape[0] = 1
+    free = [axis for axis, dim in enumerate(shape) if not isinstance(dim, int)]
+    if free:
+        dims = "x".join(str(dim) if dim is not None else "?" for dim in info.shape)
+        if not size:
+            raise UsageError(
+                f"input '{info.name}' has the open shape {dims}", remedy="give --size, such as --size 224x224"
+            )
+        sizes = list(size) * len(free) if len(size) == 1 else list(size)
+        if len(size) > 1 and len(free) != len(size):
+            raise UsageError(
+                f"--size has {len(size)} numbers, but input '{info.name}' ({dims}) has {len(free)} open dimensions"
+            )
+        for axis, extent in zip(free, sizes, strict=False):
+            shape[axis] = extent
+    return InputSpec(info.name, info.dtype, tuple(int(dim) for dim in shape if isinstance(dim, int)))
+
+
+def read_data(path: str | Path) -> Feeds:
+    """Read an .npz file of inputs by name. Raises UsageError for anything else; never unpickles."""
+    mend = "write it with numpy.savez(path, input_name=array)"
+    try:
+        archive = np.load(path, allow_pickle=False)
+        if isinstance(archive, np.lib.npyio.NpzFile):
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read {path} as an .npz file ({type(error).__name__})", remedy=mend) from None
+    raise UsageError(f"{path} is not an .npz file", remedy=mend)
+
+
+def cut_data(data: Mapping[str, Array], specs: Sequence[InputSpec]) -> list[Sample]:
+    """Cut the user's arrays (axis 0 is samples) into sets of inputs of the model's batch.
+
+    An array with one axis more than the input holds one whole input per entry; otherwise axis 0 is the input's own
+    first axis, taken in steps of its extent.
+    """
+    columns: dict[str, list[Array]] = {}
+    for spec in specs:
+        if spec.name not in data:
+            raise UsageError(f"the data has no array '{spec.name}' (it has: {', '.join(sorted(data)) or 'nothing'})")
+        columns[spec.name] = _cut(data[spec.name], spec)
+    counts = {name: len(parts) for name, parts in columns.items()}
+    if len(set(counts.values())) > 1:
+        raise UsageError(f"the arrays of the data hold different numbers of samples: {counts}")
+    count = next(iter(counts.values()), 0)
+    if not count:
+        raise UsageError("the data holds no sample")
+    return [Sample({name: parts[i] for name, parts in columns.items()}, f"data {i}") for i in range(count)]
+
+
+def _cut(array: Array, spec: InputSpec) -> list[Array]:
+    """Cut one array into pieces of the input's shape and type."""
+    if array.dtype != spec.dtype and not (array.dtype.kind == spec.dtype.kind == "f"):
+        raise UsageError(f"array '{spec.name}' of the data is {array.dtype}, the input is {spec.dtype}")
+    array = array.astype(spec.dtype, copy=False)
+    wanted = "x".join(map(str, spec.shape))
+    if array.ndim == len(spec.shape) + 1 and array.shape[1:] == spec.shape:
+        return list(array)
+    if array.ndim != len(spec.shape) or array.ndim == 0 or array.shape[1:] != spec.shape[1:]:
+        raise UsageError(
+            f"array '{spec.name}' of the data has shape {'x'.join(map(str, array.shape))}, the input is {wanted}"
+        )
+    batch = spec.shape[0]
+    if batch == 0 or len(array) % batch:
+        raise UsageError(
+            f"array '{spec.name}' of the data holds {len(array)} samples, no multiple of the batch {batch}"
+        )
+    return [array[i : i + batch] for i in range(0, len(array), batch)]
+
+
+def enlarge(image: Array, axes: Sequence[int], extents: Sequence[int]) -> Array:
+    """Make a larger image of a real one by reflecting it at its far edges."""
+    pads = [(0, 0)] * image.ndim
+    for axis, extent in zip(axes, extents, strict=True):
+        pads[axis] = (0, max(0, extent - image.shape[axis]))
+    return np.pad(image, pads, mode="symmetric")

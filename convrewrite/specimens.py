@@ -1,0 +1,251 @@
+"""A model under test: its plain file for the outputs, and a probed copy for what lies ahead of a final Softmax.
+
+The outputs of a rewritten model come from the very file that will be published. Tensors ahead of a final Softmax come
+from a second session on a copy (see `exposure`). Of the original, the reference, one probed session gives both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convrewrite import exposure
+from convrewrite.comparison import TOLERANCE, Ledger, finite, relative_error
+from convrewrite.errors import UsageError
+from convrewrite.exposure import Probe
+from convrewrite.runtime import Session, open_session
+from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, InputSpec, Sample, cut_data, draw
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many steps are done, and how many there are."""
+
+VARIATION = 10.0
+"""An output has moved when it differs between samples by more than this many tolerances."""
+
+
+@dataclass(frozen=True)
+class Specimen:
+    """One model, ready to run.
+
+    Attributes:
+        path: of the model. outputs: of the model itself, without probes.
+        probes: tensors ahead of final operators that `run` gives as well. unprobed: why there are none, if so.
+        moving: outputs that depend on an input's values.
+    """
+
+    path: str
+    outputs: tuple[str, ...]
+    probes: tuple[Probe, ...]
+    unprobed: str
+    moving: frozenset[str]
+    _plain: Session | None
+    _probed: Session | None
+
+    @property
+    def session(self) -> Session:
+        """Some session of the model: its inputs and outputs are described there."""
+        session = self._plain or self._probed
+        assert session is not None
+        return session
+
+    def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        """All outputs and all probes."""
+        if self._plain is None:
+            return self.session.run(feeds)
+        values = self._plain.run(feeds)
+        if self._probed is not None:
+            values |= self._probed.run(feeds, [probe.name for probe in self.probes])
+        return values
+
+
+def open_specimen(
+    path: str | Path, provider: str = "cpu", *, optimize: bool = True, reference: bool = False
+) -> Specimen:
+    """Open a model and its probed copy; a `reference` runs as one session where it has probes.
+
+    Where the probed copy cannot be opened, the model goes without, and `unprobed` says why.
+    """
+    path = str(path)
+    model = exposure.read_model(path)
+    moving = frozenset(exposure.moving_outputs(model))
+    probes = exposure.add_probes(model)
+    probed, unprobed = None, ""
+    if probes:
+        try:
+            probed = session_of(model, path, provider, optimize=optimize)
+        except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
+            probes, unprobed = (), f"its probed copy does not load: {error}"
+    del model
+    plain = None if probed is not None and reference else open_session(path, provider, optimize)
+    described = probed if plain is None else plain
+    assert described is not None
+    added = {probe.name for probe in probes}
+    outputs = tuple(info.name for info in described.outputs if info.name not in added)
+    return Specimen(path, outputs, probes, unprobed, moving, plain, probed)
+
+
+def session_of(model: Any, path: str, provider: str, *, optimize: bool = True) -> Session:
+    """A session on a temporary variant of the model at `path`; its external data is read where it lies."""
+    folder = Path(path).resolve().parent if exposure.has_external_data(model) else None
+    return open_session(model.SerializeToString(), provider, optimize, label=f"a variant of {path}", data_folder=folder)
+
+
+@dataclass
+class Evidence:
+    """What the original gives on every sample.
+
+    Attributes:
+        samples, references: inputs and outputs (with probes), pairwise.
+        noise: error between graph optimizations on and off, the largest per output.
+        peak: the largest magnitude per output.
+        dropped: scales at which the original itself gave NaN or Inf.
+        vacuous: outputs that did not move.
+    """
+
+    samples: list[Sample] = field(default_factory=list)
+    references: list[dict[str, Array]] = field(default_factory=list)
+    noise: dict[str, float] = field(default_factory=dict)
+    peak: dict[str, float] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    vacuous: tuple[str, ...] = ()
+
+    def add(self, sample: Sample, on: dict[str, Array], off: dict[str, Array]) -> None:
+        """Keep one sample."""
+        self.samples.append(sample)
+        self.references.append(on)
+        for name, want in on.items():
+            if want.dtype.kind == "f" and want.size and finite(want):
+                self.peak[name] = max(self.peak.get(name, 0.0), float(np.max(np.abs(want.astype(np.float64)))))
+                noise = relative_error(off[name], want, self.peak[name]) if name in off else 0.0
+                if np.isfinite(noise):
+                    self.noise[name] = max(self.noise.get(name, 0.0), noise)
+
+    def ledger(self, seed: int, limit: float | None) -> Ledger:
+        """A ledger that knows the original's noise."""
+        return Ledger(seed, limit, dict(self.noise), dict(self.peak))
+
+
+def collect(
+    reference: Specimen,
+    unoptimized: Specimen,
+    specs: Sequence[InputSpec],
+    *,
+    samples: int,
+    seed: int,
+    data: Mapping[str, Array] | None,
+    progress: Progress | None = None,
+) -> Evidence:
+    """Run the original on every sample: the user's data, or seeded inputs that take turns over the scales.
+
+    A scale at which the original gives NaN or Inf is dropped, unless it is the last. Further scales are tried while
+    some output that depends on the inputs does not move.
+    """
+    evidence = Evidence()
+    if samples < 1:
+        raise UsageError(f"--samples is {samples}", remedy="give 1 or more")
+
+    def observe(sample: Sample, *, keep: bool = False) -> bool:
+        """Run one sample; keep it where the original gives numbers."""
+        on = reference.run(sample.feeds)
+        usable = keep or all(finite(value) for value in on.values())
+        if usable:
+            evidence.add(sample, on, unoptimized.run(sample.feeds))
+        return usable
+
+    if data is not None:
+        given = cut_data(data, specs)
+        for index, sample in enumerate(given):
+            _tell(progress, "original on the data", index, len(given))
+            observe(sample, keep=True)
+    else:
+        scales = list(SCALES)
+        turn = 0
+        while len(evidence.samples) < samples and scales:
+            _tell(progress, "original on samples", len(evidence.samples), samples)
+            scale = scales[turn % len(scales)]
+            if not observe(draw(specs, scale, seed + turn), keep=len(scales) == 1 and not evidence.samples):
+                scales.remove(scale)
+                evidence.dropped.append(scale.name)
+            turn += 1
+        extra = [*SCALES[1:], *EXTRA_SCALES] if samples == 1 else list(EXTRA_SCALES)
+        for scale in extra:
+            if not still(reference, evidence):
+                break
+            observe(draw(specs, scale, seed + turn))
+            turn += 1
+    evidence.vacuous = tuple(still(reference, evidence))
+    return evidence
+
+
+def carried_noise(evidence: Evidence, probe: Probe) -> float:
+    """The noise of a final Softmax, LogSoftmax or Sigmoid that the noise of its operand z explains.
+
+    |dp| / max p <= 2 max|dz|: scores of 300 with a relative noise of 1e-7 move a Softmax by 6e-5, although it shows no
+    noise at all on samples where it is saturated. The output may be that loose, because z itself is compared tightly.
+    """
+    arrays = [values[probe.name] for values in evidence.references]
+    if probe.op not in ("Softmax", "LogSoftmax", "Sigmoid") or arrays[0].dtype.kind != "f":
+        return 0.0
+    relative = max(evidence.noise.get(probe.name, 0.0), float(np.finfo(arrays[0].dtype).eps))
+    absolute = 2.0 * relative * evidence.peak.get(probe.name, 0.0)
+    scale = evidence.peak.get(probe.output, 0.0) if probe.op == "LogSoftmax" else 1.0
+    return absolute / scale if scale else 0.0
+
+
+def still(reference: Specimen, evidence: Evidence) -> list[str]:
+    """The outputs that depend on the inputs but did not move, neither they nor what lies ahead of their Softmax."""
+    names = []
+    for output in reference.outputs:
+        views = [output, *(probe.name for probe in reference.probes if probe.output == output)]
+        if output in reference.moving and not any(_moved(evidence, view) for view in views):
+            names.append(output)
+    return names
+
+
+def _moved(evidence: Evidence, name: str) -> bool:
+    """Whether a tensor differs between samples, and its elements from each other.
+
+    A network with constant weights gives every class the same score, larger for a brighter image: its output moves,
+    but a converter that confuses rows, columns and classes would go unnoticed.
+    """
+    arrays = [values[name].astype(np.float64) for values in evidence.references]
+    if not all(np.isfinite(array).all() for array in arrays) or not any(array.size for array in arrays):
+        return True  # a failure, but no vacuous one
+    if evidence.references[0][name].dtype.kind != "f":
+        return any(not np.array_equal(arrays[0], array) for array in arrays[1:])
+    threshold = VARIATION * max(TOLERANCE, 10.0 * evidence.noise.get(name, 0.0)) * evidence.peak.get(name, 0.0)
+    uneven = any(array.size == 1 or float(np.ptp(array)) > threshold for array in arrays)
+    same_shape = [array for array in arrays if array.shape == arrays[0].shape]
+    return uneven and float(np.max(np.ptp(np.stack(same_shape), axis=0))) > threshold
+
+
+def undecided(probes: Iterable[Probe], output: str, reference: Mapping[str, Array], ledger: Ledger) -> Array | None:
+    """Where the original's own ArgMax has two candidates within its noise: a mask over the output."""
+    for probe in probes:
+        if probe.output != output or probe.op != "ArgMax" or probe.reordered:
+            continue
+        scores = reference[probe.name].astype(np.float64)
+        if scores.ndim == 0 or scores.shape[probe.axis] < 2:
+            continue
+        best = np.partition(scores, -2, axis=probe.axis)
+        margin = np.take(best, -1, axis=probe.axis) - np.take(best, -2, axis=probe.axis)
+        limit = 2 * ledger.tolerance(probe.name, reference[probe.name].dtype) * float(np.max(np.abs(scores)))
+        if margin.size == reference[output].size:
+            return np.asarray(margin <= limit).reshape(reference[output].shape)
+    return None
+
+
+def feeds_of(sample: Sample, names: Iterable[str]) -> Feeds:
+    """The part of a sample that a model takes."""
+    return {name: sample.feeds[name] for name in names}
+
+
+def _tell(progress: Progress | None, text: str, done: int, total: int) -> None:
+    """Report progress where someone listens."""
+    if progress is not None:
+        progress(text, done, total)

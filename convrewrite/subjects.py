@@ -1,0 +1,157 @@
+"""What is compared in a fully convolutional model: its models, its grids, and images beyond the native size.
+
+A map [N, K, *spatial] of the converted model is cut with slices into blocks of the original output's native size, and
+each block is brought to the original's layout. Nothing of the converter is used for it.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from convrewrite.comparison import Ledger
+from convrewrite.sampling import Feeds, InputSpec, Scale, enlarge, random_array
+from convrewrite.specimens import Evidence, Progress, Specimen
+from convrewrite.windows import OutputGrid, Window
+
+Array = np.ndarray[Any, Any]
+Values = dict[str, Array]
+Position = tuple[int, ...]
+
+CROP_PIXELS = 16_000_000
+"""At most this many pixels of crops go through the original per image. Every window is compared where they fit (320
+of 224x224, 15,625 of 32x32); on larger maps the corners and a seeded choice of the rest."""
+
+
+@dataclass
+class Subject:
+    """Everything that the checks of one conversion share.
+
+    Attributes:
+        grids: per output and probe that depends on the image, how its cells lie.
+        spec: the image input at the native size.
+        others: names of the further inputs.
+    """
+
+    window: Window
+    original: Specimen
+    converted: Specimen
+    evidence: Evidence
+    ledger: Ledger
+    spec: InputSpec
+    seed: int = 0
+    progress: Progress | None = None
+    grids: dict[str, OutputGrid] = field(default_factory=dict)
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """The spatial axes of the image input."""
+        return tuple(self.window.axes.index(letter) for letter in self.window.letters)
+
+    def ratio(self, grid: OutputGrid) -> tuple[int, ...]:
+        """Cells of a map per step of the window."""
+        return tuple(step // cells for step, cells in zip(self.window.stride, grid.stride, strict=True))
+
+    def block(self, name: str, values: Mapping[str, Array], position: Position) -> Array | None:
+        """What a map holds for the window at `position`, in the original's layout; None where it does not fit."""
+        grid = self.grids[name]
+        starts = tuple(index * ratio for index, ratio in zip(position, self.ratio(grid), strict=True))
+        return to_layout(values[name], grid, self.window.letters, starts)
+
+    def fixed_size(self) -> tuple[int, ...] | None:
+        """The one image size that the converted model takes; None where it takes any."""
+        shape = next(info.shape for info in self.converted.session.inputs if info.name == self.window.input)
+        dims = [shape[axis] for axis in self.axes]
+        return tuple(d for d in dims if isinstance(d, int)) if any(isinstance(d, int) for d in dims) else None
+
+
+@dataclass(frozen=True)
+class LargeImage:
+    """An image beyond the native size, with the windows that are compared on it.
+
+    Attributes:
+        size: in pixels. chosen: the positions that are compared. total: positions that there are.
+        exact: the size is native + k * stride, so the maps have just the expected extents.
+        feeds: inputs of the converted model. note: what the inputs are.
+    """
+
+    size: tuple[int, ...]
+    chosen: tuple[Position, ...]
+    total: int
+    exact: bool
+    feeds: Feeds
+    scale: Scale
+    note: str
+
+    @property
+    def name(self) -> str:
+        """The size in words."""
+        return "x".join(map(str, self.size))
+
+
+def to_layout(new: Array, grid: OutputGrid, letters: str, starts: Position) -> Array | None:
+    """Cut one native-sized block out of a [N, K, *spatial] map and bring it to the original output's layout."""
+    axes = "NC" + letters
+    stops = [start + extent for start, extent in zip(starts, grid.size, strict=True)]
+    if new.ndim != len(axes) or any(stop > extent for stop, extent in zip(stops, new.shape[2:], strict=True)):
+        return None
+    block = new[(slice(None), slice(None), *(slice(a, b) for a, b in zip(starts, stops, strict=True)))]
+    extent = dict(zip(axes, block.shape, strict=True))
+    order = "".join(grid.layout)
+    gone = [letter for letter in axes if letter not in order]
+    if any(extent[letter] != 1 for letter in gone):
+        return None
+    block = block.transpose([axes.index(letter) for letter in [*gone, *order]])
+    return block.reshape([int(np.prod([extent[letter] for letter in part], dtype=int)) for part in grid.layout])
+
+
+def large_images(subject: Subject, plans: Sequence[tuple[Position, bool]]) -> list[LargeImage]:
+    """Make images for some numbers of windows per axis, with a remainder of pixels where the flag is set.
+
+    A converted model of one fixed size gets one image of that size instead.
+    """
+    window = subject.window
+    fixed = subject.fixed_size()
+    sizes = []
+    for positions, remainder in plans:
+        rest = [(step - 1 if axis % 2 == 0 else step // 2) * remainder for axis, step in enumerate(window.stride)]
+        sizes.append(tuple(extent + r for extent, r in zip(window.image_size(positions), rest, strict=True)))
+    if fixed is not None:
+        sizes = [fixed]
+    return [
+        _large_image(subject, size, index) for index, size in enumerate(dict.fromkeys(sizes)) if size != window.size
+    ]
+
+
+def _large_image(subject: Subject, size: tuple[int, ...], index: int) -> LargeImage:
+    """One image of that size, and the windows to compare on it."""
+    window, samples = subject.window, subject.evidence.samples
+    sample = samples[index % len(samples)]
+    shape = list(subject.spec.shape)
+    for axis, extent in zip(subject.axes, size, strict=True):
+        shape[axis] = extent
+    seed = subject.seed + 1000 + index
+    rng = np.random.default_rng(seed)
+    if sample.scale is not None:
+        image = random_array(rng, replace(subject.spec, shape=tuple(shape)), sample.scale)
+        note = f"{sample.scale.name}, seed {seed}"
+    else:
+        image = enlarge(sample.feeds[window.input], subject.axes, size)
+        image = image[tuple(slice(0, extent) for extent in shape)]
+        note = f"{sample.source}, reflected"
+    positions = [tuple(map(int, p)) for p in np.ndindex(*window.positions(size))]
+    budget = max(4, CROP_PIXELS // max(1, int(np.prod(window.size))))
+    chosen = positions
+    if len(positions) > budget:
+        ends = [sorted({0, count - 1}) for count in window.positions(size)]
+        corners = list(itertools.product(*ends))
+        picks = rng.choice(len(positions), size=budget - min(budget, len(corners)), replace=False)
+        chosen = sorted({*corners, *(positions[i] for i in picks)})
+        note += f"; {len(chosen)} of {len(positions)} windows"
+    exact = all((a - b) % c == 0 for a, b, c in zip(size, window.size, window.stride, strict=True))
+    feeds = {**sample.feeds, window.input: image}
+    return LargeImage(size, tuple(chosen), len(positions), exact, feeds, sample.scale or Scale("0..1"), note)

@@ -1,0 +1,219 @@
+"""The oracle for padded models: the original's own trunk on a larger image, its own head on every feature window.
+
+    larger image --> original's trunk --> feature map --> every h x w window --> original's head --> outputs
+    larger image --> converted model  ------------------------------------------------------------> cells   equal?
+
+A padded network sees zeros at the border of a crop where the larger image has pixels, so its cells cannot equal the
+original on the crop. They must still equal this: it finds a Softmax over the wrong axis or a wrong pool kernel, which
+the native size never shows. How far the cells are from the original on the crops is measured beside it, and stated as
+a difference in meaning.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from convrewrite import exposure
+from convrewrite.comparison import relative_error
+from convrewrite.errors import ConvrewriteError
+from convrewrite.runtime import RunFailed, Session
+from convrewrite.sampling import Feeds
+from convrewrite.specimens import session_of
+from convrewrite.subjects import LargeImage, Position, Subject, Values
+from convrewrite.verdicts import Deviation
+from convrewrite.window_checks import compare_cells, run_converted, run_crops, run_each
+from convrewrite.windows import CutTensor
+
+Array = np.ndarray[Any, Any]
+
+SAME = 1e-4
+"""Up to this error, a part of a model is taken to be that part: rounding, and not another tensor."""
+
+
+class NoOracle(Exception):
+    """The oracle cannot be built or run for this model; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class TrunkOracle:
+    """The original, cut in two.
+
+    Attributes:
+        cut: where. features: native values of the cut tensors, on the first sample.
+        held: model inputs that the head needs for their shape alone, with native values.
+    """
+
+    subject: Subject
+    cut: tuple[CutTensor, ...]
+    trunk: Session
+    head: Session
+    features: Mapping[str, Array]
+    held: Feeds
+    provider: str
+
+    def wants(self, image: LargeImage) -> tuple[list[Values], str]:
+        """The head's outputs on every chosen window of an image, and where the features came from."""
+        source = "features of the original's own trunk"
+        try:
+            features = self.trunk.run({i.name: image.feeds[i.name] for i in self.trunk.inputs})
+            self._fit(features, image)
+        except RunFailed as error:
+            features = self._converted_features(image, str(error))
+            source = "features of the converted model: the original's trunk does not run at that size"
+            self._fit(features, image)
+        items = [self._head_feeds(features, position, image) for position in image.chosen]
+        axes = {tensor.name: tensor.layout.index("N") for tensor in self.cut if "N" in tensor.layout}
+        if set(axes) != {info.name for info in self.head.inputs}:
+            axes = {}
+        return run_each(self.subject, self.head.run, items, axes, "head on every feature window"), source
+
+    def _fit(self, features: Mapping[str, Array], image: LargeImage) -> None:
+        """Raise NoOracle where a feature map does not have the extents that the cut's stride promises."""
+        counts = self.subject.window.positions(image.size)
+        for tensor in self.cut:
+            found = tuple(features[tensor.name].shape[axis] for axis in _spatial(self.subject, tensor))
+            steps = zip(counts, self._ratio(tensor), tensor.size, strict=True)
+            expected = tuple((count - 1) * ratio + size for count, ratio, size in steps)
+            if any(a < b for a, b in zip(found, expected, strict=True)) or (image.exact and found != expected):
+                raise WrongStride(f"'{tensor.name}' has {found} cells, the strides of the metadata promise {expected}")
+
+    def _ratio(self, tensor: CutTensor) -> tuple[int, ...]:
+        """Cells of a cut tensor per step of the window."""
+        return tuple(step // cell for step, cell in zip(self.subject.window.stride, tensor.stride, strict=True))
+
+    def _head_feeds(self, features: Mapping[str, Array], position: Position, image: LargeImage) -> Feeds:
+        """Inputs of the head for one window."""
+        feeds: Feeds = {info.name: image.feeds[info.name] for info in self.head.inputs if info.name in image.feeds}
+        feeds |= self.held
+        for tensor in self.cut:
+            index = [slice(None)] * len(tensor.layout)
+            axes = _spatial(self.subject, tensor)
+            for axis, i, ratio, extent in zip(axes, position, self._ratio(tensor), tensor.size, strict=True):
+                index[axis] = slice(i * ratio, i * ratio + extent)
+            if any(info.name == tensor.name for info in self.head.inputs):
+                feeds[tensor.name] = np.ascontiguousarray(features[tensor.name][tuple(index)])
+        return feeds
+
+    def _converted_features(self, image: LargeImage, why: str) -> Values:
+        """The converted model's own values of the cut tensors, once they are shown to be the original's at native."""
+        names = [tensor.name for tensor in self.cut]
+        failed = f"the original's trunk does not run at that size ({why})"
+        path = self.subject.converted.path
+        model = exposure.read_model(path)
+        if missing := [name for name in names if name not in exposure.producers(model.graph)]:
+            raise NoOracle(f"{failed}, and the converted model has no tensor '{missing[0]}'")
+        shown = {value.name for value in model.graph.output}
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in shown)
+        session = session_of(model, path, self.provider)
+        native = session.run(self.subject.evidence.samples[0].feeds, names)
+        for name in names:
+            if not relative_error(native[name], self.features[name]) <= SAME:
+                raise NoOracle(f"{failed}, and the converted model's '{name}' differs at the native size")
+        return session.run(image.feeds, names)
+
+
+class WrongStride(NoOracle):
+    """The feature maps contradict the metadata: a failure of the conversion, not of the oracle."""
+
+
+def _spatial(subject: Subject, tensor: CutTensor) -> tuple[int, ...]:
+    """The spatial axes of a cut tensor, in the order of the window's letters."""
+    return tuple(tensor.layout.index(letter) for letter in subject.window.letters)
+
+
+def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOracle:
+    """Cut the original in two, and show that trunk and head give the original again at the native size."""
+    window, path = subject.window, subject.original.path
+    if not cut:
+        raise NoOracle("the cut between trunk and head is not known")
+    for tensor in cut:
+        if not all(letter in tensor.layout for letter in window.letters):
+            raise NoOracle(f"the spatial axes of '{tensor.name}' are merged with others")
+    model = exposure.read_model(path)
+    exposure.add_probes(model)
+    inputs = exposure.input_names(model.graph)
+    outputs = list(subject.grids)
+    names = [tensor.name for tensor in cut]
+    if window.input in exposure.reached(model.graph, outputs, names, shapes=False):
+        raise NoOracle("the head needs tensors of the image beside the cut")
+    exposure.open_dims(model, window.input, subject.axes)
+    sample, reference = subject.evidence.samples[0], subject.evidence.references[0]
+    try:
+        trunk = session_of(_used(exposure.part(model, {}, inputs, names)), path, provider)
+        features = trunk.run({info.name: sample.feeds[info.name] for info in trunk.inputs})
+        needed = exposure.reached(model.graph, outputs, names)
+        starts = {name: features[name] for name in names if name in needed}
+        wanted = [name for name in inputs if name in needed]
+        head = session_of(exposure.part(model, starts, wanted, outputs), path, provider)
+        held = {window.input: sample.feeds[window.input]} if window.input in wanted else {}
+        oracle = TrunkOracle(subject, tuple(cut), trunk, head, features, held, provider)
+        values = head.run({**{name: sample.feeds[name] for name in wanted}, **starts})
+    except (ConvrewriteError, ValueError) as error:
+        raise NoOracle(f"the original cannot be cut in two: {error}") from None
+    for name in outputs:
+        if values[name].dtype.kind == "f":
+            limit = subject.ledger.tolerance(name, values[name].dtype)
+            if not relative_error(values[name], reference[name], subject.evidence.peak.get(name)) <= max(1e-4, limit):
+                raise NoOracle(f"trunk and head of the original do not give its '{name}' again")
+    return oracle
+
+
+def _used(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Drop inputs that no node reads: ONNX Runtime would ask for them."""
+    read = set().union(*(exposure.reads(node) for node in model.graph.node)) if model.graph.node else set()
+    kept = [value for value in model.graph.input if value.name in read]
+    del model.graph.input[:]
+    model.graph.input.extend(kept)
+    return model
+
+
+def check(subject: Subject, cut: Sequence[CutTensor], images: Sequence[LargeImage], provider: str) -> Deviation | None:
+    """Compare the converted model with the oracle on larger images, and measure the deviation from the crops."""
+    oracle, reason = None, ""
+    try:
+        oracle = build(subject, cut, provider)
+    except NoOracle as error:
+        reason = str(error)
+    deviation = None
+    for image in images:
+        name = f"original's trunk and head at {image.name}"
+        values = run_converted(subject, image, name)
+        if values is None:
+            continue
+        if oracle is None:
+            subject.ledger.skip(name, reason)
+        else:
+            try:
+                wants, source = oracle.wants(image)
+                compare_cells(subject, name, values, image.chosen, wants, f"{image.note}; {source}")
+            except WrongStride as error:
+                subject.ledger.fail(name, str(error))
+            except (NoOracle, RunFailed) as error:
+                subject.ledger.skip(name, str(error))
+        if deviation is None and image is max(images, key=lambda one: len(one.chosen)):
+            deviation = measure_deviation(subject, image, values)
+    return deviation
+
+
+def measure_deviation(subject: Subject, image: LargeImage, values: Mapping[str, Array]) -> Deviation | None:
+    """How far the cells are from the original on each crop; of the first output, class scores before all others."""
+    outputs = [name for name in subject.original.outputs if name in subject.grids]
+    scores = [name for name in outputs if "C" in subject.grids[name].layout and values[name].dtype.kind == "f"]
+    for name in scores or outputs:
+        blocks = [subject.block(name, values, position) for position in image.chosen]
+        wants = [value[name] for value in run_crops(subject, image.feeds, image.chosen, "original on every crop")]
+        if any(block is None or block.shape != want.shape for block, want in zip(blocks, wants, strict=True)):
+            continue
+        got, want = np.stack([block for block in blocks if block is not None]), np.stack(wants)
+        if name not in scores:
+            same = float(np.mean(got == want))
+            return Deviation(name, 1.0 - same, same, len(wants))
+        axis = 1 + subject.grids[name].layout.index("C")
+        agreement = float(np.mean(got.argmax(axis) == want.argmax(axis))) if want.shape[axis] > 1 else None
+        return Deviation(name, relative_error(got, want), agreement, len(wants))
+    return None

@@ -1,0 +1,222 @@
+"""What a verification found: cases, a deviation that is stated, and one verdict over all of it.
+
+Nothing that did not run is called verified: a check that could not run is a case `skipped` with its reason, and a
+verification without one passed case is not `verified`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from convrewrite.errors import CheckFailed
+
+Status = Literal["passed", "failed", "skipped", "stated"]
+Verdict = Literal["verified", "failed", "vacuous", "skipped"]
+
+RELATIVE = "max|a-b|/max|b|"
+"""The metric for numbers: a is the rewritten model's output, b the original's."""
+
+MISMATCHES = "fraction of elements that differ"
+"""The metric for integers and booleans, such as the classes that an ArgMax gives."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check of one output, the worst over all samples.
+
+    Attributes:
+        name: of the check: "native size", "every window of 288x256", ...
+        output: of the model, or of the tensor ahead of its final Softmax; "" where the check has none.
+        metric: how `error` is measured. error, tolerance: None where nothing was measured.
+        noise: the same metric between the original with graph optimizations on and off.
+        place: index of the worst element. figures: the rewritten model's value there, and the original's.
+        status: "stated" is measured and never fails.
+        note: which inputs, which window, or why it was skipped or failed.
+        seed: that the whole verification started from.
+    """
+
+    name: str
+    output: str = ""
+    metric: str = RELATIVE
+    error: float | None = None
+    tolerance: float | None = None
+    noise: float | None = None
+    place: tuple[int, ...] = ()
+    figures: tuple[float, float] | None = None
+    status: Status = "passed"
+    note: str = ""
+    seed: int = 0
+
+    @property
+    def badness(self) -> float:
+        """Error in units of the tolerance; what ranks cases."""
+        if self.error is None:
+            return math.inf if self.status == "failed" else 0.0
+        return self.error / self.tolerance if self.tolerance else (math.inf if self.error else 0.0)
+
+    def __str__(self) -> str:
+        subject = f"{self.name}, {self.output}" if self.output else self.name
+        if self.error is None:
+            return f"{subject}: {self.status} ({self.note})"
+        text = f"{subject}: max error {self.error:.1e} (tolerance {self.tolerance or 0.0:.1e}"
+        if self.metric == MISMATCHES:
+            text = f"{subject}: {self.error:.2%} of the elements differ (tolerance {self.tolerance or 0.0:.2%}"
+        elif self.noise:
+            text += f", {self.error / self.noise:.1f} x the model's own noise"
+        return text + ")" + ("" if self.status == "passed" else f" {self.status.upper()}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report: numbers that JSON has no word for are null."""
+        return {
+            "name": self.name,
+            "output": self.output,
+            "metric": self.metric,
+            "error": _number(self.error),
+            "tolerance": _number(self.tolerance),
+            "noise": _number(self.noise),
+            "place": list(self.place),
+            "figures": None if self.figures is None else [_number(figure) for figure in self.figures],
+            "status": self.status,
+            "note": self.note,
+            "seed": self.seed,
+        }
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """How far a `native-size` model is from the original on each crop: a difference in meaning, not an error.
+
+    Attributes:
+        output: that was compared. error: max|d|/max|ref| over all windows.
+        top1_agreement: fraction of windows where both name the same class; None where the output has no classes.
+        positions: windows that were compared.
+    """
+
+    output: str
+    error: float
+    top1_agreement: float | None
+    positions: int
+
+    def __str__(self) -> str:
+        text = f"against the original on each crop: {self.error:.1%} of the largest output"
+        if self.top1_agreement is not None:
+            text += f", same class in {self.top1_agreement:.0%}"
+        return text + f" of {self.positions} windows (a difference in meaning, not an error)"
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {
+            "output": self.output,
+            "error": _number(self.error),
+            "top1_agreement": _number(self.top1_agreement),
+            "positions": self.positions,
+        }
+
+
+@dataclass(frozen=True)
+class Verification:
+    """The result of verifying one model against another; prints itself as the text for the user.
+
+    Attributes:
+        cases: every check, in order. deviation: see there.
+        vacuous: outputs that did not move over all samples, so that their agreement says nothing.
+        command: that repeats the verification.
+    """
+
+    cases: tuple[Case, ...]
+    deviation: Deviation | None = None
+    vacuous: tuple[str, ...] = ()
+    command: str = ""
+
+    @property
+    def verdict(self) -> Verdict:
+        """One word over all cases."""
+        if any(case.status == "failed" for case in self.cases):
+            return "failed"
+        if self.vacuous:
+            return "vacuous"
+        return "verified" if any(case.status == "passed" for case in self.cases) else "skipped"
+
+    @property
+    def passed(self) -> bool:
+        """Whether the models were shown to be equal."""
+        return self.verdict == "verified"
+
+    @property
+    def worst(self) -> Case | None:
+        """The case nearest to, or furthest beyond, its tolerance."""
+        failed = [case for case in self.cases if case.status == "failed"]
+        ran = failed or [case for case in self.cases if case.status == "passed"]
+        return max(ran, key=lambda case: case.badness, default=None)
+
+    @classmethod
+    def not_run(cls, reason: str) -> Verification:
+        """For ``--no-verify``: skipped, and says so."""
+        return cls((Case("verification", status="skipped", note=reason),))
+
+    def summary(self) -> list[str]:
+        """Lines for a person: the worst case of every check, what was skipped, the deviation."""
+        lines = []
+        for name in dict.fromkeys(case.name for case in self.cases):
+            group = [case for case in self.cases if case.name == name]
+            ran = [case for case in group if case.status not in ("skipped",)]
+            if ran:
+                lines.append(str(max(ran, key=lambda case: (case.status == "failed", case.badness))))
+            lines.extend(str(case) for case in group if case.status == "skipped")
+        if self.deviation is not None:
+            lines.append(str(self.deviation))
+        return lines
+
+    def __str__(self) -> str:
+        return "\n".join([self.verdict, *(f"  {line}" for line in self.summary())])
+
+    def message(self) -> str:
+        """One line on why it did not pass; empty where it did."""
+        repeat = f"; repeat it with: {self.command}" if self.command else ""
+        if self.verdict == "vacuous":
+            return (
+                f"the verification says nothing: {', '.join(self.vacuous)} did not move between samples at any "
+                f"scale; give real inputs with --data F.npz, or write unverified with --no-verify"
+            )
+        if self.verdict == "failed" and self.worst is not None:
+            return _failure(self.worst) + repeat
+        return ""
+
+    def check(self) -> None:
+        """Raise CheckFailed where the verification failed or says nothing."""
+        if self.verdict in ("failed", "vacuous"):
+            raise CheckFailed(self.message(), reason=f"verify/{self.verdict}")
+
+    def to_dict(self) -> Mapping[str, Any]:
+        """The `verify` part of the report."""
+        return {
+            "verdict": self.verdict,
+            "passed": self.passed,
+            "cases": [case.to_dict() for case in self.cases],
+            "vacuous": list(self.vacuous),
+            "deviation": None if self.deviation is None else self.deviation.to_dict(),
+            "command": self.command,
+        }
+
+
+def _failure(case: Case) -> str:
+    """One line on a failed case: output, place, both figures, the error and the inputs."""
+    text = f"not equivalent at {case.name}"
+    if case.output:
+        text += f": output {case.output}"
+    if case.figures is not None:
+        index = ",".join(map(str, case.place))
+        text += f" is {case.figures[0]:.7g} instead of {case.figures[1]:.7g} at [{index}]"
+    if case.error is not None and case.metric == MISMATCHES:
+        text += f", {case.error:.2%} of its elements differ"
+    elif case.error is not None:
+        text += f", error {case.error:.2e} ({case.metric}), tolerance {case.tolerance or 0.0:.1e}"
+    return text + (f" ({case.note})" if case.note else "") + f", seed {case.seed}"
+
+
+def _number(value: float | None) -> float | None:
+    """A number that JSON can hold."""
+    return float(value) if value is not None and math.isfinite(value) else None

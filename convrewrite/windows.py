@@ -1,0 +1,230 @@
+"""Which pixels an output cell looks at: receptive fields, sliding windows, and when the two agree.
+
+A classifier for images of one size becomes a fully convolutional network whose output cell ``i`` stands for the
+window that starts at pixel ``offset + i * stride`` and is as large as the classifier's native input:
+
+    image    |---------------- any size ----------------|
+    cell 0   |== window ==|
+    cell 1      |== window ==|
+    cell 2         |== window ==|
+              <-> stride
+
+Whether cell ``i`` *equals* the classifier on that crop is a property of the trunk. It does where every operator
+commutes with a shift of the image and none sees padding; then the equivalence is `windows`. One operator without a
+rule here makes the model `native-size`: equal at the native size, a different (measured) function of the crop beyond.
+
+Receptive-field arithmetic after Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural
+Networks", Distill 2019, per axis.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from convrewrite.errors import UsageError
+
+METADATA_KEY = "convrewrite.window"
+
+ELEMENTWISE = frozenset(
+    """Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike
+    Ceil Celu Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
+    Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu
+    Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
+    QuantizeLinear DequantizeLinear""".split()
+)
+"""Operators whose result at a cell depends on the operands at that cell alone (broadcasting aside)."""
+
+CHANNEL_WISE = frozenset(
+    """ArgMax ArgMin BatchNormalization Concat Gather Gemm Hardmax LRN LayerNormalization LogSoftmax MatMul
+    ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
+    ReduceSumSquare Softmax Slice Split TopK LpNormalization MeanVarianceNormalization""".split()
+)
+"""Operators that mix channels of one cell; the caller vouches that they do not run over a spatial axis."""
+
+SLIDING = frozenset("Conv ConvInteger QLinearConv AveragePool MaxPool LpPool".split())
+"""Operators that slide a kernel: they keep the window property where no native window sees their padding."""
+
+REARRANGING = frozenset("Reshape Transpose Flatten Squeeze Unsqueeze Expand SpaceToDepth".split())
+"""Operators that only move cells about, keeping each spatial axis whole."""
+
+
+def keeps_windows(op: str, *, over_space: bool = False, sees_padding: bool = False) -> str | None:
+    """Say why an operator breaks the window property, or None where it keeps it: the allow-list of the project.
+
+    Args:
+        op: ONNX operator type.
+        over_space: the operator runs over a spatial axis as a whole (a Softmax over the width, a global mean).
+        sees_padding: at the native size some window of the operator covers a padded cell.
+    """
+    if over_space:
+        return f"{op} runs over the spatial axes as a whole"
+    if sees_padding:
+        return f"{op} sees zero padding at the native size"
+    if op in ELEMENTWISE or op in CHANNEL_WISE or op in SLIDING or op in REARRANGING:
+        return None
+    return f"{op} has no window rule"
+
+
+@dataclass(frozen=True)
+class Field:
+    """The receptive field of the cells of one tensor along one spatial axis, in pixels of the input.
+
+    Cell ``i`` depends on pixels ``offset + i * stride`` up to, not including, ``offset + i * stride + size``.
+    """
+
+    stride: int = 1
+    size: int = 1
+    offset: int = 0
+
+    def slide(self, kernel: int, stride: int = 1, dilation: int = 1, pad_begin: int = 0) -> Field:
+        """The field after a convolution or pooling with that kernel."""
+        return Field(
+            stride=self.stride * stride,
+            size=self.size + (kernel - 1) * dilation * self.stride,
+            offset=self.offset - pad_begin * self.stride,
+        )
+
+    def union(self, other: Field) -> Field:
+        """The field of a cell that looks at both (the strides have been brought to one)."""
+        begin = min(self.offset, other.offset)
+        end = max(self.offset + self.size, other.offset + other.size)
+        return Field(max(self.stride, other.stride), end - begin, begin)
+
+
+@dataclass(frozen=True)
+class OutputGrid:
+    """How one output of the rewritten model relates to the original's output.
+
+    Attributes:
+        stride: pixels of the input between neighbouring cells, per spatial axis.
+        size: cells that the original's output has per spatial axis at the native size ((1, 1) for a classifier).
+        layout: the original output's axes as products of the letters N, C and the spatial letters; "" is an axis of
+            extent 1. ("N", "C") for class scores, ("N", "CHW") for a flattened map, ("N", "H", "W", "C") for NHWC.
+    """
+
+    stride: tuple[int, ...]
+    size: tuple[int, ...]
+    layout: tuple[str, ...] = ("N", "C")
+
+
+@dataclass(frozen=True)
+class CutTensor:
+    """A spatial tensor of the original model from which its head starts.
+
+    Attributes:
+        name: of the tensor in the original graph.
+        layout: its axes there, e.g. ("N", "C", "H", "W").
+        size: native extents per spatial axis. stride: pixels of the input between neighbouring cells.
+    """
+
+    name: str
+    layout: tuple[str, ...]
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """What the cells of a fully convolutional model's outputs mean; stored in the model's metadata.
+
+    All tuples have one entry per spatial axis, in the order of the spatial letters in `axes`.
+
+    Attributes:
+        input: name of the image input.
+        axes: letters of the input's axes, "NCHW", "NHWC", "NCL", "HWC", ...
+        size: the window: the native input size of the original, in pixels.
+        stride: pixels between neighbouring windows. offset: first pixel of window 0.
+        receptive_field: pixels that one cell can depend on; smaller or larger (with padding) than the window.
+        equivalence: "windows" (each cell equals the original on its crop) or "native-size".
+        why: for native-size, the operator that breaks the window property.
+        outputs: every output that depends on the image.
+    """
+
+    input: str
+    axes: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: tuple[int, ...]
+    receptive_field: tuple[int, ...]
+    equivalence: str
+    why: str = ""
+    outputs: Mapping[str, OutputGrid] = field(default_factory=dict)
+
+    @property
+    def letters(self) -> str:
+        """The spatial letters in order: "HW", "L", "DHW"."""
+        return "".join(a for a in self.axes if a not in "NC")
+
+    def positions(self, image_size: Sequence[int]) -> tuple[int, ...]:
+        """Number of whole windows per axis in an image of that size (0 where the image is smaller)."""
+        triples = zip(image_size, self.size, self.stride, strict=True)
+        return tuple(max(0, (image - window) // stride + 1) for image, window, stride in triples)
+
+    def image_size(self, positions: Sequence[int]) -> tuple[int, ...]:
+        """The smallest image with that many windows per axis: native + (positions - 1) * stride."""
+        triples = zip(positions, self.size, self.stride, strict=True)
+        return tuple(window + (count - 1) * stride for count, window, stride in triples)
+
+    def to_json(self) -> str:
+        """The metadata text. An output is listed where it differs from a [N, K] classifier on the window grid."""
+        plain = OutputGrid(self.stride, (1,) * len(self.size))
+        outputs: dict[str, dict[str, Any]] = {}
+        for name, grid in self.outputs.items():
+            entry: dict[str, Any] = {}
+            if grid.stride != plain.stride or grid.size != plain.size:
+                entry = {"stride": list(grid.stride), "size": list(grid.size)}
+            if grid.layout != plain.layout:
+                entry["layout"] = list(grid.layout)
+            outputs[name] = entry
+        return json.dumps(
+            {
+                "input": self.input,
+                "axes": self.axes,
+                "size": list(self.size),
+                "stride": list(self.stride),
+                "offset": list(self.offset),
+                "receptive_field": list(self.receptive_field),
+                "equivalence": self.equivalence,
+                "why": self.why,
+                "outputs": outputs,
+            }
+        )
+
+    @classmethod
+    def from_json(cls, text: str) -> Window:
+        """Read the metadata text; raises UsageError where it is not what `to_json` writes."""
+        try:
+            data = json.loads(text)
+            size, stride = tuple(map(int, data["size"])), tuple(map(int, data["stride"]))
+            outputs = {
+                name: OutputGrid(
+                    stride=tuple(map(int, entry.get("stride", stride))),
+                    size=tuple(map(int, entry.get("size", (1,) * len(size)))),
+                    layout=tuple(entry.get("layout", ("N", "C"))),
+                )
+                for name, entry in data["outputs"].items()
+            }
+            return cls(
+                input=str(data["input"]),
+                axes=str(data["axes"]),
+                size=size,
+                stride=stride,
+                offset=tuple(map(int, data["offset"])),
+                receptive_field=tuple(map(int, data["receptive_field"])),
+                equivalence=str(data["equivalence"]),
+                why=str(data.get("why", "")),
+                outputs=outputs,
+            )
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"metadata {METADATA_KEY} is damaged ({type(error).__name__}: {error})",
+                remedy="convert the original model again with 'convrewrite fcn'",
+            ) from None
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> Window | None:
+        """The window of a model that `fcn` wrote, or None for any other model."""
+        return cls.from_json(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None

@@ -1,0 +1,9 @@
+"""All passes, in the order in which a pipeline would run them."""
+
+from __future__ import annotations
+
+from convrewrite.passes.fcn import Fcn
+from convrewrite.rewrite import Pass
+
+ALL: tuple[type[Pass], ...] = (Fcn,)
+"""Every pass of the project; a third party's come through the entry point `convrewrite.passes`."""

@@ -1,0 +1,205 @@
+"""fcn: a classifier for images of one size becomes a fully convolutional network for images of any size.
+
+Before                                            After
+    image [N, 3, 224, 224]                            image [N, 3, height, width]
+      |  trunk: Conv, Relu, MaxPool ...                 |  the same trunk
+    map [N, C, h, w]                                  map [N, C, H, W]
+      |  Flatten                                        |
+    [N, C h w]                                          |
+      |  Gemm W [K, C h w]                              |  Conv W [K, C, h, w]
+    [N, K]                                            [N, K, H', W']
+      |  Relu, Gemm, Softmax                            |  Relu, Conv 1x1, Softmax over axis 1
+    classes [N, K]                                    classes [N, K, H', W'], one vector per window
+
+Algebra. On one window the fully connected layer is  y[k] = sum_cij W[k, c, i, j] x[c, i, j]  for a map of h x w cells.
+That is a convolution with an h x w kernel evaluated at one position. Slid over the map of a larger image, position p
+sees exactly the cells p .. p + (h, w). Where the trunk commutes with shifts and sees no padding, these are the cells
+that the trunk would have computed from the crop alone, so each output *equals* the classifier on its window
+(`windows`). Elsewhere equality holds at the native size only (`native-size`), and the difference is measured.
+
+    Flatten, Reshape, Squeeze, Transpose      disappear: axes are tracked as products of batch, channels, rows, columns
+    a pool over the whole map                 a pool with the native map as its kernel, stride 1
+    Gemm, MatMul                              Conv with the map as its kernel first, 1x1 afterwards
+    Softmax, ArgMax, Concat, ... over classes the same over axis 1
+
+Requires an image input of known size (or `window`), constant weights, opset 7 or later.
+Refuses flat inputs, position-dependent constants, operators that mix positions with channels, outputs that list
+positions, operators without a rule. A squeeze-and-excite block keeps its global pool.
+Source: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from convrewrite.graph import Constants, infer_shapes
+from convrewrite.passes.fcn.lifter import Lifted, Lifter
+from convrewrite.passes.fcn.reasons import REASONS
+from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
+from convrewrite.rewrite import Declined, Plan, Reason, Refusal
+from convrewrite.windows import METADATA_KEY
+
+LAYOUTS = {
+    2: ("NL", "HW"),
+    3: ("NCL", "NLC", "CHW", "HWC", "NHW"),
+    4: ("NCHW", "NHWC"),
+    5: ("NCDHW", "NDHWC"),
+}
+"""Meanings of an input's axes by rank, tried in this order."""
+
+SAMPLE = 61
+"""Stands for a symbolic batch: a prime that no layer has as an extent, so that axes cannot be confused."""
+
+COLLAPSING = frozenset(
+    """Flatten Reshape Squeeze GlobalAveragePool GlobalMaxPool GlobalLpPool ReduceMean ReduceMax ReduceSum ReduceMin
+    ReduceL1 ReduceL2 Gemm MatMul""".split()
+)
+
+
+@dataclass(frozen=True)
+class Fcn:
+    """The pass.
+
+    Attributes:
+        window: the classifier's own input size per spatial axis, where the input is symbolic.
+        size: fix the new input to this size instead of making it symbolic.
+    """
+
+    name: ClassVar[str] = "fcn"
+    reasons: ClassVar[Mapping[str, Reason]] = REASONS
+    window: tuple[int, ...] | None = None
+    size: tuple[int, ...] | None = None
+
+    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
+        """The node where the image enters; the whole head is lifted at once."""
+        image = image_input(graph)
+        names = [image.name] if image is not None else [t.name for t in graph.inputs]
+        for node in graph.nodes:
+            if any(tensor.name in names for tensor in node.inputs):
+                yield node
+                return
+
+    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+        """Lift the graph; pure, since the new nodes are built beside the old ones."""
+        if graph.opset < 7:
+            return Refusal(REASONS["fcn/opset-too-old"], f"the model uses opset {graph.opset}")
+        image = image_input(graph)
+        if image is None:
+            return Refusal(REASONS["fcn/no-image-input"], "no input has an image's axes")
+        if convolutional_already(graph, image):
+            return Declined(REASONS["fcn/already-convolutional"], f"input '{image.name}' {list(image.shape)}")
+        try:
+            lifted = self._lift(graph, image)
+        except Refuse as refusal:
+            return Refusal(refusal.reason, refusal.detail)
+        metadata = {METADATA_KEY: lifted.window.to_json()}
+        return [Plan(lifted.sites, lifted, metadata, {"window": lifted.window, "cut": lifted.cut}, last=True)]
+
+    def apply(self, graph: gs.Graph, plan: Plan) -> None:
+        """Put the new nodes, inputs and outputs in the place of the old ones."""
+        lifted: Lifted = plan.payload
+        graph.nodes.clear()
+        graph.nodes.extend(lifted.nodes)
+        graph.inputs = list(lifted.inputs)
+        graph.outputs = list(lifted.outputs)
+
+    def _lift(self, graph: gs.Graph, image: gs.Variable) -> Lifted:
+        """Try each meaning of the input's axes; the refusal of the one that came farthest is the one reported."""
+        best: tuple[int, Refuse] | None = None
+        for axes, shape in self._readings(image):
+            try:
+                shapes = {t.name: [d if isinstance(d, int) else shape[0] for d in t.shape or ()] for t in graph.inputs}
+                native = infer_shapes(graph, {**shapes, image.name: shape})
+            except onnx.shape_inference.InferenceError as error:
+                text = " ".join(str(error).split())[:160]
+                attempt = 0, Refuse("fcn/dynamic-shape", f"shapes do not follow from the input's: {text}")
+            else:
+                try:
+                    return self._walk(graph, image, axes, native)
+                except _Stopped as stopped:
+                    attempt = stopped.progress, stopped.refusal
+            if best is None or attempt[0] > best[0]:
+                best = attempt
+        if best is None:
+            raise Refuse("fcn/window-needed", f"input '{image.name}' is {list(image.shape)}")
+        if len(image.shape) == 2:
+            raise Refuse("fcn/flat-input", f"input '{image.name}' is {list(image.shape)}")
+        raise best[1]
+
+    def _readings(self, image: gs.Variable) -> Iterator[tuple[str, list[int]]]:
+        """Axes letters with a native shape: the window for symbolic extents, a sample count for a symbolic batch."""
+        for axes in LAYOUTS.get(len(image.shape), ()):
+            spatial = [letter for letter in axes if letter not in "NC"]
+            window = self.window if self.window and len(self.window) == len(spatial) else None
+            for batch in (SAMPLE, 1):
+                shape: list[int] = []
+                for letter, dim in zip(axes, image.shape, strict=True):
+                    if isinstance(dim, int):
+                        shape.append(dim)
+                    elif letter == "N":
+                        shape.append(batch)
+                    elif letter != "C" and window is not None:
+                        shape.append(window[spatial.index(letter)])
+                if len(shape) == len(axes):
+                    yield axes, shape
+                if isinstance(image.shape[axes.find("N")], int) or "N" not in axes:
+                    break
+
+    def _walk(self, graph: gs.Graph, image: gs.Variable, axes: str, native: dict[str, tuple[int, ...]]) -> Lifted:
+        constants = Constants(graph, native)
+        lifter: Lifter | None = None
+        for trim in (True, False):
+            pools: frozenset[str] = frozenset()
+            while True:
+                lifter = Lifter(graph, image, axes, native, constants, pools, trim, self.size)
+                try:
+                    lifted = lifter.run()
+                    break
+                except MeetsLargerMap as meeting:
+                    if meeting.pools <= pools:
+                        refusal = Refuse("fcn/spatial-broadcast", "a pooled value meets a larger map")
+                        raise _Stopped(lifter.progress, refusal) from None
+                    pools |= meeting.pools
+                except Refuse as refusal:
+                    raise _Stopped(lifter.progress, refusal) from None
+            if lifted.window.equivalence == "windows":
+                break
+        if len(axes) == 2 and not lifter.slides:
+            raise _Stopped(0, Refuse("fcn/flat-input", f"input '{image.name}' is {list(image.shape)}"))
+        return lifted
+
+
+class _Stopped(Exception):
+    """A walk that was refused, with how far it came."""
+
+    def __init__(self, progress: int, refusal: Refuse) -> None:
+        super().__init__()
+        self.progress = progress
+        self.refusal = refusal
+
+
+def image_input(graph: gs.Graph) -> gs.Variable | None:
+    """The input that is an image: of three axes or more, or the only one of two."""
+    shaped = [t for t in graph.inputs if t.shape is not None]
+    images = [t for t in shaped if len(t.shape) >= 3]
+    flat = [t for t in shaped if len(t.shape) == 2]
+    found: gs.Variable | None = images[0] if images else (flat[0] if len(flat) == 1 else None)
+    return found
+
+
+def convolutional_already(graph: gs.Graph, image: gs.Variable) -> bool:
+    """Whether every output keeps the image's axes: nothing on the way collapses them."""
+    reached = {image.name}
+    for node in graph.nodes:
+        if any(t.name in reached for t in node.inputs):
+            if node.op in COLLAPSING:
+                return False
+            reached.update(t.name for t in node.outputs if t.name)
+    return any(t.name in reached for t in graph.outputs) and any(
+        isinstance(d, str) or d is None or d > 1 for t in graph.outputs for d in (t.shape or ())[2:]
+    )

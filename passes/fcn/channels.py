@@ -1,0 +1,360 @@
+"""Operators over the classes or channels of a cell: Softmax, ArgMax, Concat, Split, Slice, Gather, normalisation.
+
+    Softmax(axis=1) on [N, K], opset >= 13   ->   Softmax(axis=1) on [N, K, H', W']
+    Softmax on [N, K], opset < 13            ->   Transpose to [N, H', W', K], Softmax(axis=3), and back
+
+since Softmax below opset 13 normalises over everything from `axis` on, which would be K * H' * W'.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite.axes import Axis, Layout, atoms, channels, extent, large, only
+from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
+
+if TYPE_CHECKING:
+    from convrewrite.passes.fcn.lifter import Lifter
+
+
+def split_off(lifter: Lifter, view: View, axis: Axis, *, last: bool = False) -> tuple[View, int]:
+    """Bring a view into a layout in which the channel atoms of `axis` have an axis of their own.
+
+    Returns:
+        (the view, the place of that axis in its base): [N, axis, *spatial], or [N, *spatial, axis] with `last`;
+        channel atoms aside stand ahead of it.
+    """
+    own = tuple(a for a in axis if a.letter == "C")
+    base = atoms(view.base)
+    aside = tuple(a for a in base if a.letter == "C" and a not in own)
+    if not own:
+        spare = next((a for a in aside if a.extent == 1), None)
+        own, aside = ((spare,), tuple(a for a in aside if a is not spare)) if spare else (own, aside)
+    batch = tuple(a for a in base if a.letter == "N")
+    spatial = tuple((view.spatial(letter),) for letter in view.letters)
+    ahead: Layout = (batch, aside) if any(a.extent > 1 for a in aside) else (batch,)
+    if not any(a.extent > 1 for a in aside):
+        own += aside
+    target: Layout = (*ahead, *spatial, own) if last else (*ahead, own, *spatial)
+    return lifter.emitter.bring(view, target), (len(target) - 1 if last else len(ahead))
+
+
+def _view(lifter: Lifter, node: gs.Node, state: State) -> View:
+    view = lifter.joined(node, state) if isinstance(state, Parts) else state
+    if not isinstance(view, View):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a parameter that depends on the image")
+    return view
+
+
+def _axis(node: gs.Node, view: View, default: int) -> int:
+    return int(node.attrs.get("axis", default)) % len(view.axes)
+
+
+def lift_softmax(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """Softmax, LogSoftmax, Hardmax over the classes; over rows or columns they run on the whole axis, as they are."""
+    view = _view(lifter, node, states[0])
+    old = lifter.graph.opset < 13
+    place = _axis(node, view, 1 if old else -1)
+    axis = atoms(view.axes[place:]) if old else view.axes[place]
+    if any(a.letter == "N" and a.extent > 1 for a in axis):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} normalises over the batch")
+    if large(axis):
+        if view.pools:
+            raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} normalises over positions behind a pool")
+        lifter.check_windows(node, over_space=True)
+        return list(lifter.emit_like(node, [_plainly(lifter, node, view).tensor], _plainly(lifter, node, view)))
+    brought, at = split_off(lifter, view, axis, last=old)
+    result = replace(brought, axes=view.axes)
+    return list(lifter.emit_like(node, [result.tensor], result, {**node.attrs, "axis": at}))
+
+
+def _plainly(lifter: Lifter, node: gs.Node, view: View) -> View:
+    view = lifter.as_it_is(node, view)
+    if not view.natural:
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} runs over positions of a joined axis")
+    return view
+
+
+def lift_argmax(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """ArgMax and ArgMin over the classes: axis 1, keepdims, int64."""
+    view = _view(lifter, node, states[0])
+    place = _axis(node, view, 0)
+    axis = view.axes[place]
+    if not only(axis, "C"):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} searches over positions or the batch")
+    brought, at = split_off(lifter, view, axis)
+    one = channels(1)
+    base = tuple((one,) if i == at else b for i, b in enumerate(brought.base))
+    axes = _reduced(view.axes, [place], bool(node.attrs.get("keepdims", 1)))
+    result = replace(brought, base=base, axes=axes)
+    (lifted, *_) = lifter.emit_like(node, [brought.tensor], result, {**node.attrs, "axis": at, "keepdims": 1})
+    lifted.tensor.dtype = np.dtype(np.int64)
+    return [lifted]
+
+
+def _reduced(axes: Layout, removed: Sequence[int], keepdims: bool) -> Layout:
+    return tuple(() if i in removed else axis for i, axis in enumerate(axes) if keepdims or i not in removed)
+
+
+def reduce_channels(
+    lifter: Lifter, node: gs.Node, view: View, removed: Sequence[int], keepdims: bool, *, again: bool = False
+) -> View:
+    """A reduction over channel axes: one axis of the base, kept with extent 1."""
+    axis = atoms(view.axes[i] for i in removed)
+    brought, at = split_off(lifter, view, axis)
+    base = tuple((channels(1),) if i == at else b for i, b in enumerate(brought.base))
+    result = replace(brought, base=base, axes=_reduced(view.axes, removed, keepdims))
+    attrs = {k: v for k, v in node.attrs.items() if k not in ("axes", "noop_with_empty_axes")} | {"keepdims": 1}
+    inputs: list[gs.Tensor] = [brought.tensor]
+    name = node.outputs[0].name
+    if lifter.graph.opset >= (13 if node.op == "ReduceSum" else 18):
+        inputs.append(lifter.emitter.ints(f"{name}/axes", [at]))
+    else:
+        attrs["axes"] = [at]
+    if again:
+        tensor = lifter.emitter.emit(node.op, inputs, attrs, output=f"{name}/channels", dtype=view.tensor.dtype)
+        return replace(result, tensor=tensor)
+    return lifter.emit_like(node, inputs, result, attrs)[0]
+
+
+def lift_concat(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """Concat over channels; features from places with several positions wait for their fully connected layer."""
+    members = [lifter.joined(node, s) if isinstance(s, Parts) else s for s in states]
+    views = [m for m in members if isinstance(m, View)]
+    place = _axis(node, views[0], 1)
+    rank = len(views[0].axes)
+    if len(members) == 1:
+        return [views[0]]
+    if any(
+        large(v.axes[place]) and only(tuple(a for a in v.axes[place] if a.extent > 1), a_letter)
+        for v in views
+        for a_letter in v.letters
+    ):
+        raise Refuse("fcn/position-in-output", f"{lifter.label(node)} joins positions of the map one behind the other")
+    if any(a.letter == "N" and a.extent > 1 for v in views for a in v.axes[place]):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} joins batches")
+    waiting = any(large(v.axes[place]) for v in views) or not all(isinstance(m, View) for m in members)
+    kept: list[View | Fixed] = []
+    for member, tensor in zip(members, node.inputs, strict=True):
+        if isinstance(member, Static):
+            values = lifter.value(tensor, node)
+            member = Fixed(
+                lifter.emitter.emit(
+                    "Identity",
+                    [lifter.emitter.constant(f"{tensor.name}/vector", values)],
+                    output=f"{tensor.name}/vector",
+                )
+            )
+        if isinstance(member, Fixed) and any(n != 1 for i, n in enumerate(lifter.shape(tensor)) if i not in (0, place)):
+            raise Refuse(
+                "fcn/position-dependent-constant",
+                f"{lifter.label(node)} joins '{tensor.name}', which differs from position to position",
+            )
+        kept.append(member if isinstance(member, View | Fixed) else views[0])
+    extents = tuple(lifter.shape(tensor)[place] for tensor in node.inputs)
+    parts = Parts(tuple(kept), extents, place, rank)
+    return [parts] if waiting else [_joined_views(lifter, node, parts)]
+
+
+def _joined_views(lifter: Lifter, node: gs.Node, parts: Parts) -> View:
+    """Concat of views along a channel axis."""
+    views = [m for m in parts.members if isinstance(m, View)]
+    strides = {letter: math.lcm(*(v.fields[letter].stride for v in views)) for letter in views[0].fields}
+    joined: list[View] = []
+    for view in views:
+        steps = {letter: strides[letter] // f.stride for letter, f in view.fields.items()}
+        if any(step > 1 for step in steps.values()):
+            if not view.one_position:
+                raise Refuse("fcn/stride-mismatch", f"{lifter.label(node)} joins maps of different stride")
+            view = lifter.emitter.every(view, steps, f"{view.tensor.name}/every")
+        sizes = [view.spatial(letter).extent for letter in views[0].letters]
+        if sizes != [views[0].spatial(letter).extent for letter in views[0].letters]:
+            _refuse_broadcast(lifter, node, views)
+        target, at = split_off(lifter, _in_order(view, views[0]), view.axes[parts.axis])
+        joined.append(target)
+    first = joined[0]
+    new = channels(sum(parts.extents))
+    base = tuple((new,) if i == at else axis for i, axis in enumerate(first.base))
+    axes = tuple((new,) if i == parts.axis else axis for i, axis in enumerate(views[0].axes))
+    fields = dict(first.fields)
+    for other in joined[1:]:
+        fields = {letter: field.union(other.fields[letter]) for letter, field in fields.items()}
+    merged = replace(
+        first,
+        base=base,
+        axes=axes,
+        fields=fields,
+        pools=first.pools.union(*(v.pools for v in joined)),
+        cuts=first.cuts.union(*(v.cuts for v in joined)),
+    )
+    return lifter.emit_like(node, [v.tensor for v in joined], merged, {"axis": at})[0]
+
+
+def _refuse_broadcast(lifter: Lifter, node: gs.Node, views: Sequence[View]) -> None:
+    from convrewrite.passes.fcn.views import MeetsLargerMap
+
+    pools = frozenset[str]().union(*(v.pools for v in views if v.one_position))
+    if pools and not all(v.one_position for v in views):
+        raise MeetsLargerMap(pools)
+    raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} joins maps of different size")
+
+
+def _in_order(view: View, model: View) -> View:
+    """The same view; `letters` follow the base, so check that both have the image's axes in one order."""
+    if view.letters == model.letters:
+        return view
+    by_letter = {view.spatial(letter): view.spatial(letter) for letter in view.letters}
+    spatial = iter([view.spatial(letter) for letter in model.letters])
+    base = tuple(tuple(next(spatial) if a in by_letter else a for a in axis) for axis in view.base)
+    raise Refuse("fcn/mixed-axes", f"rows and columns are swapped between joined maps {base}")
+
+
+def join(lifter: Lifter, node: gs.Node, parts: Parts) -> View:
+    """Features from several places as one tensor: vectors are spread over the positions."""
+    views = [m for m in parts.members if isinstance(m, View)]
+    if any(not v.one_position for v in views) or not views:
+        raise Refuse("fcn/position-in-output", f"{lifter.label(node)} reads the positions of whole maps as one list")
+    lead = views[0]
+    members: list[View | Fixed] = []
+    for member, size in zip(parts.members, parts.extents, strict=True):
+        if isinstance(member, View):
+            members.append(member)
+            continue
+        new = channels(size)
+        axes = tuple((new,) if i == parts.axis else a for i, a in enumerate(lead.axes))
+        batch = tuple(a for a in atoms(lead.base) if a.letter == "N")
+        base: Layout = (batch, (new,), *((lead.spatial(letter),) for letter in lead.letters))
+        ones: Layout = (batch, (new,), *((),) * len(lead.letters))
+        plain = tuple(axis if axis == (new,) or only(axis, "N") else () for axis in axes)
+        placed = lifter.emitter.bring(View(member.tensor, plain, plain, {}), ones).tensor
+        grid, _ = split_off(lifter, lead, lead.axes[parts.axis])
+        name = f"{member.tensor.name}/everywhere"
+        zeros = lifter.emitter.emit("Shape", [grid.tensor], output=f"{name}/shape", dtype=np.int64)
+        picked = lifter.emitter.ints(f"{name}/axes", [0, *range(len(grid.base) - len(lead.letters), len(grid.base))])
+        sizes = lifter.emitter.emit("Gather", [zeros, picked], {"axis": 0}, output=f"{name}/sizes", dtype=np.int64)
+        front = lifter.emitter.emit(
+            "Gather",
+            [sizes, lifter.emitter.ints(f"{name}/first", [0])],
+            {"axis": 0},
+            output=f"{name}/batch",
+            dtype=np.int64,
+        )
+        back = lifter.emitter.emit(
+            "Gather",
+            [sizes, lifter.emitter.ints(f"{name}/rest", range(1, 1 + len(lead.letters)))],
+            {"axis": 0},
+            output=f"{name}/map",
+            dtype=np.int64,
+        )
+        width = lifter.emitter.ints(f"{name}/width", [size])
+        target = lifter.emitter.emit(
+            "Concat", [front, width, back], {"axis": 0}, output=f"{name}/target", dtype=np.int64
+        )
+        tensor = lifter.emitter.emit("Expand", [placed, target], output=name, dtype=member.tensor.dtype)
+        members.append(replace(lead, tensor=tensor, base=base, axes=axes))
+    whole = replace(parts, members=tuple(members))
+    source = gs.Node("Concat", node.name, {}, outputs=[gs.Variable(f"{lead.tensor.name}/joined")])
+    return _joined_views(lifter, source, whole)
+
+
+def lift_batch_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """BatchNormalization, on maps and on the features of a head; its parameters may not differ by position."""
+    view = _view(lifter, node, states[0])
+    if any(t.name for t in node.outputs[1:]) or node.attrs.get("training_mode", 0):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} is in training mode")
+    axis = view.axes[1]
+    if any(a.letter == "N" for a in axis):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} normalises over the batch")
+    brought, at = split_off(lifter, view, axis)
+    if at != 1:
+        raise Refuse("fcn/uncontracted-channels", f"{lifter.label(node)} normalises one of two channel axes")
+    inputs: list[gs.Tensor] = [brought.tensor]
+    own = tuple(a for a in brought.base[1])
+    for tensor in node.inputs[1:]:
+        if own == axis or (not large(axis) and _same(own, axis)):
+            inputs.append(lifter.static(tensor))
+            continue
+        values = relayout(lifter.value(tensor, node), (axis,), (own,), f"'{tensor.name}' of {lifter.label(node)}")
+        full = np.broadcast_to(values, (extent(own),))
+        inputs.append(lifter.emitter.constant(f"{tensor.name}/lifted", full))
+    return list(lifter.emit_like(node, inputs, replace(brought, axes=view.axes)))
+
+
+def _same(left: Axis, right: Axis) -> bool:
+    return [a for a in left if a.extent > 1] == [a for a in right if a.extent > 1]
+
+
+def lift_lrn(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """LRN over neighbouring channels, axis 1."""
+    view = _view(lifter, node, states[0])
+    brought, at = split_off(lifter, view, view.axes[1])
+    if at != 1 or not _same(brought.base[1], view.axes[1]):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} runs over an axis that is not the channels'")
+    return list(lifter.emit_like(node, [brought.tensor], replace(brought, axes=view.axes)))
+
+
+def lift_split(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """Split over channels."""
+    view = _view(lifter, node, states[0])
+    place = _axis(node, view, 0)
+    _require_channels(lifter, node, view, place)
+    brought, at = split_off(lifter, view, view.axes[place])
+    inputs = [brought.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
+    outputs = lifter.emit_like(node, inputs, brought, {**node.attrs, "axis": at})
+    results: list[State] = []
+    for tensor, output in zip(node.outputs, outputs, strict=True):
+        if tensor.name:
+            results.append(_replaced(output, view, place, at, lifter.shape(tensor)[place]))
+        else:
+            results.append(output)
+    return results
+
+
+def _replaced(output: View, view: View, place: int, at: int, size: int) -> View:
+    """The output of an operator that keeps `size` entries of the axis at `place` (`at` in the base)."""
+    new = channels(size)
+    base = tuple((new,) if i == at else axis for i, axis in enumerate(output.base))
+    return replace(output, base=base, axes=tuple((new,) if i == place else axis for i, axis in enumerate(view.axes)))
+
+
+def _require_channels(lifter: Lifter, node: gs.Node, view: View, place: int) -> None:
+    if not only(tuple(a for a in view.axes[place] if a.extent > 1), "C"):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} picks positions or samples by number")
+
+
+def lift_gather(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """Gather of channels by constant indices; a scalar index removes the axis."""
+    if not isinstance(states[1], Static):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} has indices that depend on an input")
+    view = _view(lifter, node, states[0])
+    place = _axis(node, view, 0)
+    _require_channels(lifter, node, view, place)
+    indices = lifter.value(node.inputs[1], node)
+    if indices.ndim > 1:
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} gathers by a matrix of indices")
+    brought, at = split_off(lifter, view, view.axes[place])
+    flat = lifter.emitter.constant(f"{node.inputs[1].name}/lifted", indices.reshape(-1))
+    (output, *_) = lifter.emit_like(node, [brought.tensor, flat], replace(brought, axes=()), {**node.attrs, "axis": at})
+    result = _replaced(output, view, place, at, indices.size)
+    if indices.ndim == 0:
+        result = replace(result, axes=tuple(a for i, a in enumerate(result.axes) if i != place))
+    return [result]
+
+
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), lift_softmax),
+    **dict.fromkeys(("ArgMax", "ArgMin"), lift_argmax),
+    "Concat": lift_concat,
+    "BatchNormalization": lift_batch_norm,
+    "LRN": lift_lrn,
+    "Split": lift_split,
+    "Gather": lift_gather,
+}
+
+__all__ = ["RULES", "join", "reduce_channels", "split_off"]

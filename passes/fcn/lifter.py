@@ -1,0 +1,406 @@
+"""Lifting a model over all windows: one walk over the graph, one rule per operator.
+
+Every tensor of the original is given a state (`views.State`): it is static, or fixed (the same at every image size), or
+a view of a tensor in the new graph. The rules live in `elementwise`, `sliding`, `linear`, `channels` and `shapes`; this
+module calls them, keeps the books, and writes the outputs.
+
+A pool over the whole map is first taken as the classifier's, with the native map as its kernel. Where its result later
+meets a larger map it was a squeeze-and-excite block: the walk starts again with that pool kept global.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite import costs
+from convrewrite.axes import Atom, Layout, atoms, large, letters
+from convrewrite.graph import Constants, Shape, subgraph_tensors, unique_name
+from convrewrite.passes.fcn import channels, elementwise, linear, shapes, sliding
+from convrewrite.passes.fcn.views import Emitter, Fixed, MeetsLargerMap, Parts, Refuse, State, Static, View
+from convrewrite.rewrite import Site
+from convrewrite.windows import CutTensor, Field, OutputGrid, Window, keeps_windows
+
+Rule = Callable[["Lifter", gs.Node, Sequence[State]], list[State]]
+
+RULES: Mapping[str, Rule] = {
+    **{op: elementwise.lift_unary for op in elementwise.UNARY},
+    **{op: elementwise.lift_binary for op in elementwise.BINARY},
+    **sliding.RULES,
+    **linear.RULES,
+    **channels.RULES,
+    **shapes.RULES,
+}
+
+SIZE_NAMES = {"H": "height", "W": "width", "L": "length", "D": "depth"}
+
+
+@dataclass(frozen=True)
+class Lifted:
+    """The new graph's parts and what was learned on the way."""
+
+    nodes: list[gs.Node]
+    inputs: list[gs.Variable]
+    outputs: list[gs.Variable]
+    window: Window
+    cut: tuple[CutTensor, ...]
+    sites: tuple[Site, ...]
+
+
+@dataclass
+class Lifter:
+    """One walk over a graph.
+
+    Attributes:
+        graph: the original; it is not changed. image: its image input. axes: that input's letters, "NCHW".
+        native: shapes of all its tensors at the native size. constants: folds them on demand.
+        global_pools: anchors of the whole-map pools that stay global.
+        trim: drop trailing pads that no native window sees. new_size: extents to fix, or None for symbols.
+    """
+
+    graph: gs.Graph
+    image: gs.Variable
+    axes: str
+    native: Mapping[str, Shape]
+    constants: Constants
+    global_pools: frozenset[str]
+    trim: bool
+    new_size: tuple[int, ...] | None = None
+    emitter: Emitter = field(init=False)
+    states: dict[str, State] = field(default_factory=dict)
+    breaks: list[str] = field(default_factory=list)
+    cut_holds: bool = True
+    slides: bool = False
+    sites: list[Site] = field(default_factory=list)
+    progress: int = 0
+
+    def __post_init__(self) -> None:
+        self.emitter = Emitter(self.graph.opset, set(self.graph.tensors()))
+
+    # What the rules ask -----------------------------------------------------------------------------------------
+
+    def shape(self, tensor: gs.Tensor) -> Shape:
+        """Native shape of a tensor of the original; refuses where it is unknown."""
+        if tensor.name not in self.native:
+            raise Refuse("fcn/dynamic-shape", f"the shape of '{tensor.name}' is not known")
+        return self.native[tensor.name]
+
+    def label(self, node: gs.Node) -> str:
+        """How messages name a node: operator and name, or the tensor it computes where it has none."""
+        return f"{node.op} '{node.name or node.outputs[0].name}'"
+
+    def value(self, tensor: gs.Tensor, node: gs.Node) -> np.ndarray[Any, Any]:
+        """Value of a constant parameter; refuses where it is not constant."""
+        values = self.constants.value(tensor)
+        if values is None:
+            raise Refuse("fcn/no-rule", f"{self.label(node)}: its parameter '{tensor.name}' is not constant")
+        return values
+
+    def parameter(self, node: gs.Node, name: str, index: int) -> np.ndarray[Any, Any] | None:
+        """A parameter that is an attribute in older operator sets and an input in newer ones."""
+        if name in node.attrs:
+            return np.asarray(node.attrs[name])
+        if index < len(node.inputs) and node.inputs[index].name:
+            return self.value(node.inputs[index], node)
+        return None
+
+    def static(self, tensor: gs.Tensor) -> gs.Tensor:
+        """A static tensor as it may stand in the new graph."""
+        if not tensor.name:
+            return gs.Variable.empty()
+        if isinstance(tensor, gs.Constant):
+            return self.emitter.share(tensor)
+        if self.constants.depends_on_shape(tensor):
+            values = self.constants.value(tensor)
+            if values is None:
+                raise Refuse("fcn/dynamic-shape", f"'{tensor.name}' cannot be folded")
+            return self.emitter.constant(f"{tensor.name}/native", values)
+        return self._copied(tensor)
+
+    def _copied(self, tensor: gs.Tensor) -> gs.Variable:
+        """A static tensor with the nodes that compute it, as they are in the original."""
+        made = {t.name: t for n in self.emitter.nodes for t in n.outputs}
+        if tensor.name not in made:
+            node = tensor.inputs[0]
+            inputs = [self.static(t) for t in node.inputs]
+            outputs = [gs.Variable(t.name, t.dtype, t.shape) for t in node.outputs]
+            self.emitter.nodes.append(gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain))
+            made.update((t.name, t) for t in outputs)
+        return made[tensor.name]
+
+    def joined(self, node: gs.Node, parts: Parts) -> View:
+        """Features from several places as one tensor, for operators other than a fully connected layer."""
+        return channels.join(self, node, parts)
+
+    def emit_like(
+        self, node: gs.Node, inputs: Sequence[gs.Tensor], view: View, attrs: Mapping[str, Any] | None = None
+    ) -> tuple[View, ...]:
+        """Emit the node itself on other tensors; every output is a view with that base and those axes."""
+        views: list[View] = []
+        for place, tensor in enumerate(node.outputs):
+            name = tensor.name and (tensor.name if view.natural else unique_name(f"{tensor.name}/lifted", self.taken))
+            views.append(replace(view, tensor=gs.Variable(name, _known_dtype(tensor))))
+            if place and not tensor.name:
+                views[-1] = replace(views[-1], tensor=gs.Variable.empty())
+        chosen = dict(node.attrs if attrs is None else attrs)
+        self.emitter.nodes.append(
+            gs.Node(node.op, node.name, chosen, list(inputs), [v.tensor for v in views], node.domain)
+        )
+        return tuple(views)
+
+    def float_type(self, node: gs.Node) -> np.dtype[Any]:
+        """The floating-point type that a node computes in, float32 where the graph does not say."""
+        known = [t.dtype for t in (*node.inputs, *node.outputs, self.image) if getattr(t, "dtype", None) is not None]
+        kinds = [np.dtype(d) for d in known if not isinstance(d, int) and np.dtype(d).kind == "f"]
+        return kinds[0] if kinds else np.dtype(np.float32)
+
+    @property
+    def taken(self) -> set[str]:
+        """Names in use."""
+        return self.emitter.taken
+
+    def as_it_is(self, node: gs.Node, view: View) -> View:
+        """The view's tensor in the very layout of the original, for operators that run over spatial axes."""
+        axes = list(view.axes)
+        for atom in atoms(view.base):
+            if atom in atoms(view.axes) or atom.letter == "C":
+                continue
+            places = [0] if atom.letter == "N" else range(1, len(axes))
+            place = next((i for i in places if not axes[i]), None)
+            if place is None:
+                raise Refuse("fcn/mixed-axes", f"{self.label(node)} runs on a tensor without the axis {atom.letter}")
+            axes[place] = (atom,)
+        return replace(self.emitter.bring(view, tuple(axes)), axes=tuple(axes))
+
+    def rewrote(self, node: gs.Node, detail: str, equivalence: str, *, params: tuple[int, int] = (0, 0)) -> None:
+        """Note a site; a fully connected layer costs the same before and after at the native size."""
+        macs = costs.macs(node, self.native)
+        anchor = node.outputs[0].name
+        self.sites.append(
+            Site("fcn", anchor, node.op, "rewritten", "", detail, "", equivalence, 0.0, macs, macs, *params)
+        )
+
+    def check_windows(self, node: gs.Node, *, over_space: bool = False, sees_padding: bool = False) -> None:
+        """Note where an operator breaks the window property."""
+        why = keeps_windows(node.op, over_space=over_space, sees_padding=sees_padding)
+        if why is not None:
+            self.breaks.append(f"{why} ('{node.name or node.outputs[0].name}')")
+
+    # The walk ---------------------------------------------------------------------------------------------------
+
+    def run(self) -> Lifted:
+        """Lift the whole graph.
+
+        Raises:
+            Refuse: an operator cannot be lifted. MeetsLargerMap: a pool has to stay global; start again with it.
+        """
+        inputs = [self._input(tensor) for tensor in self.graph.inputs]
+        for node in self.graph.nodes:
+            self._step(node)
+            self.progress += 1
+        return self._finish(inputs)
+
+    def _input(self, tensor: gs.Variable) -> gs.Variable:
+        if tensor.name != self.image.name:
+            copy = gs.Variable(tensor.name, tensor.dtype, tensor.shape)
+            self.states[tensor.name] = Fixed(copy)
+            return copy
+        dims: list[Any] = list(tensor.shape)
+        base: list[tuple[Atom, ...]] = []
+        spatial = [a for a in self.axes if a not in "NC"]
+        for place, letter in enumerate(self.axes):
+            base.append((Atom(letter, self.native[tensor.name][place]),))
+            if letter in spatial:
+                size = self.new_size[spatial.index(letter)] if self.new_size else None
+                dims[place] = size if size is not None else self._symbol(SIZE_NAMES[letter])
+        image = gs.Variable(tensor.name, tensor.dtype, dims)
+        self.states[tensor.name] = View(image, tuple(base), tuple(base), {letter: Field() for letter in spatial})
+        return image
+
+    def _symbol(self, wanted: str) -> str:
+        taken = {dim for t in self.graph.inputs if t is not self.image for dim in t.shape or () if isinstance(dim, str)}
+        taken |= {
+            dim for place, dim in enumerate(self.image.shape) if isinstance(dim, str) and self.axes[place] in "NC"
+        }
+        return unique_name(wanted, taken)
+
+    def state(self, tensor: gs.Tensor) -> State:
+        """What is known of a tensor of the original."""
+        return self.states.get(tensor.name) or Static(tensor)
+
+    def _step(self, node: gs.Node) -> None:
+        states = [self.state(tensor) for tensor in node.inputs]
+        if any(isinstance(self.state(t), View | Parts) for t in subgraph_tensors(node)):
+            raise Refuse("fcn/no-rule", f"{self.label(node)} reads the image inside a subgraph")
+        if not any(isinstance(state, View | Parts) for state in states):
+            self._step_aside(node, states)
+            return
+        if node.domain not in (None, "", "ai.onnx"):
+            raise Refuse("fcn/custom-operator", f"{self.label(node)} is from the domain '{node.domain}'")
+        if node.op in ("Shape", "Size"):
+            return
+        if node.op not in RULES:
+            raise Refuse("fcn/no-rule", f"{self.label(node)} has no rule")
+        before = [s for s in states if isinstance(s, View)]
+        results = RULES[node.op](self, node, states)
+        for tensor, result in zip(node.outputs, results, strict=False):
+            if tensor.name:
+                self.states[tensor.name] = self._with_cut(tensor, result, before)
+
+    def _with_cut(self, tensor: gs.Tensor, state: State, before: Sequence[View]) -> State:
+        """Remember the last spatial tensors: this one where each of its spatial axes stands alone."""
+        if not isinstance(state, View):
+            return state
+        alone = all(len(axis) == 1 for axis in state.axes if any(a.spatial for a in axis))
+        present = {a.letter for a in atoms(state.axes) if a.spatial}
+        if alone and present == set(state.letters) and not state.pools:
+            sizes = tuple(state.spatial(letter).extent for letter in self.spatial_letters)
+            strides = tuple(state.fields[letter].stride for letter in self.spatial_letters)
+            return replace(state, cuts=frozenset({CutTensor(tensor.name, letters(state.axes), sizes, strides)}))
+        return replace(state, cuts=state.cuts.union(*(v.cuts for v in before)))
+
+    def _step_aside(self, node: gs.Node, states: Sequence[State]) -> None:
+        """A node that sees no position: static, or fixed and copied as it is."""
+        random = node.op.startswith(("Random", "Multinomial", "Bernoulli"))
+        captured = [self.state(t) for t in subgraph_tensors(node)]
+        if not random and not captured and not any(isinstance(state, Fixed) for state in states):
+            return
+        outputs = [gs.Variable(t.name, _known_dtype(t), getattr(t, "shape", None)) for t in node.outputs]
+        inputs = [
+            s.tensor if isinstance(s, Fixed) else self.static(t) for t, s in zip(node.inputs, states, strict=True)
+        ]
+        for state in captured:
+            if isinstance(state, Static) and not isinstance(state.tensor, gs.Constant) and state.tensor.inputs:
+                self._copied(state.tensor)
+        self.emitter.nodes.append(gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain))
+        for tensor in outputs:
+            if tensor.name:
+                self.states[tensor.name] = Fixed(tensor)
+
+    @property
+    def spatial_letters(self) -> tuple[str, ...]:
+        """The image's spatial letters in order."""
+        return tuple(letter for letter in self.axes if letter not in "NC")
+
+    # The outputs ------------------------------------------------------------------------------------------------
+
+    def _finish(self, inputs: list[gs.Variable]) -> Lifted:
+        views: dict[str, View] = {}
+        for tensor in self.graph.outputs:
+            state = self.state(tensor)
+            if isinstance(state, Parts):
+                state = self.joined(tensor.inputs[0], state)
+            if isinstance(state, View):
+                views[tensor.name] = state
+        if not views:
+            raise Refuse("fcn/no-image-input", "no output depends on the position in the image")
+        heads = [view for view in views.values() if view.one_position]
+        if not heads:
+            self._refuse_outputs(views)
+        stride = {
+            letter: math.lcm(*(view.fields[letter].stride for view in views.values()))
+            for letter in self.spatial_letters
+        }
+        outputs = [self._output(tensor, views.get(tensor.name), stride) for tensor in self.graph.outputs]
+        return Lifted(self.emitter.nodes, inputs, outputs, self._window(views, stride), self._cut(views), self._sites())
+
+    def _refuse_outputs(self, views: Mapping[str, View]) -> None:
+        name, view = next(iter(views.items()))
+        raise Refuse(
+            "fcn/position-in-output", f"output '{name}' {list(letters(view.axes))} has no head over the whole map"
+        )
+
+    def _sites(self) -> tuple[Site, ...]:
+        return tuple(self.sites)
+
+    def _canonical(self, view: View) -> Layout:
+        base = atoms(view.base)
+        channel = tuple(a for a in atoms(view.axes) if a.letter == "C")
+        channel += tuple(a for a in base if a.letter == "C" and a not in channel)
+        batch = tuple(a for a in base if a.letter == "N")
+        return (batch, channel, *((view.spatial(letter),) for letter in self.spatial_letters))
+
+    def _output(self, tensor: gs.Tensor, view: View | None, stride: Mapping[str, int]) -> gs.Variable:
+        """The output tensor under its own name: [N, K, *spatial] where it depends on the position."""
+        if view is None:
+            state = self.state(tensor)
+            if isinstance(state, Fixed):
+                return state.tensor
+            copied = self.static(tensor)
+            if isinstance(copied, gs.Constant):
+                return self.emitter.emit("Identity", [copied], output=tensor.name, own_name=True, dtype=tensor.dtype)
+            copied.dtype, copied.shape = tensor.dtype, tensor.shape
+            return copied
+        name = f"{tensor.name}/windows"
+        if view.one_position:
+            steps = {letter: stride[letter] // f.stride for letter, f in view.fields.items()}
+            view = self.emitter.every(view, steps, f"{tensor.name}/every")
+        view = self.emitter.bring(view, self._canonical(view))
+        names = {t.name for n in self.emitter.nodes for t in n.outputs}
+        if tensor.name not in names and not self._is_read(view.tensor):
+            view.tensor.name = tensor.name
+            output = view.tensor
+        elif view.tensor.name == tensor.name:
+            output = view.tensor
+        else:
+            for node in self.emitter.nodes:
+                for other in node.outputs:
+                    if other.name == tensor.name:
+                        other.name = unique_name(name, self.taken)
+            output = self.emitter.emit("Identity", [view.tensor], output=tensor.name, own_name=True)
+        output.dtype = tensor.dtype
+        output.shape = self._output_shape(tensor, view)
+        return output
+
+    def _is_read(self, tensor: gs.Variable) -> bool:
+        taken = {t.name for t in self.graph.outputs}
+        return tensor.name in taken or tensor.name in {t.name for t in self.graph.inputs}
+
+    def _output_shape(self, tensor: gs.Tensor, view: View) -> list[int | str | None]:
+        batch = [a for a in view.base[0] if a.letter == "N"]
+        place = self.axes.find("N")
+        first = self.image.shape[place] if batch and place >= 0 else 1
+        spatial = [f"{tensor.name}_{SIZE_NAMES[letter]}" for letter in self.spatial_letters]
+        return [first, math.prod(a.extent for a in view.base[1]), *spatial]
+
+    def _window(self, views: Mapping[str, View], stride: Mapping[str, int]) -> Window:
+        grids = {}
+        for name, view in views.items():
+            own = stride if view.one_position else {letter: f.stride for letter, f in view.fields.items()}
+            grids[name] = OutputGrid(
+                tuple(own[letter] for letter in self.spatial_letters),
+                tuple(view.spatial(letter).extent for letter in self.spatial_letters),
+                letters(view.axes),
+            )
+        size = tuple(self.native[self.image.name][self.axes.index(letter)] for letter in self.spatial_letters)
+        return Window(
+            input=self.image.name,
+            axes=self.axes,
+            size=size,
+            stride=tuple(stride[letter] for letter in self.spatial_letters),
+            offset=(0,) * len(size),
+            receptive_field=tuple(
+                max(view.fields[letter].size for view in views.values()) for letter in self.spatial_letters
+            ),
+            equivalence="native-size" if self.breaks else "windows",
+            why=self.breaks[0] if self.breaks else "",
+            outputs=grids,
+        )
+
+    def _cut(self, views: Mapping[str, View]) -> tuple[CutTensor, ...]:
+        if not self.cut_holds or any(large(atoms(view.base)) for view in views.values()):
+            return ()
+        cuts = {cut.name: cut for view in views.values() for cut in view.cuts}
+        return tuple(cuts[name] for name in sorted(cuts))
+
+
+def _known_dtype(tensor: gs.Tensor) -> Any:
+    return tensor.dtype if isinstance(tensor, gs.Variable) else None
+
+
+__all__ = ["Lifted", "Lifter", "MeetsLargerMap"]

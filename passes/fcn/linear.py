@@ -1,0 +1,283 @@
+"""Fully connected layers become convolutions.
+
+    Flatten [N, C h w] -> Gemm W [K, C h w]     ->     Conv, kernel [K, C, h, w]
+    Gemm W [K, F] on [N, F]                     ->     Conv, kernel [K, F, 1, 1]
+
+because on one window  sum_f W[k, f] x[f]  with f = (c, i, j)  is  sum_cij W[k, c, i, j] x[c, i, j],  a convolution at
+one position; on a larger map the same kernel slides. After an NHWC flatten f = (i, j, c), and the weight is permuted.
+A plain convolution is emitted: it is the fastest form.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite.axes import Atom, Axis, Layout, atoms, channels, extent, large
+from convrewrite.graph import producer
+from convrewrite.layers import LinearLayer
+from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
+
+if TYPE_CHECKING:
+    from convrewrite.passes.fcn.lifter import Lifter
+
+
+def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """Gemm and MatMul with a constant factor."""
+    static = [index for index, state in enumerate(states[:2]) if isinstance(state, Static)]
+    if len(static) != 1:
+        if any(isinstance(state, Fixed) for state in states[:2]):
+            raise Refuse("fcn/weight-not-constant", f"{lifter.label(node)} multiplies by a tensor that is an input")
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} multiplies two tensors that depend on the image")
+    layer = LinearLayer.from_node(node, weight=static[0])
+    data = states[layer.data]
+    scaled = _scaled_identity(lifter, node, layer, data) if isinstance(data, View) else None
+    if scaled is not None:
+        return [scaled]
+    stored = lifter.shape(node.inputs[layer.weight])
+    if any(size != 1 for size in stored[:-2]):
+        raise Refuse("fcn/uncontracted-channels", f"{lifter.label(node)} multiplies by a stack of matrices")
+    result = _product(lifter, node, layer, data)
+    lifter.states[node.outputs[0].name] = result
+    return [result]
+
+
+def _product(lifter: Lifter, node: gs.Node, layer: LinearLayer, data: State) -> View:
+    anchor = node.outputs[0].name
+    outputs = _outputs(lifter, node, layer)
+    if isinstance(data, Parts):
+        if data.axis != data.rank + layer.axis:
+            raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} contracts another axis than the joined one")
+        members, extents = data.members, data.extents
+    elif isinstance(data, View):
+        members, extents = (data,), (extent(data.axes[layer.axis]),)
+    else:
+        raise Refuse("fcn/weight-not-constant", f"{lifter.label(node)} has no constant factor")
+    knew = channels(outputs)
+    terms: list[View | gs.Variable] = []
+    start = 0
+    for member, size in zip(members, extents, strict=True):
+        part = slice(None) if len(members) == 1 else slice(start, start + size)
+        start += size
+        name = anchor if len(members) == 1 else f"{anchor}/part"
+        if isinstance(member, View):
+            terms.append(_contracted(lifter, node, layer, member, part, knew, name))
+        else:
+            terms.append(_vector_product(lifter, node, layer, member, part, knew))
+    view = _summed(lifter, node, terms)
+    view = _with_bias(lifter, node, layer, view)
+    entries = math.prod(lifter.shape(node.inputs[layer.weight]))
+    detail = f"{node.op} [{outputs}, {sum(extents)}] -> {_kernel_text(lifter, members, layer.axis, outputs)}"
+    lifter.rewrote(node, detail, "reassociated", params=(entries, entries))
+    return view
+
+
+def _outputs(lifter: Lifter, node: gs.Node, layer: LinearLayer) -> int:
+    stored = lifter.shape(node.inputs[layer.weight])[-2:]
+    if len(stored) == 1:
+        return 1
+    return stored[0] if layer.rows_are_outputs else stored[1]
+
+
+def _kernel_text(lifter: Lifter, members: Sequence[View | Fixed], axis: int, outputs: int) -> str:
+    """The kernel that contracts a view, for people: outputs x channels x rows x columns."""
+    if len(members) > 1 or not isinstance(members[0], View):
+        return f"{len(members)} Convs, added"
+    view = members[0]
+    inside = view.axes[axis]
+    kernel = [view.spatial(letter).extent if view.spatial(letter) in inside else 1 for letter in view.letters]
+    fan_in = extent(a for a in inside if a.letter == "C")
+    return "Conv " + " x ".join(map(str, [outputs, fan_in, *kernel]))
+
+
+def _contracted(
+    lifter: Lifter, node: gs.Node, layer: LinearLayer, view: View, part: slice, knew: Atom, name: str
+) -> View:
+    """The convolution that contracts one axis of a view."""
+    place = len(view.axes) + layer.axis
+    axis = view.axes[place]
+    aside = atoms(a for i, a in enumerate(view.axes) if i != place)
+    if any(a.letter == "N" and a.extent > 1 for a in axis):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} contracts the batch")
+    if any(a.letter == "C" and a.extent > 1 for a in aside):
+        raise Refuse(
+            "fcn/uncontracted-channels", f"{lifter.label(node)} contracts {_text(axis)} and leaves {_text(aside)}"
+        )
+    batch = tuple(a for a in atoms(view.base) if a.letter == "N")
+    channel = tuple(a for a in axis if a.letter == "C")
+    channel += tuple(a for a in atoms(view.base) if a.letter == "C" and a not in channel)
+    target: Layout = (batch, channel, *((view.spatial(letter),) for letter in view.letters))
+    brought = lifter.emitter.bring(view, target)
+    inside = set(axis)
+    kernel = {letter: view.spatial(letter).extent if view.spatial(letter) in inside else 1 for letter in view.letters}
+    weight = _weight(lifter, node, layer, part, axis, [len(channel) and extent(channel), kernel], view, name)
+    attrs = {"kernel_shape": [kernel[letter] for letter in view.letters]}
+    output = f"{name}/conv"
+    tensor = lifter.emitter.emit("Conv", [brought.tensor, weight], attrs, output=output, dtype=view.tensor.dtype)
+    fields = {letter: field.slide(kernel[letter]) for letter, field in view.fields.items()}
+    spatial = {
+        letter: Atom(letter, 1) if view.spatial(letter) in inside else view.spatial(letter) for letter in view.letters
+    }
+    base: Layout = (batch, (knew,), *((spatial[letter],) for letter in view.letters))
+    rest = [
+        tuple(a for a in other if a in batch or a in spatial.values())
+        for i, other in enumerate(view.axes)
+        if i != place
+    ]
+    return replace(view, tensor=tensor, base=base, axes=_output_axes(node, layer, rest, knew), fields=fields)
+
+
+def _output_axes(node: gs.Node, layer: LinearLayer, rest: Sequence[Axis], knew: Atom) -> Layout:
+    """Axes of the product: the new axis stands where the contracted one stood, but for a Gemm on transposed data."""
+    others = list(rest)
+    if len(_shape_of(node.inputs[layer.weight])) == 1:
+        return tuple(others)
+    if layer.data == 0:
+        return (*others, (knew,))
+    if node.op == "Gemm":
+        return ((knew,), *others)
+    return (*others[:-1], (knew,), others[-1])
+
+
+def _shape_of(tensor: gs.Tensor) -> Sequence[int]:
+    return tensor.shape if tensor.shape is not None else (0, 0)
+
+
+def _text(axis: Sequence[Atom]) -> str:
+    return "(" + " ".join(f"{a.letter}{a.extent}" for a in axis if a.extent > 1) + ")"
+
+
+def _weight(
+    lifter: Lifter,
+    node: gs.Node,
+    layer: LinearLayer,
+    part: slice,
+    axis: Axis,
+    sizes: Sequence[Any],
+    view: View,
+    name: str,
+) -> gs.Tensor:
+    """The kernel [K, C, *spatial] of a fully connected layer whose features are ordered as the atoms of `axis`."""
+    fan_in, kernel = sizes
+    tensor = node.inputs[layer.weight]
+    made = producer(tensor)
+    outputs = _outputs(lifter, node, layer)
+    shape = [outputs, int(fan_in) or 1, *(kernel[letter] for letter in view.letters)]
+    plain = part == slice(None) and layer.alpha == 1.0
+    if plain and made is not None and made.op == "ConstantOfShape" and not isinstance(tensor, gs.Constant):
+        dims = lifter.emitter.ints(f"{name}/weight/shape", shape)
+        return lifter.emitter.emit("ConstantOfShape", [dims], made.attrs, output=f"{name}/weight")
+    values = lifter.constants.value(tensor)
+    if values is None:
+        raise Refuse("fcn/weight-not-constant", f"weight '{tensor.name}' of {lifter.label(node)} is not constant")
+    if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
+        raise Refuse("fcn/not-finite", f"weight '{tensor.name}' of {lifter.label(node)} holds NaN or infinity")
+    matrix = layer.matrix(values.reshape(values.shape[-2:]))[:, part]
+    order = [i for i, a in enumerate(axis) if not a.spatial]
+    order += [i for letter in view.letters for i, a in enumerate(axis) if a.letter == letter]
+    kernels = matrix.reshape(outputs, *(a.extent for a in axis)).transpose(0, *(i + 1 for i in order))
+    return lifter.emitter.constant(f"{name}/weight", kernels.reshape(shape))
+
+
+def _vector_product(
+    lifter: Lifter, node: gs.Node, layer: LinearLayer, vector: Fixed, part: slice, knew: Atom
+) -> gs.Variable:
+    """A second input without positions: its share of the product, [N, K]."""
+    values = lifter.value(node.inputs[layer.weight], node)
+    matrix = layer.matrix(values.reshape(values.shape[-2:]))[:, part]
+    anchor = node.outputs[0].name
+    weight = lifter.emitter.constant(f"{anchor}/vector/weight", matrix.T)
+    return lifter.emitter.emit("MatMul", [vector.tensor, weight], output=f"{anchor}/vector", dtype=vector.tensor.dtype)
+
+
+def _summed(lifter: Lifter, node: gs.Node, terms: Sequence[View | gs.Variable]) -> View:
+    """The sum of the shares of a product; grids of different stride are brought to one."""
+    views = [term for term in terms if isinstance(term, View)]
+    strides = {letter: math.lcm(*(v.fields[letter].stride for v in views)) for letter in views[0].fields}
+    views = [
+        lifter.emitter.every(v, {k: strides[k] // f.stride for k, f in v.fields.items()}, f"{v.tensor.name}/every")
+        for v in views
+    ]
+    total = views[0]
+    anchor = node.outputs[0].name
+    for other in views[1:]:
+        tensor = lifter.emitter.emit(
+            "Add", [total.tensor, other.tensor], output=f"{anchor}/sum", dtype=total.tensor.dtype
+        )
+        fields = {letter: field.union(other.fields[letter]) for letter, field in total.fields.items()}
+        total = replace(
+            total, tensor=tensor, fields=fields, pools=total.pools | other.pools, cuts=total.cuts | other.cuts
+        )
+    for vector in (term for term in terms if not isinstance(term, View)):
+        axes: Layout = (total.base[0], total.base[1])
+        plain = View(vector, axes, axes, {})
+        spread: Layout = (total.base[0], total.base[1], *((),) * (len(total.base) - 2))
+        placed = lifter.emitter.bring(plain, spread).tensor
+        tensor = lifter.emitter.emit("Add", [total.tensor, placed], output=f"{anchor}/sum", dtype=total.tensor.dtype)
+        total = replace(total, tensor=tensor)
+    return total
+
+
+def _with_bias(lifter: Lifter, node: gs.Node, layer: LinearLayer, view: View) -> View:
+    """The bias of a Gemm, in the convolution itself."""
+    if layer.bias is None or layer.beta == 0.0:
+        return view
+    tensor = node.inputs[layer.bias]
+    state = lifter.state(tensor)
+    if not isinstance(state, Static):
+        raise Refuse("fcn/weight-not-constant", f"the bias of {lifter.label(node)} depends on an input")
+    values = lifter.value(tensor, node)
+    return add_bias(lifter, node, view, values if layer.beta == 1.0 else values * np.asarray(layer.beta, values.dtype))
+
+
+def add_bias(lifter: Lifter, node: gs.Node, view: View, values: np.ndarray[Any, Any]) -> View:
+    """Add a constant per output to a view that a fresh convolution computes; in the convolution where that is last."""
+    what = f"the bias of {lifter.label(node)}"
+    if not np.all(np.isfinite(values)):
+        raise Refuse("fcn/not-finite", f"{what} holds NaN or infinity")
+    laid = relayout(values, view.axes, view.base, what)
+    full = np.broadcast_to(laid, (1, extent(view.base[1]), *(1,) * (len(view.base) - 2))).reshape(-1)
+    conv = view.tensor.inputs[0]
+    if conv.op == "Conv" and len(conv.inputs) == 2:
+        conv.inputs.append(lifter.emitter.constant(f"{node.outputs[0].name}/bias", full))
+        return view
+    bias = lifter.emitter.constant(f"{node.outputs[0].name}/bias", full.reshape(1, -1, *(1,) * (len(view.base) - 2)))
+    tensor = lifter.emitter.emit(
+        "Add", [view.tensor, bias], output=f"{node.outputs[0].name}/biased", dtype=view.tensor.dtype
+    )
+    return replace(view, tensor=tensor)
+
+
+def _scaled_identity(lifter: Lifter, node: gs.Node, layer: LinearLayer, view: View) -> View | None:
+    """A MatMul over the width by s * I (one s, or one per channel) is a multiplication by s."""
+    if node.op != "MatMul" or not large(view.axes[layer.axis]):
+        return None
+    stored = lifter.shape(node.inputs[layer.weight])
+    if len(stored) < 2 or stored[-1] != stored[-2] or len(view.axes[layer.axis]) != 1:
+        return None
+    values = lifter.constants.value(node.inputs[layer.weight])
+    if values is None:
+        return None
+    diagonal = np.diagonal(values, axis1=-2, axis2=-1)
+    eye = np.eye(stored[-1], dtype=values.dtype)
+    if not np.array_equal(values, diagonal[..., None] * eye) or not np.all(diagonal == diagonal[..., :1]):
+        return None
+    factors = diagonal[..., :1, None]
+    laid = relayout(factors, view.axes, view.base, f"'{node.inputs[layer.weight].name}' of {lifter.label(node)}")
+    scale = lifter.emitter.constant(f"{node.outputs[0].name}/scale", laid)
+    tensor = lifter.emitter.emit(
+        "Mul", [view.tensor, scale], output=f"{node.outputs[0].name}/lifted", dtype=view.tensor.dtype
+    )
+    lifter.rewrote(node, "MatMul by a scaled identity -> Mul", "reassociated")
+    return replace(view, tensor=tensor)
+
+
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
+    "Gemm": lift_linear,
+    "MatMul": lift_linear,
+}

@@ -1,0 +1,364 @@
+"""Operators that slide a kernel over the map, and pools over the whole of it.
+
+    GlobalAveragePool on [N, C, h, w]   ->   AveragePool, kernel h x w, stride 1
+    AveragePool k >= map                ->   AveragePool, kernel h x w, stride 1 (cells of padding are not in it)
+    ReduceMean over h, w                ->   AveragePool, kernel h x w, stride 1
+
+so that each output cell is the pool of one window. auto_pad is frozen to the pads of the native size: the phase of SAME
+padding flips between even and odd sizes and would shift the whole interior.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite.axes import Atom, Layout, atoms, channels, large, only
+from convrewrite.layers import ConvLayer, PoolLayer, Sliding
+from convrewrite.passes.fcn.channels import reduce_channels
+from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View
+
+if TYPE_CHECKING:
+    from convrewrite.passes.fcn.lifter import Lifter
+
+POOLS_OF_REDUCTIONS = {
+    "ReduceMean": "AveragePool",
+    "ReduceSum": "AveragePool",
+    "ReduceMax": "MaxPool",
+    "ReduceMin": "MaxPool",
+    "ReduceL1": "LpPool",
+    "ReduceL2": "LpPool",
+    "ReduceSumSquare": "AveragePool",
+}
+
+
+def spread(lifter: Lifter, node: gs.Node, state: State) -> View:
+    """A view in the layout [N, C, *spatial] that a sliding operator reads, in the order of the original's axes."""
+    view = lifter.joined(node, state) if isinstance(state, Parts) else state
+    if not isinstance(view, View):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} does not slide over the image but over a parameter")
+    axes = list(view.axes)
+    for atom in atoms(view.base):
+        if atom in atoms(view.axes):
+            continue
+        places = {"N": [0], "C": [1]}.get(atom.letter, range(2, len(axes)))
+        place = next((i for i in places if i < len(axes) and not axes[i]), None)
+        if place is not None:
+            axes[place] = (atom,)
+        elif atom.letter != "C":
+            raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} runs on a tensor without the axis {atom.letter}")
+    spatial = [len(axis) == 1 and axis[0].spatial for axis in axes[2:]]
+    if len(axes) < 3 or not only(axes[0], "N") or not only(axes[1], "C") or not all(spatial):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} slides over an axis that is not one of the image's")
+    lifter.slides = True
+    return replace(lifter.emitter.bring(view, tuple(axes)), axes=tuple(axes))
+
+
+def _letters(view: View) -> list[str]:
+    return [axis[0].letter for axis in view.axes[2:]]
+
+
+def _size(view: View) -> tuple[int, ...]:
+    return tuple(axis[0].extent for axis in view.axes[2:])
+
+
+def _resized(view: View, size: Sequence[int], channel: Atom | None = None) -> View:
+    """The view with new spatial extents, and a new channel atom where given."""
+    spatial = tuple(
+        (axis[0] if axis[0].extent == new else Atom(axis[0].letter, new),)
+        for axis, new in zip(view.axes[2:], size, strict=True)
+    )
+    layout: Layout = (view.axes[0], view.axes[1] if channel is None else (channel,), *spatial)
+    return replace(view, base=layout, axes=layout)
+
+
+def _slid(lifter: Lifter, node: gs.Node, view: View, sliding: Sliding) -> tuple[View, Sliding]:
+    """Book-keeping of a sliding operator: pads, window property, receptive fields."""
+    if lifter.trim:
+        sliding = sliding.trimmed()
+    padded = any(sliding.sees_padding(axis) for axis in range(len(sliding.size)))
+    lifter.check_windows(node, sees_padding=padded)
+    if padded and view.one_position and view.pools:
+        lifter.cut_holds = False
+    fields = dict(view.fields)
+    for axis, letter in enumerate(_letters(view)):
+        fields[letter] = fields[letter].slide(
+            sliding.kernel[axis], sliding.strides[axis], sliding.dilations[axis], sliding.begin[axis]
+        )
+    return replace(view, fields=fields), sliding
+
+
+def lift_conv(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """Conv: the same weights slide over a larger map."""
+    view = spread(lifter, node, states[0])
+    if any(not isinstance(state, Static) for state in states[1:]):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a weight that depends on an input")
+    layer = ConvLayer.from_node(node, lifter.shape(node.inputs[1]), _size(view))
+    view, sliding = _slid(lifter, node, view, layer.sliding)
+    attrs = dict(node.attrs)
+    if sliding != layer.sliding or attrs.get("auto_pad", "NOTSET") != "NOTSET":
+        attrs = sliding.attributes(attrs, pool=False)
+    result = _resized(view, sliding.output, channels(layer.out_channels))
+    inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
+    return list(lifter.emit_like(node, inputs, result, attrs))
+
+
+def lift_conv_transpose(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """ConvTranspose: runs at any size; its stride divides the stride of the map."""
+    view = spread(lifter, node, states[0])
+    if any(not isinstance(state, Static) for state in states[1:]):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a weight that depends on an input")
+    if "output_shape" in node.attrs or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} fixes its output's size")
+    layer = ConvLayer.from_node(node, lifter.shape(node.inputs[1]), _size(view))
+    lifter.check_windows(node)
+    view = _upsampled(lifter, node, view, [float(stride) for stride in layer.sliding.strides], layer.sliding.kernel)
+    size = lifter.shape(node.outputs[0])[2:]
+    inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
+    return list(lifter.emit_like(node, inputs, _resized(view, size, channels(layer.out_channels))))
+
+
+def _upsampled(
+    lifter: Lifter, node: gs.Node, view: View, scales: Sequence[float], kernel: Sequence[int] | None = None
+) -> View:
+    """Divide the strides by integer scales; the receptive field grows by what an interpolation reads at most."""
+    fields = dict(view.fields)
+    for place, letter in enumerate(_letters(view)):
+        scale, old = scales[place], fields[letter]
+        if scale < 1 or scale != int(scale) or old.stride % int(scale):
+            raise Refuse("fcn/no-rule", f"{lifter.label(node)} gives the map a stride that is no whole pixel")
+        reach = old.stride if kernel is None else (kernel[place] - 1) // int(scale) * old.stride
+        fields[letter] = replace(
+            old, stride=old.stride // int(scale), size=old.size + 2 * reach, offset=old.offset - reach
+        )
+    return replace(view, fields=fields)
+
+
+def lift_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """AveragePool, MaxPool, LpPool: a pool over the whole native map becomes the classifier's own at stride 1."""
+    view = spread(lifter, node, states[0])
+    if len(node.outputs) > 1 and node.outputs[1].name and node.outputs[1].outputs:
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} gives the positions of its maxima away")
+    layer = PoolLayer.from_node(node, _size(view))
+    whole = [axis for axis in range(len(layer.sliding.size)) if layer.sliding.covers_map(axis)]
+    if len(whole) == len(layer.sliding.size) and node.outputs[0].name in lifter.global_pools:
+        return _kept_global(lifter, node, view, layer)
+    if not whole or layer.sliding.output != (1,) * len(layer.sliding.size):
+        view, sliding = _slid(lifter, node, view, layer.sliding)
+        attrs = dict(node.attrs)
+        if sliding != layer.sliding or attrs.get("auto_pad", "NOTSET") != "NOTSET":
+            attrs = sliding.attributes(attrs, pool=True)
+        return list(lifter.emit_like(node, [view.tensor], _resized(view, sliding.output), attrs))
+    new, factor = layer.over_whole_map(whole)
+    return [_window_pool(lifter, node, view, new, factor)]
+
+
+def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, factor: float) -> View:
+    """Emit a pool that stands for a whole-map pool of the original."""
+    anchor = node.outputs[0].name
+    slid, sliding = _slid(lifter, node, view, layer.sliding)
+    attrs = {"kernel_shape": list(sliding.kernel), "strides": list(sliding.strides)}
+    if any((*sliding.begin, *sliding.end)):
+        attrs["pads"] = [*sliding.begin, *sliding.end]
+        if layer.op == "AveragePool":
+            attrs["count_include_pad"] = int(layer.count_include_pad)
+    if layer.op == "LpPool" and "p" in node.attrs:
+        attrs["p"] = node.attrs["p"]
+    result = _resized(slid, sliding.output)
+    name, dtype = f"{anchor}/window", view.tensor.dtype
+    if all(k == 1 for k in sliding.kernel) and layer.op != "LpPool":
+        tensor = view.tensor
+    else:
+        tensor = lifter.emitter.emit(layer.op, [view.tensor], attrs, output=name, dtype=dtype)
+    if factor != 1.0:
+        scale = lifter.emitter.constant(f"{anchor}/factor", np.asarray(factor, lifter.float_type(node)))
+        tensor = lifter.emitter.emit("Mul", [tensor, scale], output=f"{name}/scaled", dtype=dtype)
+    kernel = " x ".join(map(str, sliding.kernel))
+    lifter.rewrote(node, f"{node.op} over the whole map -> {layer.op} {kernel}, stride 1", "reassociated")
+    return replace(result, tensor=tensor, pools=view.pools | {anchor})
+
+
+def _kept_global(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer) -> list[State]:
+    """A squeeze-and-excite block: its pool stays over the whole map, whatever its size."""
+    lifter.check_windows(node, over_space=True)
+    _, factor = layer.over_whole_map(range(len(layer.sliding.size)))
+    anchor, op = node.outputs[0].name, f"Global{layer.op}"
+    attrs = {"p": node.attrs["p"]} if layer.op == "LpPool" and "p" in node.attrs else {}
+    plain = factor == 1.0
+    name = anchor if plain else f"{anchor}/global"
+    tensor = lifter.emitter.emit(op, [view.tensor], attrs, output=name, own_name=plain)
+    if not plain:
+        scale = lifter.emitter.constant(f"{anchor}/factor", np.asarray(factor, lifter.float_type(node)))
+        tensor = lifter.emitter.emit("Mul", [tensor, scale], output=anchor, own_name=True)
+    lifter.rewrote(node, f"stays over the whole map ({op})", "exact")
+    return [Fixed(tensor)]
+
+
+def lift_global_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """GlobalAveragePool, GlobalMaxPool, GlobalLpPool."""
+    view = spread(lifter, node, states[0])
+    size, op = _size(view), node.op.removeprefix("Global")
+    ones, zeros = (1,) * len(size), (0,) * len(size)
+    layer = PoolLayer(op, Sliding(size, size, ones, ones, zeros, zeros), count_include_pad=False)
+    if node.outputs[0].name in lifter.global_pools:
+        return _kept_global(lifter, node, view, layer)
+    return [_window_pool(lifter, node, view, layer, 1.0)]
+
+
+def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """ReduceMean and its kin: over channels as they are, over the whole map as a pool."""
+    view = lifter.joined(node, states[0]) if isinstance(states[0], Parts) else states[0]
+    if not isinstance(view, View):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} reduces over axes that depend on an input")
+    rank = len(view.axes)
+    given = lifter.parameter(node, "axes", 1)
+    if given is None and node.attrs.get("noop_with_empty_axes", 0):
+        return [view]
+    axes = sorted(int(a) % rank for a in (range(rank) if given is None else np.atleast_1d(given)))
+    removed = atoms(view.axes[axis] for axis in axes)
+    if any(a.letter == "N" and a.extent > 1 for a in removed):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} reduces over the batch")
+    keepdims = bool(node.attrs.get("keepdims", 1))
+    if not large(removed):
+        return [reduce_channels(lifter, node, view, axes, keepdims)]
+    if node.outputs[0].name in lifter.global_pools:
+        return _reduced_globally(lifter, node, view)
+    if node.op not in POOLS_OF_REDUCTIONS:
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} over the map has no pool that does the same")
+    pooled = _pool_of_reduction(lifter, node, view, {a.letter for a in removed if a.spatial})
+    if any(a.letter == "C" and a.extent > 1 for a in removed):
+        if node.op == "ReduceL2":
+            raise Refuse("fcn/no-rule", f"{lifter.label(node)} runs over channels and positions at once")
+        return [reduce_channels(lifter, node, pooled, axes, keepdims, again=True)]
+    left = tuple(() if i in axes else axis for i, axis in enumerate(pooled.axes) if keepdims or i not in axes)
+    return [replace(pooled, axes=left)]
+
+
+def _pool_of_reduction(lifter: Lifter, node: gs.Node, view: View, letters: set[str]) -> View:
+    """The pool that reduces a window over those spatial axes."""
+    anchor = node.outputs[0].name
+    batch = tuple(a for a in atoms(view.base) if a.letter == "N")
+    channel = tuple(a for a in atoms(view.base) if a.letter == "C")
+    layout: Layout = (batch, channel, *((view.spatial(letter),) for letter in view.letters))
+    flat = replace(lifter.emitter.bring(view, layout), axes=layout)
+    size = _size(flat)
+    kernel = tuple(n if letter in letters else 1 for n, letter in zip(size, _letters(flat), strict=True))
+    ones, zeros = (1,) * len(size), (0,) * len(size)
+    layer = PoolLayer(POOLS_OF_REDUCTIONS[node.op], Sliding(size, kernel, ones, ones, zeros, zeros), False)
+    tensor = flat.tensor
+    if node.op == "ReduceMin":
+        tensor = lifter.emitter.emit("Neg", [tensor], output=f"{anchor}/negated", dtype=tensor.dtype)
+    elif node.op == "ReduceSumSquare":
+        tensor = lifter.emitter.emit("Mul", [tensor, tensor], output=f"{anchor}/squared", dtype=tensor.dtype)
+    norm = {"ReduceL1": 1, "ReduceL2": 2}.get(node.op)
+    source = gs.Node(node.op, node.name, {"p": norm} if norm else {}, outputs=[gs.Variable(anchor)])
+    factor = float(math.prod(kernel)) if node.op in ("ReduceSum", "ReduceSumSquare") else 1.0
+    pooled = _window_pool(lifter, source, replace(flat, tensor=tensor), layer, factor)
+    if node.op == "ReduceMin":
+        back = lifter.emitter.emit("Neg", [pooled.tensor], output=f"{anchor}/lifted", dtype=tensor.dtype)
+        pooled = replace(pooled, tensor=back)
+    kept = set(atoms(pooled.base))
+    old = {atom: (pooled.spatial(atom.letter),) for atom in atoms(view.axes) if atom.spatial}
+    axes = tuple(tuple(a for b in axis for a in old.get(b, (b,)) if a in kept) for axis in view.axes)
+    return replace(pooled, axes=axes)
+
+
+def _reduced_globally(lifter: Lifter, node: gs.Node, view: View) -> list[State]:
+    lifter.check_windows(node, over_space=True)
+    view = lifter.as_it_is(node, view)
+    inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
+    name = node.outputs[0].name
+    lifter.rewrote(node, "stays over the whole map", "exact")
+    return [Fixed(lifter.emitter.emit(node.op, inputs, node.attrs, output=name, own_name=True, node_name=node.name))]
+
+
+def lift_instance_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """InstanceNormalization: statistics of the whole map, whatever its size."""
+    view = spread(lifter, node, states[0])
+    lifter.check_windows(node, over_space=True)
+    return list(lifter.emit_like(node, [view.tensor, *(lifter.static(t) for t in node.inputs[1:])], view))
+
+
+def lift_pad(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """Pad: a border of fixed width; windows at the image's edge see it, others do not."""
+    if not isinstance(states[0], View):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} pads joined features")
+    view = lifter.as_it_is(node, states[0])
+    pads = lifter.parameter(node, "pads", 1)
+    if pads is None:
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} has no pads")
+    rank = len(view.axes)
+    chosen = lifter.parameter(node, "axes", 3)
+    places = range(rank) if chosen is None else [int(a) % rank for a in chosen]
+    half = len(pads) // 2
+    before = {axis: int(pads[i]) for i, axis in enumerate(places)}
+    after = {axis: int(pads[half + i]) for i, axis in enumerate(places)}
+    layout, fields = list(view.axes), dict(view.fields)
+    for axis, old in enumerate(view.axes):
+        begin, end = before.get(axis, 0), after.get(axis, 0)
+        if not begin and not end:
+            continue
+        if len(old) > 1 or (old and old[0].letter == "N"):
+            raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} pads the batch or a product of axes")
+        extent = old[0].extent if old else 1
+        if old and old[0].spatial:
+            letter = old[0].letter
+            fields[letter] = replace(fields[letter], offset=fields[letter].offset - begin * fields[letter].stride)
+            lifter.breaks.append(f"Pad moves the border of the map ('{node.name or node.outputs[0].name}')")
+            layout[axis] = (Atom(letter, extent + begin + end),)
+        else:
+            layout[axis] = (channels(extent + begin + end),)
+    result = replace(view, base=tuple(layout), axes=tuple(layout), fields=fields)
+    return list(lifter.emit_like(node, [view.tensor, *(lifter.static(t) for t in node.inputs[1:])], result))
+
+
+def lift_resize(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """Resize and Upsample by whole factors; sizes become scales, since they name the native size."""
+    view = spread(lifter, node, states[0])
+    new, old = lifter.shape(node.outputs[0]), lifter.shape(node.inputs[0])
+    scales = [after / before for after, before in zip(new, old, strict=True)]
+    if scales[:2] != [1.0, 1.0]:
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} resizes the batch or the channels")
+    lifter.check_windows(node)
+    view = _upsampled(lifter, node, view, scales[2:])
+    inputs = [view.tensor, *(lifter.static(t) for t in node.inputs[1:])]
+    if len(node.inputs) > 3 and node.inputs[3].name:
+        factors = lifter.emitter.constant(f"{node.outputs[0].name}/scales", np.asarray(scales, np.float32))
+        inputs = [view.tensor, inputs[1], factors]
+    attrs = {k: v for k, v in node.attrs.items() if k != "keep_aspect_ratio_policy"}
+    return list(lifter.emit_like(node, inputs, _resized(view, new[2:]), attrs))
+
+
+def lift_blocks(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """SpaceToDepth and DepthToSpace."""
+    view = spread(lifter, node, states[0])
+    block = int(node.attrs["blocksize"])
+    new = lifter.shape(node.outputs[0])
+    lifter.check_windows(node)
+    if node.op == "SpaceToDepth":
+        fields = {letter: field.slide(block, block) for letter, field in view.fields.items()}
+        view = replace(view, fields=fields)
+    else:
+        view = _upsampled(lifter, node, view, [float(block)] * 2, (block, block))
+    return list(lifter.emit_like(node, [view.tensor], _resized(view, new[2:], channels(new[1]))))
+
+
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
+    "Conv": lift_conv,
+    "ConvTranspose": lift_conv_transpose,
+    **dict.fromkeys(("AveragePool", "MaxPool", "LpPool"), lift_pool),
+    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), lift_global_pool),
+    **dict.fromkeys(
+        (*POOLS_OF_REDUCTIONS, "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"),
+        lift_reduction,
+    ),
+    "InstanceNormalization": lift_instance_norm,
+    "Pad": lift_pad,
+    **dict.fromkeys(("Resize", "Upsample"), lift_resize),
+    **dict.fromkeys(("SpaceToDepth", "DepthToSpace"), lift_blocks),
+}

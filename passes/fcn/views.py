@@ -1,0 +1,325 @@
+"""What stands for a tensor of the original while its model is lifted, and the nodes that bring it into a layout.
+
+A `View` says: this tensor of the new graph, whose axes are `base`, holds what the original held with axes `axes`.
+Reshape, Transpose, Flatten and Squeeze change `axes` and emit nothing; `Emitter.bring` emits the Reshape and Transpose
+that an operator needs, when it needs them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite.axes import Atom, Layout, atoms, extent, large, substitute
+from convrewrite.graph import unique_name
+from convrewrite.rewrite import Reason
+from convrewrite.windows import CutTensor, Field
+
+from convrewrite.passes.fcn.reasons import REASONS
+
+
+class Refuse(Exception):
+    """Raised inside the lifting where an operator cannot be lifted; becomes the plan's Refusal."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason: Reason = REASONS[code]
+        self.detail = detail
+
+
+class MeetsLargerMap(Exception):
+    """A value that stands for a whole window met a map with several positions: its pool must stay global."""
+
+    def __init__(self, pools: frozenset[str]) -> None:
+        super().__init__()
+        self.pools = pools
+
+
+@dataclass(frozen=True)
+class Static:
+    """Does not depend on the values of any input."""
+
+    tensor: gs.Tensor
+
+
+@dataclass(frozen=True)
+class Fixed:
+    """The same tensor in the new graph, of the same shape at any image size: a vector input, a global pool."""
+
+    tensor: gs.Variable
+
+
+@dataclass(frozen=True)
+class View:
+    """A tensor that depends on the position in the image.
+
+    Attributes:
+        tensor: of the new graph. base: its axes; every axis holds one spatial atom or none.
+        axes: the axes of the original tensor. Atoms of extent 1 may be missing from it.
+        fields: receptive field per spatial letter, in pixels of the image.
+        pools: anchors of the whole-map pools that this value came through.
+        cuts: the last spatial tensors of the original that it was computed from.
+    """
+
+    tensor: gs.Variable
+    base: Layout
+    axes: Layout
+    fields: Mapping[str, Field]
+    pools: frozenset[str] = frozenset()
+    cuts: frozenset[CutTensor] = frozenset()
+
+    def spatial(self, letter: str) -> Atom:
+        """The spatial atom of that letter."""
+        return next(atom for atom in atoms(self.base) if atom.letter == letter)
+
+    @property
+    def letters(self) -> tuple[str, ...]:
+        """The spatial letters, in the order of the base."""
+        return tuple(atom.letter for atom in atoms(self.base) if atom.spatial)
+
+    @property
+    def one_position(self) -> bool:
+        """Whether the original has one position here, so that a cell stands for a whole window."""
+        return not large(atoms(self.base))
+
+    def refined(self, parts: Mapping[Atom, tuple[Atom, ...]]) -> View:
+        """The same view with channel atoms replaced by their factors."""
+        return replace(self, base=substitute(self.base, parts), axes=substitute(self.axes, parts)) if parts else self
+
+    @property
+    def natural(self) -> bool:
+        """Whether the new tensor has the very layout of the original, so that it may carry its name."""
+        return len(self.base) == len(self.axes) and all(
+            _real(b) == _real(a) for b, a in zip(self.base, self.axes, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A Concat of features from several places along `axis`, not joined yet: a fully connected layer follows."""
+
+    members: tuple[View | Fixed, ...]
+    extents: tuple[int, ...]
+    axis: int
+    rank: int
+
+
+State = Static | Fixed | View | Parts
+
+
+def _real(axis: Sequence[Atom]) -> tuple[Atom, ...]:
+    return tuple(atom for atom in axis if atom.extent != 1)
+
+
+def _kept(axis: Sequence[Atom]) -> tuple[Atom, ...]:
+    """Atoms that matter for the order of memory: a channel atom of extent 1 stays 1 at every size, others need not."""
+    return tuple(atom for atom in axis if not (atom.letter == "C" and atom.extent == 1))
+
+
+def is_dynamic(axis: Sequence[Atom]) -> bool:
+    """Whether the extent of an axis changes with the image or the batch."""
+    return any(atom.letter != "C" for atom in axis)
+
+
+@dataclass
+class Emitter:
+    """Collects the nodes of the new graph; names are unique, and constants are shared, never edited."""
+
+    opset: int
+    taken: set[str]
+    nodes: list[gs.Node] = field(default_factory=list)
+    _constants: dict[str, gs.Constant] = field(default_factory=dict)
+
+    def share(self, constant: gs.Constant) -> gs.Constant:
+        """The original's constant under its own name; the values are shared and stay lazy."""
+        if constant.name not in self._constants:
+            copy = gs.Constant(constant.name, constant._values, constant.data_location, constant._export_dtype)
+            self._constants[constant.name] = copy
+        return self._constants[constant.name]
+
+    def constant(self, name: str, values: np.ndarray[Any, Any]) -> gs.Constant:
+        """A fresh constant."""
+        return gs.Constant(unique_name(name, self.taken), np.ascontiguousarray(values))
+
+    def ints(self, name: str, values: Sequence[int]) -> gs.Constant:
+        """A fresh int64 vector."""
+        return self.constant(name, np.asarray(values, np.int64))
+
+    def emit(
+        self,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        output: str,
+        own_name: bool = False,
+        dtype: Any = None,
+        node_name: str = "",
+        extra_outputs: Sequence[gs.Variable] = (),
+    ) -> gs.Variable:
+        """Add a node and return its first output.
+
+        Args:
+            output: name for the output; with `own_name` it is taken as it is (a tensor that keeps its meaning).
+            node_name: name for the node; the output's where left out.
+        """
+        variable = gs.Variable(output if own_name else unique_name(output, self.taken), dtype)
+        node = gs.Node(op, node_name or variable.name, dict(attrs or {}), list(inputs), [variable, *extra_outputs])
+        self.nodes.append(node)
+        return variable
+
+    def bring(self, view: View, target: Layout) -> View:
+        """Emit what brings a view's tensor into another layout of the same atoms; often nothing."""
+        if view.base == target:
+            return view
+        name = f"{view.tensor.name}/{_letters(target)}"
+        permutation = _permutation(view.base, target)
+        if permutation is not None:
+            tensor = view.tensor
+            if permutation != list(range(len(permutation))):
+                tensor = self.emit("Transpose", [tensor], {"perm": permutation}, output=name, dtype=tensor.dtype)
+        elif _order(view.base) == _order(target):
+            tensor = self._reshape(view.tensor, view.base, target, name)
+        else:
+            apart: Layout = tuple((atom,) for atom in _order(view.base))
+            tensor = self._reshape(view.tensor, view.base, apart, f"{name}/apart")
+            turned: Layout = tuple((atom,) for atom in _order(target))
+            order = [apart.index(axis) for axis in turned]
+            tensor = self.emit("Transpose", [tensor], {"perm": order}, output=f"{name}/turned", dtype=tensor.dtype)
+            tensor = self._reshape(tensor, turned, target, name)
+        return replace(view, tensor=tensor, base=target)
+
+    def _reshape(self, tensor: gs.Variable, base: Layout, target: Layout, name: str) -> gs.Variable:
+        """Regroup axes without moving data; extents that change with the image are read from the tensor's shape."""
+        if [_kept(a) for a in base] == [_kept(a) for a in target]:
+            return tensor
+        filled_base, filled_target = [a for a in base if _kept(a)], [a for a in target if _kept(a)]
+        if [_kept(a) for a in filled_base] == [_kept(a) for a in filled_target]:
+            return self._only_ones_move(tensor, base, target, name)
+        dims: list[int | None] = []
+        for index, axis in enumerate(target):
+            if not is_dynamic(axis):
+                dims.append(extent(axis))
+            elif index < len(base) and _kept(base[index]) == _kept(axis):
+                dims.append(0)
+            else:
+                dims.append(None)
+        if dims.count(None) <= 1:
+            shape: gs.Tensor = self.ints(f"{name}/shape", [-1 if d is None else d for d in dims])
+        else:
+            shape = self._shape(tensor, base, target, dims, name)
+        return self.emit("Reshape", [tensor, shape], output=name, dtype=tensor.dtype)
+
+    def _shape(
+        self, tensor: gs.Variable, base: Layout, target: Layout, dims: Sequence[int | None], name: str
+    ) -> gs.Tensor:
+        sizes = self.emit("Shape", [tensor], output=f"{tensor.name}/shape", dtype=np.int64)
+        entries: list[gs.Tensor] = []
+        for axis, dim in zip(target, dims, strict=True):
+            if dim is not None:
+                entries.append(self.ints(f"{name}/dim", [dim]))
+                continue
+            place = next(i for i, old in enumerate(base) if _kept(old) == _kept(axis))
+            index = self.ints(f"{name}/axis", [place])
+            entries.append(self.emit("Gather", [sizes, index], {"axis": 0}, output=f"{name}/extent", dtype=np.int64))
+        return self.emit("Concat", entries, {"axis": 0}, output=f"{name}/shape", dtype=np.int64)
+
+    def _only_ones_move(self, tensor: gs.Variable, base: Layout, target: Layout, name: str) -> gs.Variable:
+        """Squeeze the axes of one entry that go, unsqueeze those that come."""
+        gone = [i for i, axis in enumerate(base) if not _kept(axis)]
+        come = [i for i, axis in enumerate(target) if not _kept(axis)]
+        if gone:
+            tensor = self._axes_op("Squeeze", tensor, gone, f"{name}/squeezed" if come else name)
+        return self._axes_op("Unsqueeze", tensor, come, name) if come else tensor
+
+    def _axes_op(self, op: str, tensor: gs.Variable, axes: Sequence[int], name: str) -> gs.Variable:
+        if self.opset >= 13:
+            return self.emit(op, [tensor, self.ints(f"{name}/axes", axes)], output=name, dtype=tensor.dtype)
+        return self.emit(op, [tensor], {"axes": list(axes)}, output=name, dtype=tensor.dtype)
+
+    def every(self, view: View, steps: Mapping[str, int], name: str) -> View:
+        """Keep every steps[letter]-th position: brings a finer grid of windows to a coarser one."""
+        places = {i: steps[a.letter] for i, axis in enumerate(view.base) for a in axis if steps.get(a.letter, 1) > 1}
+        if not places:
+            return view
+        if self.opset >= 10:
+            axes = sorted(places)
+            inputs = [
+                view.tensor,
+                self.ints(f"{name}/starts", [0] * len(axes)),
+                self.ints(f"{name}/ends", [np.iinfo(np.int64).max] * len(axes)),
+                self.ints(f"{name}/axes", axes),
+                self.ints(f"{name}/steps", [places[axis] for axis in axes]),
+            ]
+            tensor = self.emit("Slice", inputs, output=name, dtype=view.tensor.dtype)
+        else:
+            rank = len(view.base) - 2
+            strides = [places.get(axis + 2, 1) for axis in range(rank)]
+            attrs = {"kernel_shape": [1] * rank, "strides": strides}
+            tensor = self.emit("MaxPool", [view.tensor], attrs, output=name, dtype=view.tensor.dtype)
+        fields = {letter: replace(f, stride=f.stride * steps.get(letter, 1)) for letter, f in view.fields.items()}
+        return replace(view, tensor=tensor, fields=fields)
+
+
+def _order(layout: Layout) -> tuple[Atom, ...]:
+    return _kept(atoms(layout))
+
+
+def _permutation(base: Layout, target: Layout) -> list[int] | None:
+    """The permutation that turns base into target, or None where axes must be split or merged."""
+    if len(base) != len(target):
+        return None
+    free = list(range(len(base)))
+    result: list[int] = []
+    for axis in target:
+        match = next((i for i in free if _kept(base[i]) == _kept(axis)), None)
+        if match is None:
+            return None
+        free.remove(match)
+        result.append(match)
+    return result
+
+
+def _letters(layout: Layout) -> str:
+    return "".join("".join(a.letter for a in axis)[:1] or "1" for axis in layout).lower()
+
+
+def relayout(values: np.ndarray[Any, Any], axes: Layout, base: Layout, what: str) -> np.ndarray[Any, Any]:
+    """A constant that was broadcast against `axes`, for broadcasting against `base`.
+
+    Args:
+        values: rank <= len(axes), right-aligned. what: names the constant and its node in a refusal.
+
+    Returns:
+        An array of rank len(base).
+
+    Raises:
+        Refuse: fcn/position-dependent-constant where it differs between rows, columns or samples.
+    """
+    padded = values.reshape((1,) * (len(axes) - values.ndim) + values.shape)
+    apart: list[int] = []
+    for dim, axis in zip(padded.shape, axes, strict=True):
+        apart.extend([1] * len(axis) if dim == 1 else [atom.extent for atom in axis])
+    present = atoms(axes)
+    spread = padded.reshape(apart)
+    for place, atom in enumerate(present):
+        if atom.letter != "C" and spread.shape[place] > 1:
+            first = spread.take([0], axis=place)
+            if not np.array_equal(np.broadcast_to(first, spread.shape), spread):
+                which = "sample" if atom.letter == "N" else "position"
+                raise Refuse("fcn/position-dependent-constant", f"{what} differs from {which} to {which}")
+            spread = first
+    order = [a for a in atoms(base) if a in present]
+    spread = spread.transpose([present.index(a) for a in order])
+    sizes = dict(zip(order, spread.shape, strict=True))
+    for place, atom in enumerate(order):
+        axis = next(axis for axis in base if atom in axis)
+        if sizes[atom] == 1 and any(sizes.get(a, 1) > 1 for a in axis):
+            spread = spread.repeat(atom.extent, axis=place)
+    sizes = dict(zip(order, spread.shape, strict=True))
+    return spread.reshape([math.prod(sizes.get(a, 1) for a in axis) for axis in base])
