@@ -1,10 +1,10 @@
-"""Every equivalent form of a convolution layer, for ONNX."""
+"""convrewrite: every equivalent form of a convolution layer, for ONNX, proved equal before it is written."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 try:
     __version__ = version("convrewrite")
-except PackageNotFoundError:  # run from a checkout that is not installed
-    __version__ = "0.0.0+unknown"
+except PackageNotFoundError:  # a checkout on PYTHONPATH
+    __version__ = "0.1.0"
 
 __all__ = ["__version__"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convrewrite.errors import UsageError
@@ -13,15 +13,22 @@ from convrewrite.errors import UsageError
 
 def refuse_target(target: Path) -> None:
     """Raise `UsageError` where a path cannot become a file, or is a device that a rename would replace."""
-    if target.is_dir():
-        raise UsageError(f"cannot write {target}: it is a folder")
-    if target.exists() and not target.is_file():
-        raise UsageError(f"cannot write {target}: it is no regular file", remedy="use - for standard output")
+    with write_errors(target):
+        if target.is_dir():
+            raise UsageError(f"cannot write {target}: it is a folder")
+        if target.exists() and not target.is_file():
+            raise UsageError(f"cannot write {target}: it is no regular file", remedy="use - for standard output")
 
 
 def temporary_beside(target: Path, suffix: str) -> Path:
     """A hidden name that is not taken, in the folder of the target: only there a rename is atomic."""
     return target.with_name(f".{secrets.token_hex(8)}{suffix}")
+
+
+def discard(path: Path) -> None:
+    """Remove a file that must not stay, if it is there."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def write_durably(path: Path, content: Iterable[bytes | memoryview]) -> None:

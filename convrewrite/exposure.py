@@ -7,11 +7,12 @@ A saturated Softmax gives (1, 0, 0) whatever happens ahead of it. So the tensor 
 Sigmoid or ArgMax becomes an output of a copy. Layout operators between it and the output are repeated behind it:
 it then has the very layout of the output, in the original and in the rewritten model alike.
 
-Copies are `ModelProto` messages without external data; they are never written to disk.
+Copies stay in memory, and are never written to disk.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from convrewrite import protofile
 from convrewrite.errors import UsageError
 
 FINAL_OPS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Hardmax", "ArgMax"})
@@ -49,10 +51,33 @@ class Probe:
     reordered: bool = False
 
 
-def read_model(path: str | Path) -> onnx.ModelProto:
-    """Read a model without its external data. Raises UsageError where it is none."""
+@dataclass(frozen=True)
+class Sketch:
+    """A model without its large weights, and where they lie: variants of it are made without parsing them.
+
+    Attributes:
+        model: large `raw_data` are marks (see `protofile`); external data stays external.
+        payloads: what the marks stand for.
+    """
+
+    model: onnx.ModelProto
+    payloads: list[protofile.Payload]
+
+    def serialize(self, variant: onnx.ModelProto) -> bytes:
+        """A variant of the model in full."""
+        buffer = io.BytesIO()
+        for chunk in protofile.chunks(protofile.splice(variant.SerializeToString(), self.payloads)):
+            buffer.write(chunk)
+        return buffer.getvalue()
+
+
+def read_sketch(path: str | Path) -> Sketch:
+    """Read a model without its weights. Raises UsageError where it is none."""
     try:
-        return onnx.load(str(path), load_external_data=False)
+        skeleton, payloads = protofile.cut(protofile.MappedFile(Path(path)))
+        return Sketch(onnx.load_model_from_string(skeleton), payloads)
+    except OSError as error:
+        raise UsageError(f"cannot read {path} ({error.strerror or type(error).__name__})") from None
     except Exception as error:  # protobuf raises several unrelated classes
         raise UsageError(f"cannot read {path} as an ONNX model ({type(error).__name__})") from None
 
@@ -178,7 +203,7 @@ def part(
     """Cut the nodes between some tensors and some outputs out as a model of their own.
 
     Args:
-        model: read by `read_model`; unchanged.
+        model: of a sketch; unchanged.
         starts: tensors that become inputs, each with an example of its value (for type and rank).
         inputs: of the model, that the part needs as well.
         outputs: tensors that become the outputs.

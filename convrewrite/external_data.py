@@ -9,11 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path, PureWindowsPath
 
 from onnx import GraphProto, TensorProto
 
-from convrewrite.atomic import sync_folder, temporary_beside, write_durably
+from convrewrite.atomic import discard, sync_folder, temporary_beside, write_durably
 from convrewrite.errors import UsageError
 from convrewrite.protofile import LARGE, MappedFile, Payload, mark, marked
 from convrewrite.protograph import tensors
@@ -124,7 +125,7 @@ def move_weights_out(graph: GraphProto, payloads: list[Payload], target: Path) -
     def content() -> Iterator[bytes | memoryview]:
         position = 0
         for payload, offset in offsets.items():
-            for chunk in (bytes(offset - position), *payload.chunks()):
+            for chunk in chain([bytes(offset - position)], payload.chunks()):
                 digest.update(chunk)
                 yield chunk
             position = offset + len(payload)
@@ -136,7 +137,7 @@ def move_weights_out(graph: GraphProto, payloads: list[Payload], target: Path) -
         was_there = path.exists()
         os.replace(temporary, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        discard(temporary)
     sync_folder(path.parent)
     for tensor, payload in moved:
         _point_outside(tensor, path.name, offsets[payload], len(payload))

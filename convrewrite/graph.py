@@ -200,7 +200,8 @@ class Constants:
                 copies[source.name] = source.copy()
             return copies[source.name]
 
-        nodes, feeds = [], {}
+        nodes: list[onnx.NodeProto] = []
+        feeds: dict[str, np.ndarray[Any, Any]] = {}
         for node in self._graph.nodes:
             if id(node) not in members:
                 continue
@@ -216,7 +217,8 @@ class Constants:
             onnx.helper.make_graph(nodes, "constant", inputs, [output]), opset_imports=opsets
         )
         try:
-            return np.asarray(ReferenceEvaluator(small).run(None, feeds)[0])
+            results: list[Any] = list(ReferenceEvaluator(small).run(None, feeds))
+            return np.asarray(results[0])
         except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError):
             return None  # an operator that the reference evaluator does not have: not foldable
 

@@ -22,7 +22,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, TensorProto
 
-from convrewrite.atomic import refuse_target, sync_folder, temporary_beside, write_durably, write_errors
+from convrewrite.atomic import discard, refuse_target, sync_folder, temporary_beside, write_durably, write_errors
 from convrewrite.errors import UsageError
 from convrewrite.external_data import move_weights_out, settle_tensors
 from convrewrite.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
@@ -30,6 +30,8 @@ from convrewrite.protograph import export_graph, import_graph, sort_nodes, tenso
 
 MAX_FILE_BYTES = 2**31 - 1
 """What protobuf can read; a model beyond it gets its weights in a second file."""
+
+DEFAULT_DOMAIN = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -170,7 +172,7 @@ def _names_are_text(graph: GraphProto) -> bool:
 
 def _guard(proto: ModelProto, label: str) -> None:
     """Refuse what the ONNX checker lets pass."""
-    versions = [opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")]
+    versions = [opset.version for opset in proto.opset_import if opset.domain in DEFAULT_DOMAIN]
     newest = onnx.defs.onnx_opset_version()
     if not versions:
         raise UsageError(f"{label}: declares no opset of the default domain; 7 to {newest} are supported")
@@ -190,7 +192,8 @@ def _guard(proto: ModelProto, label: str) -> None:
 def _check(proto: ModelProto) -> None:
     """The ONNX checker on the skeleton: there, large tensors are empty, which it accepts for any type.
 
-    Tolerated, because real files have it: an empty graph name, and outputs without a shape.
+    Tolerated, because real files have it: an empty graph name, outputs without a shape, and below IR version 4
+    initializers that are not listed as inputs (a save lists them).
     """
     copy = ModelProto()
     copy.CopyFrom(proto)
@@ -198,6 +201,12 @@ def _check(proto: ModelProto) -> None:
     for info in copy.graph.output:
         if info.type.HasField("tensor_type"):
             info.type.tensor_type.shape.SetInParent()
+    if copy.ir_version < 4:
+        listed = {info.name for info in copy.graph.input}
+        for tensor in copy.graph.initializer:
+            if tensor.name not in listed:
+                added = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                copy.graph.input.append(added)
     for tensor in tensors(copy.graph):
         if marked(tensor.raw_data) is not None:
             tensor.ClearField("raw_data")
@@ -218,14 +227,13 @@ def _export(model: Model) -> tuple[ModelProto, list[Payload]]:
     proto.CopyFrom(model.shell)
     proto.ir_version = model.ir_version
     proto.graph.CopyFrom(graph)
-    opsets = {opset.domain: opset.version for opset in model.graph.import_domains or []}
-    opsets["ai.onnx" if "ai.onnx" in opsets else ""] = model.opset
-    for used in [model.graph, *model.graph.subgraphs(recursive=True)]:
-        for node in used.nodes:
-            if node.domain not in (None, "", "ai.onnx"):
-                opsets.setdefault(node.domain, 1)
-    for domain, version in opsets.items():
-        proto.opset_import.add(domain=domain, version=version)
+    proto.opset_import.extend(model.graph.import_domains or [onnx.helper.make_opsetid("", model.opset)])
+    for opset in proto.opset_import:
+        if opset.domain in DEFAULT_DOMAIN:
+            opset.version = model.opset
+    declared = {"ai.onnx", *(opset.domain for opset in proto.opset_import)}
+    used = {n.domain for g in [model.graph, *model.graph.subgraphs(recursive=True)] for n in g.nodes if n.domain}
+    proto.opset_import.extend(onnx.helper.make_opsetid(domain, 1) for domain in sorted(used - declared))
     for key, value in model.metadata.items():
         proto.metadata_props.add(key=key, value=value)
     return proto, payloads
@@ -309,9 +317,9 @@ def staged(model: Model, target: str | Path) -> Iterator[Staged]:
             write_durably(result.path, chunks(segments))
         yield result
     finally:
-        result.path.unlink(missing_ok=True)
+        discard(result.path)
         if data_file and not result.committed:
-            data_file.unlink(missing_ok=True)
+            discard(data_file)
 
 
 def save(model: Model, target: str | Path) -> Path:
@@ -356,7 +364,7 @@ def copy_bytes(model: Model, target: str | Path | BinaryIO) -> None:
             write_durably(result.path, origin.source.chunks(0, origin.source.size))
         result.commit()
     finally:
-        result.path.unlink(missing_ok=True)
+        discard(result.path)
 
 
 def _copy_external(model: Model, target: Path) -> bool:
@@ -376,5 +384,5 @@ def _copy_external(model: Model, target: Path) -> bool:
                 write_durably(temporary, data.chunks(0, data.size))
                 os.replace(temporary, to)
             finally:
-                temporary.unlink(missing_ok=True)
+                discard(temporary)
     return True

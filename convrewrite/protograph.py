@@ -91,11 +91,10 @@ def import_graph(model: onnx.ModelProto, stored: Sequence[Payload]) -> gs.Graph:
     graph_proto = GraphProto()
     graph_proto.CopyFrom(model.graph)
     _strip_attributes(graph_proto)
-    opsets = [onnx.helper.make_opsetid(opset.domain, opset.version) for opset in model.opset_import]
     graph = OnnxImporter.import_graph(
         graph_proto,
         opset=OnnxImporter.get_opset(model),
-        import_domains=opsets,
+        import_domains=list(model.opset_import),
         producer_name=model.producer_name,
         producer_version=model.producer_version,
         ir_version=model.ir_version,
@@ -175,7 +174,8 @@ class _Exporter:
         for field in ("node", "initializer", "sparse_initializer", "input", "output", "value_info"):
             proto.ClearField(field)
         proto.name = graph.name or "graph"  # the checker refuses the empty name that real files have
-        proto.doc_string = graph.doc_string
+        if graph.doc_string or origin.doc_string:
+            proto.doc_string = graph.doc_string
 
         held = graph.tensors()
         constants = {name: held[name] for name in held if isinstance(held[name], gs.Constant) and name not in outer}
@@ -232,7 +232,8 @@ class _Exporter:
                 )
         if payload is not None:
             proto.raw_data = self._mark(payload) if len(payload) >= LARGE else bytes(payload.view)
-        proto.name = constant.name
+        if constant.name or proto.name:
+            proto.name = constant.name
         return proto
 
     def node(self, node: gs.Node, makers: Mapping[str, NodeProto], outer: frozenset[str]) -> NodeProto:
@@ -245,7 +246,9 @@ class _Exporter:
         proto.CopyFrom(origin)
         for field in ("input", "output", "attribute"):
             proto.ClearField(field)
-        proto.op_type, proto.name = node.op, node.name or ""
+        proto.op_type = node.op
+        if node.name or origin.name:
+            proto.name = node.name
         if node.domain is not None:
             proto.domain = node.domain
         proto.input.extend(tensor.name for tensor in node.inputs)

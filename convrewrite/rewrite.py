@@ -200,7 +200,7 @@ def run_pass(
 
 
 def _anchor(node: gs.Node) -> str:
-    return next((tensor.name for tensor in node.outputs if tensor.name), node.name)
+    return str(next((tensor.name for tensor in node.outputs if tensor.name), node.name))
 
 
 def _plan(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 
 from convrewrite import exposure
 from convrewrite.comparison import TOLERANCE, Ledger, finite, relative_error
@@ -71,28 +72,33 @@ def open_specimen(
     Where the probed copy cannot be opened, the model goes without, and `unprobed` says why.
     """
     path = str(path)
-    model = exposure.read_model(path)
-    moving = frozenset(exposure.moving_outputs(model))
-    probes = exposure.add_probes(model)
+    sketch = exposure.read_sketch(path)
+    moving = frozenset(exposure.moving_outputs(sketch.model))
+    probes = exposure.add_probes(sketch.model)
     probed, unprobed = None, ""
     if probes:
         try:
-            probed = session_of(model, path, provider, optimize=optimize)
+            probed = session_of(sketch, sketch.model, path, provider, optimize=optimize)
         except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
             probes, unprobed = (), f"its probed copy does not load: {error}"
-    del model
     plain = None if probed is not None and reference else open_session(path, provider, optimize)
     described = probed if plain is None else plain
     assert described is not None
+    for info in described.outputs:
+        if not info.kind.startswith("tensor("):
+            raise UsageError(f"output '{info.name}' of {path} is {info.kind}, not a tensor; it cannot be verified")
     added = {probe.name for probe in probes}
     outputs = tuple(info.name for info in described.outputs if info.name not in added)
     return Specimen(path, outputs, probes, unprobed, moving, plain, probed)
 
 
-def session_of(model: Any, path: str, provider: str, *, optimize: bool = True) -> Session:
+def session_of(
+    sketch: exposure.Sketch, variant: onnx.ModelProto, path: str, provider: str, *, optimize: bool = True
+) -> Session:
     """A session on a temporary variant of the model at `path`; its external data is read where it lies."""
-    folder = Path(path).resolve().parent if exposure.has_external_data(model) else None
-    return open_session(model.SerializeToString(), provider, optimize, label=f"a variant of {path}", data_folder=folder)
+    folder = Path(path).resolve().parent if exposure.has_external_data(variant) else None
+    content = sketch.serialize(variant)
+    return open_session(content, provider, optimize, label=f"a variant of {path}", data_folder=folder)
 
 
 @dataclass
@@ -213,11 +219,12 @@ def _moved(evidence: Evidence, name: str) -> bool:
     A network with constant weights gives every class the same score, larger for a brighter image: its output moves,
     but a converter that confuses rows, columns and classes would go unnoticed.
     """
-    arrays = [values[name].astype(np.float64) for values in evidence.references]
+    values = [reference[name] for reference in evidence.references]
+    if values[0].dtype.kind != "f":
+        return any(not np.array_equal(values[0], value) for value in values[1:])
+    arrays = [value.astype(np.float64) for value in values]
     if not all(np.isfinite(array).all() for array in arrays) or not any(array.size for array in arrays):
         return True  # a failure, but no vacuous one
-    if evidence.references[0][name].dtype.kind != "f":
-        return any(not np.array_equal(arrays[0], array) for array in arrays[1:])
     threshold = VARIATION * max(TOLERANCE, 10.0 * evidence.noise.get(name, 0.0)) * evidence.peak.get(name, 0.0)
     uneven = any(array.size == 1 or float(np.ptp(array)) > threshold for array in arrays)
     same_shape = [array for array in arrays if array.shape == arrays[0].shape]

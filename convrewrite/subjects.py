@@ -66,7 +66,9 @@ class Subject:
         """The one image size that the converted model takes; None where it takes any."""
         shape = next(info.shape for info in self.converted.session.inputs if info.name == self.window.input)
         dims = [shape[axis] for axis in self.axes]
-        return tuple(d for d in dims if isinstance(d, int)) if any(isinstance(d, int) for d in dims) else None
+        if not any(isinstance(dim, int) for dim in dims):
+            return None
+        return tuple(dim if isinstance(dim, int) else size for dim, size in zip(dims, self.window.size, strict=True))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ from convrewrite.windows import CutTensor
 
 Array = np.ndarray[Any, Any]
 
+DEVIATION_WINDOWS = 64
+"""The deviation from the original on the crops is measured on at most this many windows."""
+
 SAME = 1e-4
 """Up to this error, a part of a model is taken to be that part: rounding, and not another tensor."""
 
@@ -104,12 +107,13 @@ class TrunkOracle:
         names = [tensor.name for tensor in self.cut]
         failed = f"the original's trunk does not run at that size ({why})"
         path = self.subject.converted.path
-        model = exposure.read_model(path)
+        sketch = exposure.read_sketch(path)
+        model = sketch.model
         if missing := [name for name in names if name not in exposure.producers(model.graph)]:
             raise NoOracle(f"{failed}, and the converted model has no tensor '{missing[0]}'")
         shown = {value.name for value in model.graph.output}
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in shown)
-        session = session_of(model, path, self.provider)
+        session = session_of(sketch, model, path, self.provider)
         native = session.run(self.subject.evidence.samples[0].feeds, names)
         for name in names:
             if not relative_error(native[name], self.features[name]) <= SAME:
@@ -134,7 +138,8 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
     for tensor in cut:
         if not all(letter in tensor.layout for letter in window.letters):
             raise NoOracle(f"the spatial axes of '{tensor.name}' are merged with others")
-    model = exposure.read_model(path)
+    sketch = exposure.read_sketch(path)
+    model = sketch.model
     exposure.add_probes(model)
     inputs = exposure.input_names(model.graph)
     outputs = list(subject.grids)
@@ -144,12 +149,12 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
     exposure.open_dims(model, window.input, subject.axes)
     sample, reference = subject.evidence.samples[0], subject.evidence.references[0]
     try:
-        trunk = session_of(_used(exposure.part(model, {}, inputs, names)), path, provider)
+        trunk = session_of(sketch, _used(exposure.part(model, {}, inputs, names)), path, provider)
         features = trunk.run({info.name: sample.feeds[info.name] for info in trunk.inputs})
         needed = exposure.reached(model.graph, outputs, names)
         starts = {name: features[name] for name in names if name in needed}
         wanted = [name for name in inputs if name in needed]
-        head = session_of(exposure.part(model, starts, wanted, outputs), path, provider)
+        head = session_of(sketch, exposure.part(model, starts, wanted, outputs), path, provider)
         held = {window.input: sample.feeds[window.input]} if window.input in wanted else {}
         oracle = TrunkOracle(subject, tuple(cut), trunk, head, features, held, provider)
         values = head.run({**{name: sample.feeds[name] for name in wanted}, **starts})
@@ -202,11 +207,13 @@ def check(subject: Subject, cut: Sequence[CutTensor], images: Sequence[LargeImag
 
 def measure_deviation(subject: Subject, image: LargeImage, values: Mapping[str, Array]) -> Deviation | None:
     """How far the cells are from the original on each crop; of the first output, class scores before all others."""
+    step = max(1, -(-len(image.chosen) // DEVIATION_WINDOWS))
+    chosen = image.chosen[::step]
     outputs = [name for name in subject.original.outputs if name in subject.grids]
     scores = [name for name in outputs if "C" in subject.grids[name].layout and values[name].dtype.kind == "f"]
     for name in scores or outputs:
-        blocks = [subject.block(name, values, position) for position in image.chosen]
-        wants = [value[name] for value in run_crops(subject, image.feeds, image.chosen, "original on every crop")]
+        blocks = [subject.block(name, values, position) for position in chosen]
+        wants = [value[name] for value in run_crops(subject, image.feeds, chosen, "original on crops")]
         if any(block is None or block.shape != want.shape for block, want in zip(blocks, wants, strict=True)):
             continue
         got, want = np.stack([block for block in blocks if block is not None]), np.stack(wants)

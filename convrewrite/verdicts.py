@@ -123,13 +123,14 @@ class Verification:
     Attributes:
         cases: every check, in order. deviation: see there.
         vacuous: outputs that did not move over all samples, so that their agreement says nothing.
-        command: that repeats the verification.
+        command: that repeats the verification. provider: where the models really ran; "" where nothing ran.
     """
 
     cases: tuple[Case, ...]
     deviation: Deviation | None = None
     vacuous: tuple[str, ...] = ()
     command: str = ""
+    provider: str = ""
 
     @property
     def verdict(self) -> Verdict:

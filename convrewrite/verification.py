@@ -11,6 +11,7 @@ that never move make the verdict `vacuous`; NaN and Inf are never equal; what di
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ import numpy as np
 from convrewrite import trunk_oracle, window_checks
 from convrewrite.comparison import Ledger
 from convrewrite.errors import UsageError
+from convrewrite.exposure import read_sketch
 from convrewrite.runtime import RunFailed, TensorInfo
 from convrewrite.sampling import InputSpec, fill
 from convrewrite.specimens import Evidence, Progress, Specimen, carried_noise, collect, open_specimen, undecided
@@ -47,6 +49,9 @@ def verify(
 ) -> Verification:
     """Compare two models with the same inputs and outputs.
 
+    Where only `b_path` carries the window of a fully convolutional form, `verify_fcn` compares the two (without a
+    `cut`: whoever can find the original's head calls it directly).
+
     Args:
         a_path: the original, which is the reference. b_path: the rewritten model.
         samples: seeded inputs to run, over several scales. seed: that they start from.
@@ -60,6 +65,10 @@ def verify(
         UsageError: the models cannot be compared: other inputs or outputs, open dimensions without a size.
         RunFailed: the original does not run.
     """
+    window = _window_of(b_path)
+    if window is not None and _window_of(a_path) is None:
+        options: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "tolerance": tolerance}
+        return verify_fcn(a_path, b_path, window, provider=provider, progress=progress, **options)
     reference = open_specimen(a_path, provider, reference=True)
     unoptimized = open_specimen(a_path, provider, optimize=False, reference=True)
     rewritten = open_specimen(b_path, provider)
@@ -82,8 +91,8 @@ def verify(
                 ledger.skip(check, f"other shape: {got[name].shape} and {want[name].shape}", name)
                 continue
             ledger.compare(check, name, got[name], want[name], note=sample.source, uncertain=mask)
-    command = _command(a_path, b_path, seed, samples, size, provider, data is not None)
-    return Verification(ledger.cases, vacuous=evidence.vacuous, command=command)
+    command = _command(a_path, b_path, seed, samples, size, tolerance, provider, data is not None)
+    return Verification(ledger.cases, vacuous=evidence.vacuous, command=command, provider=rewritten.session.provider)
 
 
 def verify_fcn(
@@ -123,13 +132,21 @@ def verify_fcn(
     if _metadata_holds(subject):
         subject.grids = _grids(subject)
         window_checks.native(subject)
-        if window.equivalence == "windows":
-            window_checks.windows(subject, large_images(subject, _window_plans(window)))
+        claimed = window.equivalence == "windows"
+        images = large_images(subject, _window_plans(window) if claimed else _native_size_plans(window))
+        if not images:
+            ledger.skip("larger images", "the converted model takes images of the native size alone")
+        elif claimed:
+            window_checks.windows(subject, images)
         else:
-            images = large_images(subject, _native_size_plans(window))
             deviation = trunk_oracle.check(subject, cut, images, provider)
-    command = _command(original_path, converted_path, seed, samples, None, provider, data is not None)
-    return Verification(ledger.cases, deviation, evidence.vacuous, command)
+    command = _command(original_path, converted_path, seed, samples, None, tolerance, provider, data is not None)
+    return Verification(ledger.cases, deviation, evidence.vacuous, command, converted.session.provider)
+
+
+def _window_of(path: str | Path) -> Window | None:
+    """The window in a model's metadata."""
+    return Window.from_metadata({entry.key: entry.value for entry in read_sketch(path).model.metadata_props})
 
 
 def _window_plans(window: Window) -> list[tuple[tuple[int, ...], bool]]:
@@ -269,14 +286,17 @@ def _command(
     seed: int,
     samples: int,
     size: Sequence[int] | None,
+    tolerance: float | None,
     provider: str,
     data: bool,
 ) -> str:
     """The command that repeats a verification."""
-    words = [f"convrewrite verify {a} {b}"]
+    words = ["convrewrite verify", shlex.quote(str(a)), shlex.quote(str(b))]
     words.append("--data F.npz" if data else f"--seed {seed} --samples {samples}")
     if size:
         words.append(f"--size {'x'.join(map(str, size))}")
+    if tolerance is not None:
+        words.append(f"--max-output-error {tolerance:g}")
     if provider != "cpu":
         words.append(f"--provider {provider}")
     return " ".join(words)

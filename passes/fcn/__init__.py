@@ -37,6 +37,7 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
+from convrewrite.errors import UsageError
 from convrewrite.graph import Constants, infer_shapes
 from convrewrite.passes.fcn.lifter import Lifted, Lifter
 from convrewrite.passes.fcn.reasons import REASONS
@@ -95,6 +96,8 @@ class Fcn:
             return Declined(REASONS["fcn/already-convolutional"], f"input '{image.name}' {list(image.shape)}")
         try:
             lifted = self._lift(graph, image)
+            if self.size is not None:
+                _fix_output_sizes(graph, lifted)
         except Refuse as refusal:
             return Refusal(refusal.reason, refusal.detail)
         metadata = {METADATA_KEY: lifted.window.to_json()}
@@ -125,16 +128,30 @@ class Fcn:
                     attempt = stopped.progress, stopped.refusal
             if best is None or attempt[0] > best[0]:
                 best = attempt
+        if best is None and self._misfit(image):
+            raise UsageError(self._misfit(image))
         if best is None:
             raise Refuse("fcn/window-needed", f"input '{image.name}' is {list(image.shape)}")
         if len(image.shape) == 2:
             raise Refuse("fcn/flat-input", f"input '{image.name}' is {list(image.shape)}")
         raise best[1]
 
+    def _misfit(self, image: gs.Variable) -> str:
+        """What is wrong with `window` or `size` for an input of that rank; empty where they fit it."""
+        counts = {len(axes) - sum(axes.count(letter) for letter in "NC") for axes in LAYOUTS.get(len(image.shape), ())}
+        for option, value in (("--size", self.size), ("--window", self.window)):
+            if value is not None and counts and len(value) not in counts:
+                wanted = " or ".join(map(str, sorted(counts)))
+                given = "x".join(map(str, value))
+                return f"{option} {given} has {len(value)} numbers, input '{image.name}' has {wanted} spatial axes"
+        return ""
+
     def _readings(self, image: gs.Variable) -> Iterator[tuple[str, list[int]]]:
         """Axes letters with a native shape: the window for symbolic extents, a sample count for a symbolic batch."""
         for axes in LAYOUTS.get(len(image.shape), ()):
             spatial = [letter for letter in axes if letter not in "NC"]
+            if self.size is not None and len(self.size) != len(spatial):
+                continue
             window = self.window if self.window and len(self.window) == len(spatial) else None
             for batch in (SAMPLE, 1):
                 shape: list[int] = []
@@ -152,7 +169,6 @@ class Fcn:
 
     def _walk(self, graph: gs.Graph, image: gs.Variable, axes: str, native: dict[str, tuple[int, ...]]) -> Lifted:
         constants = Constants(graph, native)
-        lifter: Lifter | None = None
         for trim in (True, False):
             pools: frozenset[str] = frozenset()
             while True:
@@ -172,6 +188,31 @@ class Fcn:
         if len(axes) == 2 and not lifter.slides:
             raise _Stopped(0, Refuse("fcn/flat-input", f"input '{image.name}' is {list(image.shape)}"))
         return lifted
+
+
+def _fix_output_sizes(graph: gs.Graph, lifted: Lifted) -> None:
+    """Give the outputs the shapes that follow from a fixed input size.
+
+    Raises:
+        UsageError: the size is below the window, or no shape follows from it.
+    """
+    window = lifted.window
+    image = next(t for t in lifted.inputs if t.name == window.input)
+    new = tuple(image.shape[window.axes.index(letter)] for letter in window.letters)
+    text, native = "x".join(map(str, new)), "x".join(map(str, window.size))
+    if any(wanted < own for wanted, own in zip(new, window.size, strict=True)):
+        raise UsageError(f"--size {text} is smaller than the classifier's own {native}")
+    fixed = gs.Graph(lifted.nodes, lifted.inputs, lifted.outputs, opset=graph.opset)
+    fixed.import_domains = graph.import_domains
+    shapes = {t.name: [d if isinstance(d, int) else 1 for d in t.shape or ()] for t in lifted.inputs}
+    try:
+        known = infer_shapes(fixed, shapes)
+    except onnx.shape_inference.InferenceError:
+        step = "x".join(map(str, window.stride))
+        raise UsageError(f"the model does not run at --size {text}", remedy=f"try {native} + k * {step}") from None
+    for output in lifted.outputs:
+        if output.name in window.outputs and output.name in known:
+            output.shape = [output.shape[0], *known[output.name][1:]]
 
 
 class _Stopped(Exception):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -142,7 +142,7 @@ def lift_concat(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     waiting = any(large(v.axes[place]) for v in views) or not all(isinstance(m, View) for m in members)
     kept: list[View | Fixed] = []
     for member, tensor in zip(members, node.inputs, strict=True):
-        if isinstance(member, Static):
+        if not isinstance(member, View | Fixed):
             values = lifter.value(tensor, node)
             member = Fixed(
                 lifter.emitter.emit(
@@ -156,7 +156,7 @@ def lift_concat(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
                 "fcn/position-dependent-constant",
                 f"{lifter.label(node)} joins '{tensor.name}', which differs from position to position",
             )
-        kept.append(member if isinstance(member, View | Fixed) else views[0])
+        kept.append(member)
     extents = tuple(lifter.shape(tensor)[place] for tensor in node.inputs)
     parts = Parts(tuple(kept), extents, place, rank)
     return [parts] if waiting else [_joined_views(lifter, node, parts)]

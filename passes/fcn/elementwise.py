@@ -128,7 +128,7 @@ def _matched(lifter: Lifter, node: gs.Node, lead: View, other: View) -> tuple[Vi
             raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} broadcasts both operands")
         if right and [(a.letter, a.extent) for a in left] != [(a.letter, a.extent) for a in right]:
             raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} adds axes of different meaning")
-        names.update({r: (l,) for l, r in zip(left, right, strict=False)})
+        names.update({theirs: (ours,) for ours, theirs in zip(left, right, strict=False)})
     by_letter = {a.letter: a for a in atoms(lead.base) if a.letter != "C"}
     for atom in atoms(other.base):
         twin = by_letter.get(atom.letter)
@@ -179,7 +179,7 @@ def _real(axis: Axis) -> Axis:
 
 def _without(base: Layout, smaller: Layout) -> Layout:
     """The base with only those atoms that the smaller operand has: the others broadcast."""
-    present = {a for a in atoms(smaller)}
+    present = set(atoms(smaller))
     return tuple(tuple(a for a in axis if a in present) for axis in base)
 
 

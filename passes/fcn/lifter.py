@@ -29,8 +29,8 @@ from convrewrite.windows import CutTensor, Field, OutputGrid, Window, keeps_wind
 Rule = Callable[["Lifter", gs.Node, Sequence[State]], list[State]]
 
 RULES: Mapping[str, Rule] = {
-    **{op: elementwise.lift_unary for op in elementwise.UNARY},
-    **{op: elementwise.lift_binary for op in elementwise.BINARY},
+    **dict.fromkeys(elementwise.UNARY, elementwise.lift_unary),
+    **dict.fromkeys(elementwise.BINARY, elementwise.lift_binary),
     **sliding.RULES,
     **linear.RULES,
     **channels.RULES,

@@ -40,7 +40,7 @@ REASONS = {
         Reason(
             "fcn/position-in-output",
             "an output lists the positions of the map one by one, so it has no class axis to keep apart from them",
-            "detectors and models without a class head run fully convolutionally already; cut the model ahead of that output",
+            "a detector runs over positions already: cut the model ahead of that output to lift what is before it",
         ),
         Reason(
             "fcn/mixed-axes",

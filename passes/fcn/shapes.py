@@ -1,6 +1,6 @@
 """Operators that only move axes about: they change a view and emit nothing. Slice cuts the map or the channels.
 
-Reshape [N, C, H, W] -> [N, g, C/g, H, W], Transpose(0, 2, 1, 3, 4), Reshape back     (a channel shuffle, sizes baked in)
+Reshape [N, C, H, W] -> [N, g, C/g, H, W], Transpose(0, 2, 1, 3, 4), Reshape back    (a shuffle with baked sizes)
 ->  the axes (C1 C2) become (C2 C1); the next operator brings them into place at any size
 """
 
@@ -34,8 +34,8 @@ def lift_reshape(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} takes a shape that depends on the image")
     grouped = regroup(data.axes, target)
     if grouped is None:
-        axes = " ".join(f"({a})" for a in letters(data.axes))
-        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} cuts {axes} into {list(target)}")
+        names = " ".join(f"({a})" for a in letters(data.axes))
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} cuts {names} into {list(target)}")
     axes, splits = grouped
     return [replace(data.refined(splits), axes=axes)]
 

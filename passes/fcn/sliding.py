@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -162,7 +162,7 @@ def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, fa
     """Emit a pool that stands for a whole-map pool of the original."""
     anchor = node.outputs[0].name
     slid, sliding = _slid(lifter, node, view, layer.sliding)
-    attrs = {"kernel_shape": list(sliding.kernel), "strides": list(sliding.strides)}
+    attrs: dict[str, Any] = {"kernel_shape": list(sliding.kernel), "strides": list(sliding.strides)}
     if any((*sliding.begin, *sliding.end)):
         attrs["pads"] = [*sliding.begin, *sliding.end]
         if layer.op == "AveragePool":

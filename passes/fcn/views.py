@@ -17,10 +17,9 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.axes import Atom, Layout, atoms, extent, large, substitute
 from convrewrite.graph import unique_name
+from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.rewrite import Reason
 from convrewrite.windows import CutTensor, Field
-
-from convrewrite.passes.fcn.reasons import REASONS
 
 
 class Refuse(Exception):
