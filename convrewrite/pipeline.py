@@ -206,8 +206,7 @@ def compare(source: str, target: str, size: Sequence[int] | None, options: Optio
         "progress": options.progress,
     }
     if window is not None and Window.from_metadata(before.metadata) is None:
-        cut = _cut(before, window)
-        found = verification.verify_fcn(source, target, window, cut, **common)
+        found = verification.verify_fcn(source, target, window, _cut(before, window), size=size, **common)
     else:
         found = verification.verify(source, target, size=size, **common)
     base = replace(base, verification=found, provider=found.provider)

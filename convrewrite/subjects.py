@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.comparison import Ledger
+from convrewrite.errors import UsageError
 from convrewrite.sampling import Feeds, InputSpec, Scale, enlarge, random_array
 from convrewrite.specimens import Evidence, Progress, Specimen
 from convrewrite.windows import OutputGrid, Window
@@ -111,14 +112,19 @@ def to_layout(new: Array, grid: OutputGrid, letters: str, starts: Position) -> A
     return block.reshape([int(np.prod([extent[letter] for letter in part], dtype=int)) for part in grid.layout])
 
 
-def large_images(subject: Subject, plans: Sequence[tuple[Position, bool]]) -> list[LargeImage]:
+def large_images(
+    subject: Subject, plans: Sequence[tuple[Position, bool]], size: Sequence[int] | None = None
+) -> list[LargeImage]:
     """Make images for some numbers of windows per axis, with a remainder of pixels where the flag is set.
 
-    A converted model of one fixed size gets one image of that size instead.
+    Where `size` is given, one image of that size instead; a converted model of one fixed size takes that one alone.
     """
     window = subject.window
     fixed = subject.fixed_size()
-    sizes = []
+    sizes: list[tuple[int, ...]] = []
+    if size is not None:
+        _check_size(size, fixed, window)
+        plans, sizes = [], [tuple(size)]
     for positions, remainder in plans:
         rest = [(step - 1 if axis % 2 == 0 else step // 2) * remainder for axis, step in enumerate(window.stride)]
         sizes.append(tuple(extent + r for extent, r in zip(window.image_size(positions), rest, strict=True)))
@@ -127,6 +133,18 @@ def large_images(subject: Subject, plans: Sequence[tuple[Position, bool]]) -> li
     return [
         _large_image(subject, size, index) for index, size in enumerate(dict.fromkeys(sizes)) if size != window.size
     ]
+
+
+def _check_size(size: Sequence[int], fixed: Sequence[int] | None, window: Window) -> None:
+    """Raise UsageError where no larger image can have that size."""
+    text, own = "x".join(map(str, size)), "x".join(map(str, window.size))
+    if len(size) != len(window.size):
+        raise UsageError(f"--size {text} has {len(size)} numbers, the model has {len(window.size)} spatial axes")
+    if any(wanted < least for wanted, least in zip(size, window.size, strict=True)):
+        raise UsageError(f"--size {text} is smaller than the classifier's own {own}")
+    if fixed is not None and tuple(fixed) != tuple(size):
+        only = "x".join(map(str, fixed))
+        raise UsageError(f"--size {text} does not fit: the converted model takes images of {only} alone")
 
 
 def _large_image(subject: Subject, size: tuple[int, ...], index: int) -> LargeImage:

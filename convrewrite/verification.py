@@ -104,6 +104,7 @@ def verify_fcn(
     samples: int = 3,
     seed: int = 0,
     data: Mapping[str, Array] | None = None,
+    size: Sequence[int] | None = None,
     tolerance: float | None = None,
     provider: str = "cpu",
     progress: Progress | None = None,
@@ -117,7 +118,12 @@ def verify_fcn(
     Args:
         original_path, converted_path: before and after. window: what the converted model's metadata says.
         cut: where the original's head begins; without it the check at larger sizes of "native-size" is skipped.
+        size: of the one larger image to compare on, instead of a few near the native size.
         samples, seed, data, tolerance, provider, progress: as for `verify`.
+
+    Raises:
+        UsageError: the models cannot be compared, or `size` is below the window.
+        RunFailed: the original does not run.
     """
     original = open_specimen(original_path, provider, reference=True)
     unoptimized = open_specimen(original_path, provider, optimize=False, reference=True)
@@ -133,14 +139,15 @@ def verify_fcn(
         subject.grids = _grids(subject)
         window_checks.native(subject)
         claimed = window.equivalence == "windows"
-        images = large_images(subject, _window_plans(window) if claimed else _native_size_plans(window))
+        plans = _window_plans(window) if claimed else _native_size_plans(window)
+        images = large_images(subject, plans, size)
         if not images:
             ledger.skip("larger images", "the converted model takes images of the native size alone")
         elif claimed:
             window_checks.windows(subject, images)
         else:
             deviation = trunk_oracle.check(subject, cut, images, provider)
-    command = _command(original_path, converted_path, seed, samples, None, tolerance, provider, data is not None)
+    command = _command(original_path, converted_path, seed, samples, size, tolerance, provider, data is not None)
     return Verification(ledger.cases, deviation, evidence.vacuous, command, converted.session.provider)
 
 

@@ -21,10 +21,11 @@ MAX_LINES = 400
 
 BASE = frozenset({"errors"})
 ENGINE = frozenset({"rewrite", "graph", "layers", "windows", "axes", "costs"}) | BASE
-FILES = ENGINE | {"model_io"}
+FILES = ENGINE | {"model_io", "atomic", "external_data", "protofile", "protograph", "stored"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
-CHECKS = SAMPLING | {"verification", "timing"}
+PROOFS = SAMPLING | {"comparison", "exposure", "specimens", "subjects", "trunk_oracle", "verdicts", "window_checks"}
+CHECKS = PROOFS | {"verification", "timing"}
 JUDGES = CHECKS | {"acceptance", "report"}
 TOP = JUDGES | {"pipeline", "passes", "models", "convrewrite"}
 
@@ -39,13 +40,14 @@ ALLOWED: dict[str, frozenset[str]] = {
     "costs": ENGINE,
     "passes": ENGINE,
     "models": frozenset(),
-    "model_io": FILES,
+    **dict.fromkeys(("model_io", "atomic", "external_data", "protofile", "protograph", "stored"), FILES),
     "runtime": FILES,
     "sampling": RUNTIME,
-    "verification": SAMPLING,
+    **dict.fromkeys(sorted(PROOFS - SAMPLING), PROOFS),
+    "verification": PROOFS,
     "timing": SAMPLING,
     "acceptance": CHECKS,
-    "report": CHECKS | {"acceptance", "convrewrite"},
+    "report": CHECKS | {"acceptance", "pipeline", "convrewrite"},
     "pipeline": TOP - {"pipeline"},
     "cli": TOP,
     "convrewrite": TOP,

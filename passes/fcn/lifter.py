@@ -2,7 +2,7 @@
 
 Every tensor of the original is given a state (`views.State`): it is static, or fixed (the same at every image size), or
 a view of a tensor in the new graph. The rules live in `elementwise`, `sliding`, `linear`, `channels` and `shapes`; this
-module calls them, keeps the books, and writes the outputs.
+module calls them and keeps the books; `outputs` writes the outputs.
 
 A pool over the whole map is first taken as the classifier's, with the native map as its kernel. Where its result later
 meets a larger map it was a squeeze-and-excite block: the walk starts again with that pool kept global.
@@ -10,7 +10,6 @@ meets a larger map it was a squeeze-and-excite block: the walk starts again with
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,12 +18,13 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite import costs
-from convrewrite.axes import Atom, Layout, atoms, large, letters
+from convrewrite.axes import Atom, atoms, letters
 from convrewrite.graph import Constants, Shape, subgraph_tensors, unique_name
 from convrewrite.passes.fcn import channels, elementwise, linear, shapes, sliding
+from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
 from convrewrite.passes.fcn.views import Emitter, Fixed, MeetsLargerMap, Parts, Refuse, State, Static, View
 from convrewrite.rewrite import Site
-from convrewrite.windows import CutTensor, Field, OutputGrid, Window, keeps_windows
+from convrewrite.windows import CutTensor, Field, keeps_windows
 
 Rule = Callable[["Lifter", gs.Node, Sequence[State]], list[State]]
 
@@ -36,20 +36,6 @@ RULES: Mapping[str, Rule] = {
     **channels.RULES,
     **shapes.RULES,
 }
-
-SIZE_NAMES = {"H": "height", "W": "width", "L": "length", "D": "depth"}
-
-
-@dataclass(frozen=True)
-class Lifted:
-    """The new graph's parts and what was learned on the way."""
-
-    nodes: list[gs.Node]
-    inputs: list[gs.Variable]
-    outputs: list[gs.Variable]
-    window: Window
-    cut: tuple[CutTensor, ...]
-    sites: tuple[Site, ...]
 
 
 @dataclass
@@ -203,7 +189,7 @@ class Lifter:
         for node in self.graph.nodes:
             self._step(node)
             self.progress += 1
-        return self._finish(inputs)
+        return finish(self, inputs)
 
     def _input(self, tensor: gs.Variable) -> gs.Variable:
         if tensor.name != self.image.name:
@@ -286,117 +272,6 @@ class Lifter:
     def spatial_letters(self) -> tuple[str, ...]:
         """The image's spatial letters in order."""
         return tuple(letter for letter in self.axes if letter not in "NC")
-
-    # The outputs ------------------------------------------------------------------------------------------------
-
-    def _finish(self, inputs: list[gs.Variable]) -> Lifted:
-        views: dict[str, View] = {}
-        for tensor in self.graph.outputs:
-            state = self.state(tensor)
-            if isinstance(state, Parts):
-                state = self.joined(tensor.inputs[0], state)
-            if isinstance(state, View):
-                views[tensor.name] = state
-        if not views:
-            raise Refuse("fcn/no-image-input", "no output depends on the position in the image")
-        heads = [view for view in views.values() if view.one_position]
-        if not heads:
-            self._refuse_outputs(views)
-        stride = {
-            letter: math.lcm(*(view.fields[letter].stride for view in views.values()))
-            for letter in self.spatial_letters
-        }
-        outputs = [self._output(tensor, views.get(tensor.name), stride) for tensor in self.graph.outputs]
-        return Lifted(self.emitter.nodes, inputs, outputs, self._window(views, stride), self._cut(views), self._sites())
-
-    def _refuse_outputs(self, views: Mapping[str, View]) -> None:
-        name, view = next(iter(views.items()))
-        raise Refuse(
-            "fcn/position-in-output", f"output '{name}' {list(letters(view.axes))} has no head over the whole map"
-        )
-
-    def _sites(self) -> tuple[Site, ...]:
-        return tuple(self.sites)
-
-    def _canonical(self, view: View) -> Layout:
-        base = atoms(view.base)
-        channel = tuple(a for a in atoms(view.axes) if a.letter == "C")
-        channel += tuple(a for a in base if a.letter == "C" and a not in channel)
-        batch = tuple(a for a in base if a.letter == "N")
-        return (batch, channel, *((view.spatial(letter),) for letter in self.spatial_letters))
-
-    def _output(self, tensor: gs.Tensor, view: View | None, stride: Mapping[str, int]) -> gs.Variable:
-        """The output tensor under its own name: [N, K, *spatial] where it depends on the position."""
-        if view is None:
-            state = self.state(tensor)
-            if isinstance(state, Fixed):
-                return state.tensor
-            copied = self.static(tensor)
-            if isinstance(copied, gs.Constant):
-                return self.emitter.emit("Identity", [copied], output=tensor.name, own_name=True, dtype=tensor.dtype)
-            copied.dtype, copied.shape = tensor.dtype, tensor.shape
-            return copied
-        name = f"{tensor.name}/windows"
-        if view.one_position:
-            steps = {letter: stride[letter] // f.stride for letter, f in view.fields.items()}
-            view = self.emitter.every(view, steps, f"{tensor.name}/every")
-        view = self.emitter.bring(view, self._canonical(view))
-        names = {t.name for n in self.emitter.nodes for t in n.outputs}
-        if tensor.name not in names and not self._is_read(view.tensor):
-            view.tensor.name = tensor.name
-            output = view.tensor
-        elif view.tensor.name == tensor.name:
-            output = view.tensor
-        else:
-            for node in self.emitter.nodes:
-                for other in node.outputs:
-                    if other.name == tensor.name:
-                        other.name = unique_name(name, self.taken)
-            output = self.emitter.emit("Identity", [view.tensor], output=tensor.name, own_name=True)
-        output.dtype = tensor.dtype
-        output.shape = self._output_shape(tensor, view)
-        return output
-
-    def _is_read(self, tensor: gs.Variable) -> bool:
-        taken = {t.name for t in self.graph.outputs}
-        return tensor.name in taken or tensor.name in {t.name for t in self.graph.inputs}
-
-    def _output_shape(self, tensor: gs.Tensor, view: View) -> list[int | str | None]:
-        batch = [a for a in view.base[0] if a.letter == "N"]
-        place = self.axes.find("N")
-        first = self.image.shape[place] if batch and place >= 0 else 1
-        spatial = [f"{tensor.name}_{SIZE_NAMES[letter]}" for letter in self.spatial_letters]
-        return [first, math.prod(a.extent for a in view.base[1]), *spatial]
-
-    def _window(self, views: Mapping[str, View], stride: Mapping[str, int]) -> Window:
-        grids = {}
-        for name, view in views.items():
-            own = stride if view.one_position else {letter: f.stride for letter, f in view.fields.items()}
-            grids[name] = OutputGrid(
-                tuple(own[letter] for letter in self.spatial_letters),
-                tuple(view.spatial(letter).extent for letter in self.spatial_letters),
-                letters(view.axes),
-            )
-        size = tuple(self.native[self.image.name][self.axes.index(letter)] for letter in self.spatial_letters)
-        return Window(
-            input=self.image.name,
-            axes=self.axes,
-            size=size,
-            stride=tuple(stride[letter] for letter in self.spatial_letters),
-            offset=(0,) * len(size),
-            receptive_field=tuple(
-                max(view.fields[letter].size for view in views.values()) for letter in self.spatial_letters
-            ),
-            equivalence="native-size" if self.breaks else "windows",
-            why=self.breaks[0] if self.breaks else "",
-            outputs=grids,
-        )
-
-    def _cut(self, views: Mapping[str, View]) -> tuple[CutTensor, ...]:
-        if not self.cut_holds or any(large(atoms(view.base)) for view in views.values()):
-            return ()
-        cuts = {cut.name: cut for view in views.values() for cut in view.cuts}
-        return tuple(cuts[name] for name in sorted(cuts))
 
 
 def _known_dtype(tensor: gs.Tensor) -> Any:
