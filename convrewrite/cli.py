@@ -23,7 +23,7 @@ from convrewrite.errors import ConvrewriteError, Refused, UsageError
 
 if TYPE_CHECKING:
     from convrewrite.pipeline import Options, Outcome
-    from convrewrite.specimens import Progress as Tell
+    from convrewrite.verification import Progress as Tell
 
 app = typer.Typer(
     name="convrewrite",

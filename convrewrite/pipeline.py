@@ -26,8 +26,8 @@ from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
 from convrewrite.passes.fcn import Fcn
 from convrewrite.rewrite import Pass, PassResult, Site, run_pass
-from convrewrite.specimens import Progress
 from convrewrite.verification import Verification
+from convrewrite.verification import Progress
 from convrewrite.windows import Window
 
 STREAM = "-"

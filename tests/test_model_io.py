@@ -21,10 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from convrewrite import external_data, model_io, protofile
+from convrewrite import model_io
 from convrewrite.errors import UsageError
-from convrewrite.model_io import Model, copy_bytes, load, save, staged, to_bytes, write_stream
-from convrewrite.stored import StoredValues
+from convrewrite.model_io import Model, copy_bytes, external_data, load, protofile, save, staged, to_bytes, write_stream
+from convrewrite.model_io.stored import StoredValues
 
 CORPUS = sorted((Path(__file__).resolve().parents[2] / "shared" / "corpus").glob("*.onnx"))
 FLOAT = TensorProto.FLOAT

@@ -15,11 +15,11 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from convrewrite.comparison import Ledger, floor, relative_error
 from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.sampling import InputSpec, cut_data, read_data
-from convrewrite.verdicts import Verification
 from convrewrite.verification import verify, verify_fcn
+from convrewrite.verification.comparison import Ledger, floor, relative_error
+from convrewrite.verification.verdicts import Verification
 from convrewrite.windows import CutTensor, OutputGrid, Window
 
 CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
@@ -781,7 +781,7 @@ def test_a_converted_model_of_the_native_size_alone(tmp_path, pad):
 
 @pytest.mark.parametrize("pad", [0, 1])
 def test_a_large_map_is_compared_on_a_part_of_its_windows(tmp_path, monkeypatch, pad):
-    monkeypatch.setattr("convrewrite.subjects.CROP_PIXELS", 12 * 10 * 20)
+    monkeypatch.setattr("convrewrite.verification.subjects.CROP_PIXELS", 12 * 10 * 20)
     result = pair(pad=pad, fixed=(100, 90)).verify(tmp_path)
     assert result.passed
     assert any("of 1845 windows" in case.note for case in result.cases)

@@ -171,9 +171,11 @@ class Lifter:
             Site("fcn", anchor, node.op, "rewritten", "", detail, "", equivalence, 0.0, macs, macs, *params)
         )
 
-    def check_windows(self, node: gs.Node, *, over_space: bool = False, sees_padding: bool = False) -> None:
-        """Note where an operator breaks the window property."""
-        why = keeps_windows(node.op, over_space=over_space, sees_padding=sees_padding)
+    def check_windows(
+        self, node: gs.Node, *, over_space: bool = False, sees_padding: bool = False, op: str | None = None
+    ) -> None:
+        """Note where an operator breaks the window property. op: the one that stands for the node."""
+        why = keeps_windows(op or node.op, over_space=over_space, sees_padding=sees_padding)
         if why is not None:
             self.breaks.append(f"{why} ('{node.name or node.outputs[0].name}')")
 

@@ -77,12 +77,14 @@ def _resized(view: View, size: Sequence[int], channel: Atom | None = None) -> Vi
     return replace(view, base=layout, axes=layout)
 
 
-def _slid(lifter: Lifter, node: gs.Node, view: View, sliding: Sliding) -> tuple[View, Sliding]:
-    """Book-keeping of a sliding operator: pads, window property, receptive fields."""
+def _slid(
+    lifter: Lifter, node: gs.Node, view: View, sliding: Sliding, op: str | None = None
+) -> tuple[View, Sliding]:
+    """Book-keeping of a sliding operator: pads, window property, receptive fields. op: what stands for the node."""
     if lifter.trim:
         sliding = sliding.trimmed()
     padded = any(sliding.sees_padding(axis) for axis in range(len(sliding.size)))
-    lifter.check_windows(node, sees_padding=padded)
+    lifter.check_windows(node, sees_padding=padded, op=op)
     if padded and view.one_position and view.pools:
         lifter.cut_holds = False
     fields = dict(view.fields)
@@ -161,7 +163,7 @@ def lift_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[St
 def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, factor: float) -> View:
     """Emit a pool that stands for a whole-map pool of the original."""
     anchor = node.outputs[0].name
-    slid, sliding = _slid(lifter, node, view, layer.sliding)
+    slid, sliding = _slid(lifter, node, view, layer.sliding, layer.op)
     attrs: dict[str, Any] = {"kernel_shape": list(sliding.kernel), "strides": list(sliding.strides)}
     if any((*sliding.begin, *sliding.end)):
         attrs["pads"] = [*sliding.begin, *sliding.end]

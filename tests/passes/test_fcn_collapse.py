@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from helpers import Net, check_lifted
 from onnx import TensorProto, helper, numpy_helper
+
+from helpers import Net, check_lifted
 
 Form = Callable[[Net, str], str]
 
@@ -19,8 +20,8 @@ def small_map(net: Net, channels: int = 3) -> str:
 
 
 def even_map(net: Net, channels: int = 3) -> str:
-    """A map of 2 x 4 cells from an image of 8 x 12: means of 2**k cells are exact."""
-    return str(net.MaxPool(net.Relu(net.conv("x", channels, 3, 3)), kernel_shape=[2, 2], strides=[3, 3]))
+    """A map of 2 x 4 cells from an image of 8 x 10: means of 2**k cells are exact."""
+    return str(net.MaxPool(net.Relu(net.conv("x", channels, 3, 3)), kernel_shape=[2, 2], strides=[4, 2]))
 
 
 def shape_of_map(net: Net, x: str) -> str:
@@ -128,7 +129,7 @@ def test_squeeze(opset: int, axes: list[int] | None) -> None:
 @pytest.mark.parametrize("pool", ["GlobalAveragePool", "GlobalMaxPool"])
 @pytest.mark.parametrize("collapse", ["flatten", "reshape-0", "nhwc-flatten"])
 def test_global_pool(pool: str, collapse: str) -> None:
-    net = Net(1, 2, 8, 12)
+    net = Net(1, 2, 8, 10)
     pooled = net.node(pool, even_map(net))
     check_lifted(net.model(net.fc(FLATTENS[collapse](net, pooled), 4)))
 
@@ -137,7 +138,7 @@ def test_global_pool(pool: str, collapse: str) -> None:
 @pytest.mark.parametrize("keepdims", [0, 1])
 @pytest.mark.parametrize("op", ["ReduceMean", "ReduceMax", "ReduceSum", "ReduceMin"])
 def test_reduction(op: str, keepdims: int, opset: int) -> None:
-    net = Net(1, 2, 8, 12, opset=opset)
+    net = Net(1, 2, 8, 10, opset=opset)
     pooled = net.reduce(op, net.conv(even_map(net), 3, 1, 1), [2, 3], keepdims)
     check_lifted(net.model(net.fc(net.Flatten(pooled) if keepdims else pooled, 4)))
 
@@ -150,19 +151,19 @@ def test_norm_of_the_map(op: str) -> None:
 
 
 def test_reduction_axis_by_axis() -> None:
-    net = Net(1, 2, 8, 12)
+    net = Net(1, 2, 8, 10)
     rows = net.reduce("ReduceMean", even_map(net), [2], 0)
     check_lifted(net.model(net.fc(net.reduce("ReduceMax", rows, [2], 0), 4)))
 
 
 def test_reduction_of_channels_last_map() -> None:
-    net = Net(1, 2, 8, 12)
+    net = Net(1, 2, 8, 10)
     turned = net.Transpose(even_map(net), perm=[0, 2, 3, 1])
     check_lifted(net.model(net.fc(net.reduce("ReduceMean", turned, [1, 2], 0), 4)))
 
 
 def test_sum_times_a_constant_is_a_mean() -> None:
-    net = Net(1, 2, 8, 12)
+    net = Net(1, 2, 8, 10)
     total = net.reduce("ReduceSum", even_map(net), [2, 3], 0)
     scaled = net.Mul(total, net.const(np.float32(2.0)))
     check_lifted(net.model(net.fc(scaled, 4)))
@@ -200,12 +201,12 @@ def test_average_pool_of_seven_on_six_by_six_averages_36_cells() -> None:
 
 
 def test_head_without_fully_connected_layer() -> None:
-    net = Net(1, 2, 8, 12)
+    net = Net(1, 2, 8, 10)
     scores = net.Relu(net.conv(even_map(net), 5, 1, 1))
     logits = net.Flatten(net.GlobalAveragePool(scores))
     made = check_lifted(net.model(logits))
     assert "Reshape" not in made.operators
-    net = Net(1, 2, 8, 12)
+    net = Net(1, 2, 8, 10)
     scores = net.Relu(net.conv(even_map(net), 5, 1, 1))
     check_lifted(net.model(net.Softmax(net.Flatten(net.GlobalAveragePool(scores)), axis=1)), exact=False)
 

@@ -16,9 +16,9 @@ from onnx import GraphProto, TensorProto
 
 from convrewrite.atomic import discard, sync_folder, temporary_beside, write_durably
 from convrewrite.errors import UsageError
-from convrewrite.protofile import LARGE, MappedFile, Payload, mark, marked
-from convrewrite.protograph import tensors
-from convrewrite.stored import raw_bytes, values_fault
+from convrewrite.model_io.protofile import LARGE, MappedFile, Payload, mark, marked
+from convrewrite.model_io.protograph import tensors
+from convrewrite.model_io.stored import raw_bytes, values_fault
 
 ALIGNMENT = 4096
 """Where tensors start in a data file: at pages, so that a runtime can map them."""

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.comparison import Ledger
 from convrewrite.errors import UsageError
 from convrewrite.sampling import Feeds, InputSpec, Scale, enlarge, random_array
-from convrewrite.specimens import Evidence, Progress, Specimen
+from convrewrite.verification.comparison import Ledger
+from convrewrite.verification.specimens import Evidence, Progress, Specimen
 from convrewrite.windows import OutputGrid, Window
 
 Array = np.ndarray[Any, Any]

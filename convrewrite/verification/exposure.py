@@ -21,8 +21,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from convrewrite import protofile
 from convrewrite.errors import UsageError
+from convrewrite.model_io import protofile
 
 FINAL_OPS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Hardmax", "ArgMax"})
 """Operators that hide differences of their operand."""

@@ -20,8 +20,8 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter, get_onnx_ten
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from convrewrite.protofile import LARGE, Memory, Payload, mark, marked
-from convrewrite.stored import StoredSparse, StoredValues, elem_type, is_packed
+from convrewrite.model_io.protofile import LARGE, Memory, Payload, mark, marked
+from convrewrite.model_io.stored import StoredSparse, StoredValues, elem_type, is_packed
 
 # graphsurgeon prints its log to standard output, which may carry a model.
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1

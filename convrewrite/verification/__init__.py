@@ -19,18 +19,26 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite import trunk_oracle, window_checks
-from convrewrite.comparison import Ledger
 from convrewrite.errors import UsageError
-from convrewrite.exposure import read_sketch
 from convrewrite.runtime import RunFailed, TensorInfo
 from convrewrite.sampling import InputSpec, fill
-from convrewrite.specimens import Evidence, Progress, Specimen, carried_noise, collect, open_specimen, undecided
-from convrewrite.subjects import Subject, large_images
-from convrewrite.verdicts import Case, Deviation, Verification
+from convrewrite.verification import trunk_oracle, window_checks
+from convrewrite.verification.comparison import Ledger
+from convrewrite.verification.exposure import read_sketch
+from convrewrite.verification.specimens import (
+    Evidence,
+    Progress,
+    Specimen,
+    carried_noise,
+    collect,
+    open_specimen,
+    undecided,
+)
+from convrewrite.verification.subjects import Subject, large_images
+from convrewrite.verification.verdicts import Case, Deviation, Verification
 from convrewrite.windows import CutTensor, OutputGrid, Window
 
-__all__ = ["Case", "Deviation", "Verification", "verify", "verify_fcn"]
+__all__ = ["Case", "Deviation", "Progress", "Verification", "verify", "verify_fcn"]
 
 Array = np.ndarray[Any, Any]
 

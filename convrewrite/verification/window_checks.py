@@ -16,11 +16,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from convrewrite.comparison import relative_error
 from convrewrite.runtime import RunFailed
 from convrewrite.sampling import Feeds, InputSpec, random_array
-from convrewrite.specimens import undecided
-from convrewrite.subjects import Array, LargeImage, Position, Subject, Values
+from convrewrite.verification.comparison import relative_error
+from convrewrite.verification.specimens import undecided
+from convrewrite.verification.subjects import Array, LargeImage, Position, Subject, Values
 from convrewrite.windows import OutputGrid
 
 CHUNK_PIXELS = 3_000_000

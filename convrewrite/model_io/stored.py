@@ -11,7 +11,7 @@ import onnx
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
-from convrewrite.protofile import Payload
+from convrewrite.model_io.protofile import Payload
 
 _BITS_NAMED_OTHERWISE = {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8, "STRING": 0, "UNDEFINED": 0}
 _BITS = {

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.verdicts import MISMATCHES, RELATIVE, Case, Status
+from convrewrite.verification.verdicts import MISMATCHES, RELATIVE, Case, Status
 
 Array = np.ndarray[Any, Any]
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import onnx
 
-from convrewrite import exposure
-from convrewrite.comparison import TOLERANCE, Ledger, finite, relative_error
 from convrewrite.errors import UsageError
-from convrewrite.exposure import Probe
 from convrewrite.runtime import Session, open_session
 from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, InputSpec, Sample, cut_data, draw
+from convrewrite.verification import exposure
+from convrewrite.verification.comparison import TOLERANCE, Ledger, finite, relative_error
+from convrewrite.verification.exposure import Probe
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]

@@ -24,9 +24,9 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from convrewrite.atomic import discard, refuse_target, sync_folder, temporary_beside, write_durably, write_errors
 from convrewrite.errors import UsageError
-from convrewrite.external_data import move_weights_out, settle_tensors
-from convrewrite.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
-from convrewrite.protograph import export_graph, import_graph, sort_nodes, tensors
+from convrewrite.model_io.external_data import move_weights_out, settle_tensors
+from convrewrite.model_io.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
+from convrewrite.model_io.protograph import export_graph, import_graph, sort_nodes, tensors
 
 MAX_FILE_BYTES = 2**31 - 1
 """What protobuf can read; a model beyond it gets its weights in a second file."""

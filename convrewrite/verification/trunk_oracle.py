@@ -18,15 +18,15 @@ from typing import Any
 import numpy as np
 import onnx
 
-from convrewrite import exposure
-from convrewrite.comparison import relative_error
 from convrewrite.errors import ConvrewriteError
 from convrewrite.runtime import RunFailed, Session
 from convrewrite.sampling import Feeds
-from convrewrite.specimens import session_of
-from convrewrite.subjects import LargeImage, Position, Subject, Values
-from convrewrite.verdicts import Deviation
-from convrewrite.window_checks import compare_cells, run_converted, run_crops, run_each
+from convrewrite.verification import exposure
+from convrewrite.verification.comparison import relative_error
+from convrewrite.verification.specimens import session_of
+from convrewrite.verification.subjects import LargeImage, Position, Subject, Values
+from convrewrite.verification.verdicts import Deviation
+from convrewrite.verification.window_checks import compare_cells, run_converted, run_crops, run_each
 from convrewrite.windows import CutTensor
 
 Array = np.ndarray[Any, Any]
