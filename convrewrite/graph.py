@@ -14,6 +14,7 @@ import onnx
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
 
 Shape = tuple[int, ...]
 
@@ -137,6 +138,12 @@ def _fold_shape_inputs(graph: gs.Graph, model: onnx.ModelProto, shapes: Mapping[
     return progress
 
 
+class DequantizeLinear(DequantizeLinear_19):
+    """The reference evaluator has this operator from opset 19 only; it means the same from 10 on."""
+
+    op_domain = ""
+
+
 class Constants:
     """Values of the tensors of one graph that do not depend on its inputs, folded only when asked for.
 
@@ -213,11 +220,12 @@ class Constants:
         inputs = [onnx.helper.make_tensor_value_info(name, _elem_type_of(value), None) for name, value in feeds.items()]
         output = onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.UNDEFINED, None)
         opsets = [onnx.helper.make_opsetid("", self._graph.opset)]
+        older = [DequantizeLinear] if self._graph.opset < 19 else []
         small = onnx.helper.make_model(
             onnx.helper.make_graph(nodes, "constant", inputs, [output]), opset_imports=opsets
         )
         try:
-            results: list[Any] = list(ReferenceEvaluator(small).run(None, feeds))
+            results: list[Any] = list(ReferenceEvaluator(small, new_ops=older).run(None, feeds))
             return np.asarray(results[0])
         except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError):
             return None  # an operator that the reference evaluator does not have: not foldable

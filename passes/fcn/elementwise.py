@@ -28,7 +28,7 @@ UNARY = frozenset(
     Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu QuantizeLinear DequantizeLinear""".split()
 )
 BINARY = frozenset(
-    """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor CastLike Div Equal Greater GreaterOrEqual Less LessOrEqual Max
+    """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
     Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor""".split()
 )
 
@@ -87,6 +87,15 @@ def lift_binary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
         cuts=lead.cuts.union(*(v.cuts for v in views)),
     )
     return list(lifter.emit_like(node, inputs, merged))
+
+
+def lift_cast_like(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """CastLike reads no more than the type of its second operand: the two need not even broadcast."""
+    data, model = states
+    if not isinstance(data, View) or isinstance(model, Parts):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} takes its type from a tensor of the image")
+    kind = lifter.static(node.inputs[1]) if isinstance(model, Static) else model.tensor
+    return list(lifter.emit_like(node, [data.tensor, kind], data))
 
 
 def _ranked(view: View, rank: int) -> View:

@@ -31,6 +31,7 @@ Rule = Callable[["Lifter", gs.Node, Sequence[State]], list[State]]
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(elementwise.UNARY, elementwise.lift_unary),
     **dict.fromkeys(elementwise.BINARY, elementwise.lift_binary),
+    "CastLike": elementwise.lift_cast_like,
     **sliding.RULES,
     **linear.RULES,
     **channels.RULES,

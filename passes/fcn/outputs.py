@@ -64,6 +64,9 @@ def finish(lifter: Lifter, inputs: list[gs.Variable]) -> Lifted:
         letter: math.lcm(*(view.fields[letter].stride for view in views.values())) for letter in lifter.spatial_letters
     }
     outputs = [_output(lifter, tensor, views.get(tensor.name), stride) for tensor in lifter.graph.outputs]
+    if not lifter.sites:  # the head had nothing to compute: a Flatten or a Squeeze that is gone
+        tensor = next(t for t in lifter.graph.outputs if t.name in views and views[t.name].one_position)
+        lifter.rewrote(tensor.inputs[0], "keeps the axes of the map", "exact")
     window = _window(lifter, views, stride)
     return Lifted(lifter.emitter.nodes, inputs, outputs, window, _cut(lifter, views), tuple(lifter.sites))
 

@@ -223,7 +223,9 @@ class Emitter:
             if dim is not None:
                 entries.append(self.ints(f"{name}/dim", [dim]))
                 continue
-            place = next(i for i, old in enumerate(base) if _kept(old) == _kept(axis))
+            place = next((i for i, old in enumerate(base) if _kept(old) == _kept(axis)), None)
+            if place is None:
+                raise Refuse("fcn/mixed-axes", f"'{tensor.name}' lists positions or samples in two axes at once")
             index = self.ints(f"{name}/axis", [place])
             entries.append(self.emit("Gather", [sizes, index], {"axis": 0}, output=f"{name}/extent", dtype=np.int64))
         return self.emit("Concat", entries, {"axis": 0}, output=f"{name}/shape", dtype=np.int64)

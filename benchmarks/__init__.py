@@ -1,0 +1,1 @@
+"""What the README's figures come from; see README.md beside this file."""

@@ -1,0 +1,99 @@
+"""The README cannot rot: its commands run as they stand, in a fresh environment, and its text is what they print."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def block(kind: str, name: str) -> str:
+    """The fenced block that follows a marker such as <!-- command: main -->."""
+    found = re.search(rf"<!-- {kind}: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
+    assert found, f"README.md has no block {kind}: {name}"
+    return found[1]
+
+
+COMMANDS = re.findall(r"<!-- command: (\w+) -->", README)
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of what git would clone, with files that are not committed yet."""
+    target = tmp_path_factory.mktemp("clone") / "convrewrite"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        source = ROOT / name
+        if source.is_symlink() or source.is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(source, target / name, follow_symlinks=False)
+    return target
+
+
+@pytest.fixture(scope="module")
+def main_run(clone: Path) -> subprocess.CompletedProcess[str]:
+    """The first of the two commands, in a fresh virtual environment."""
+    return run(block("command", "main"), clone)
+
+
+def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    foreign = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
+    environment = {name: value for name, value in os.environ.items() if name not in foreign} | {"COLUMNS": "80"}
+    return subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", command], cwd=folder, capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.mark.network
+def test_the_main_command_converts_the_committed_model(clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
+    assert main_run.returncode == 0, main_run.stderr
+    assert (clone / "lenet5-any-size.onnx").is_file()
+    assert "verified" in main_run.stderr
+
+
+@pytest.mark.network
+def test_the_main_command_prints_what_the_readme_shows(main_run: subprocess.CompletedProcess[str]) -> None:
+    printed = [line.rstrip() for line in main_run.stderr.splitlines()]
+    for line in block("output", "main").splitlines():
+        assert line in printed
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("main", "tests")])
+def test_every_other_command_runs(name: str, clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
+    assert main_run.returncode == 0, main_run.stderr
+    result = run(block("command", name), clone)
+    assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.network
+def test_every_window_of_the_canvas_is_compared(clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
+    result = run(block("command", "verify"), clone)
+    assert "every window of 256x256" in result.stderr
+    assert "tolerance 1.0e-05" in result.stderr
+    assert result.stderr.startswith("verified")
+
+
+def test_the_test_command_is_what_ci_runs() -> None:
+    command = block("command", "tests")
+    assert "pytest" in command
+    assert "<!-- command: $1 -->" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_the_commands_are_two_lines_and_the_links_lead_somewhere() -> None:
+    assert all(len(block("command", name).strip().splitlines()) == 1 for name in ("main", "tests"))
+    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+        assert (ROOT / target).exists(), f"README.md links to {target}"
