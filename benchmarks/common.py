@@ -96,6 +96,9 @@ Clock = Callable[[], float]
 Measure = Callable[[], float]
 """Runs something and returns the seconds it took (for one unit of work)."""
 
+PRIME_BELOW = 0.05
+"""A call shorter than this many seconds is run once untimed before a measurement."""
+
 
 def interleave(
     contestants: Mapping[str, Measure], seconds: float, at_least: int, clock: Clock = time.perf_counter
@@ -111,7 +114,7 @@ def interleave(
 
 
 def repeated(
-    call: Callable[[], object], at_least: float, prime_below: float = 0.05, clock: Clock = time.perf_counter
+    call: Callable[[], object], at_least: float, prime_below: float = PRIME_BELOW, clock: Clock = time.perf_counter
 ) -> Measure:
     """Measure a call by repeating it for `at_least` seconds: the seconds per call.
 

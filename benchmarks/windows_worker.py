@@ -269,9 +269,10 @@ def _timed(session: Any, feed: Array) -> common.Measure:
 
 
 def _sweeping(session: Any, crops: Array, batch: int, sweep: Sweep) -> common.Measure:
-    """Seconds of a sweep over all crops, from the timed batches; a sample starts after one untimed call."""
+    """Seconds of a sweep over all crops, from the timed batches; short calls start after an untimed one."""
     calls = [_caller(session, crops[i * batch : (i + 1) * batch]) for i in range(sweep.timed)]
     rest = _caller(session, crops[len(crops) - sweep.rest :]) if sweep.rest else None
+    calls_per_sweep = sweep.full + bool(sweep.rest)
 
     def once() -> float:
         start = time.perf_counter()
@@ -283,15 +284,17 @@ def _sweeping(session: Any, crops: Array, batch: int, sweep: Sweep) -> common.Me
         return sweep.scaled(middle - start, time.perf_counter() - middle)
 
     prime = calls[-1] if calls else rest
+    seconds: list[float] = []
 
     def measure() -> float:
-        if prime is not None:
+        if prime is not None and (not seconds or seconds[-1] / calls_per_sweep < common.PRIME_BELOW):
             prime()
         samples = [once()]
         spent = samples[0] * (sweep.timed / sweep.full if sweep.full else 1.0)
         while spent * len(samples) < 0.02:
             samples.append(once())
-        return float(np.mean(samples))
+        seconds.append(float(np.mean(samples)))
+        return seconds[-1]
 
     return measure
 

@@ -2,16 +2,19 @@
 
 Human text goes to standard error, what was asked for to standard output. Exit codes: 0 done or nothing to do, 1 a check
 failed, 2 usage or input, 3 refused, 70 an internal error, 130 interrupted. Never a traceback, but with --debug.
+Nothing heavy is imported until a command runs, so that --help comes at once.
 """
 
 from __future__ import annotations
 
 import contextlib
-import enum
+import os
 import shlex
+import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -19,10 +22,31 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from convrewrite import __version__
-from convrewrite.errors import ConvrewriteError, Refused, UsageError
+from convrewrite.cli_options import (
+    CHECK,
+    MAKE,
+    DataOption,
+    DebugOption,
+    ErrorOption,
+    In,
+    OnlyOption,
+    Out,
+    Provider,
+    ProviderOption,
+    QuietOption,
+    ReportOption,
+    SamplesOption,
+    SeedOption,
+    Size,
+    SkipOption,
+    VerboseOption,
+    VerifyOption,
+    parse_size,
+)
+from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, Refused, UsageError
 
 if TYPE_CHECKING:
-    from convrewrite.pipeline import Options, Outcome
+    from convrewrite.outcome import Options, Outcome
     from convrewrite.verification import Progress as Tell
 
 app = typer.Typer(
@@ -32,48 +56,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Equivalent forms of convolutional networks, for ONNX: proved in ONNX Runtime before they are written.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 usage or input, 3 refused, 70 internal error, 130 interrupted.",
 )
 errors = Console(stderr=True, soft_wrap=True)
-
-
-class Provider(enum.StrEnum):
-    """Where ONNX Runtime runs the models."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
-
-
-class Size(tuple[int, ...]):
-    """Extents per spatial axis. (A class of its own: a plain tuple would be an option with several values.)"""
-
-
-def parse_size(text: str) -> Size:
-    """Read `L`, `HxW` or `DxHxW`: one parser for every option that takes a size."""
-    parts = text.lower().split("x")
-    if not 1 <= len(parts) <= 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise typer.BadParameter(f"'{text}' is not a size; write HxW, such as 224x224 (L for audio, DxHxW for video)")
-    return Size(int(part) for part in parts)
-
-
-In = Annotated[str | None, typer.Argument(metavar="IN", help="ONNX model; - or nothing is standard input.")]
-Out = Annotated[str | None, typer.Argument(metavar="OUT", help="where to write; - or nothing is standard output.")]
-ProviderOption = Annotated[Provider, typer.Option(help="where ONNX Runtime runs the models")]
-VerifyOption = Annotated[bool, typer.Option(help="run both models before writing")]
-ErrorOption = Annotated[
-    float | None,
-    typer.Option("--max-output-error", metavar="E", min=0.0, help="tolerance on max|a-b|/max|b| per output"),
-]
-SamplesOption = Annotated[int, typer.Option(min=1, help="number of seeded inputs")]
-SeedOption = Annotated[int, typer.Option(min=0, help="of the seeded inputs")]
-DataOption = Annotated[Path | None, typer.Option(metavar="F.npz", help="real inputs by input name; axis 0 is samples")]
-ReportOption = Annotated[Path | None, typer.Option(metavar="F.json", help="write the report as JSON")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="print nothing but errors")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="print every site")]
-OnlyOption = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="only these nodes or tensors (globs)")]
-SkipOption = Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="not these nodes or tensors (globs)")]
-DebugOption = Annotated[bool, typer.Option("--debug", help="show the traceback of an error")]
 
 
 def _version(value: bool) -> None:
@@ -85,9 +70,9 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: DebugOption = False,
+    debug: Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Nothing to do here: the options above act by themselves."""
 
@@ -98,45 +83,57 @@ def fcn(
     target: Out = None,
     window: Annotated[
         Size | None,
-        typer.Option(parser=parse_size, metavar="HxW", help="the classifier's own size, where its input is symbolic"),
+        typer.Option(
+            parser=parse_size,
+            metavar="HxW",
+            rich_help_panel=MAKE,
+            help="Name the classifier's own input size, where the file leaves it open.",
+        ),
     ] = None,
     size: Annotated[
         Size | None,
         typer.Option(
-            parser=parse_size, metavar="HxW", help="fix the new input to this size instead of making it symbolic"
+            parser=parse_size,
+            metavar="HxW",
+            rich_help_panel=MAKE,
+            help="Fix the new input to this size. Left out: it takes images of any size.",
         ),
     ] = None,
-    provider: ProviderOption = Provider.auto,
+    only: OnlyOption = None,
+    skip: SkipOption = None,
     verify: VerifyOption = True,
+    provider: ProviderOption = Provider.auto,
     max_output_error: ErrorOption = None,
     samples: SamplesOption = 3,
     seed: SeedOption = 0,
     data: DataOption = None,
     report: ReportOption = None,
-    only: OnlyOption = None,
-    skip: SkipOption = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
 ) -> None:
     """Make a classifier run on images of any size: its head becomes convolutions."""
-    from convrewrite import pipeline
-    from convrewrite.passes.fcn import Fcn
 
-    paths = _paths(source, target)
-    pass_ = Fcn(window=window, size=size)
-    with _progress(quiet) as progress:
-        options = _options(provider, verify, max_output_error, samples, seed, data, only, skip, progress)
-        outcome = pipeline.fcn(*paths, pass_, options)
-    _finish(outcome, report, quiet=quiet, verbose=verbose)
+    def work(tell: Tell | None) -> Outcome:
+        from convrewrite import pipeline
+        from convrewrite.passes.fcn import Fcn
+
+        options = _options(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
+        return pipeline.fcn(*_paths(source, target), Fcn(window=window, size=size), options)
+
+    files = [source or "-", target or "-"]
+    _run("fcn", provider, work, report, files[1:] if files[0] == "-" else files, quiet=quiet, verbose=verbose)
 
 
 @app.command()
 def verify(
-    a: Annotated[str, typer.Argument(metavar="A", help="the original model")],
-    b: Annotated[str, typer.Argument(metavar="B", help="the rewritten model")],
+    a: Annotated[str, typer.Argument(metavar="A", help="The original model.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="The rewritten model.")],
     size: Annotated[
-        Size | None, typer.Option(parser=parse_size, metavar="HxW", help="size of symbolic image axes")
+        Size | None,
+        typer.Option(
+            parser=parse_size, metavar="HxW", rich_help_panel=CHECK, help="Compare at this size, where inputs are open."
+        ),
     ] = None,
     provider: ProviderOption = Provider.auto,
     max_output_error: ErrorOption = None,
@@ -149,34 +146,41 @@ def verify(
     debug: DebugOption = False,
 ) -> None:
     """Run two models in ONNX Runtime and say whether they are the same function; B may be what `fcn` wrote."""
-    from convrewrite import pipeline
 
-    with _progress(quiet) as progress:
-        options = _options(provider, True, max_output_error, samples, seed, data, None, None, progress)
-        outcome = pipeline.compare(a, b, size, options)
-    _finish(outcome, report, quiet=quiet, verbose=verbose)
+    def work(tell: Tell | None) -> Outcome:
+        from convrewrite import pipeline
+
+        options = _options(provider, True, max_output_error, samples, seed, data, None, None, tell)
+        return pipeline.compare(a, b, size, options)
+
+    _run("verify", provider, work, report, [file for file in (a, b) if file != "-"], quiet=quiet, verbose=verbose)
 
 
 @app.command()
 def explain(
-    subject: Annotated[str | None, typer.Argument(metavar="[PASS|REASON]", help="what to explain")] = None,
+    subject: Annotated[
+        str | None, typer.Argument(metavar="[PASS|REASON]", help="A pass, or a reason such as fcn/flat-input.")
+    ] = None,
+    debug: DebugOption = False,
 ) -> None:
     """Explain a pass or a reason; without one, list them."""
     from convrewrite import pipeline
     from convrewrite.passes import ALL
 
-    passes = {pass_.name: sys.modules[pass_.__module__].__doc__ or "" for pass_ in ALL}
+    passes = {pass_.name: (sys.modules[pass_.__module__].__doc__ or "").strip() for pass_ in ALL}
     reasons = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons()}
     if subject is None:
-        print("passes:  " + " ".join(passes))
-        print("reasons:")
+        print("passes")
+        for text in passes.values():
+            print(f"  {text.splitlines()[0]}")
+        print("reasons")
         for code, (meaning, _) in reasons.items():
-            print(f"  {code}: {meaning}")
+            print(f"  {code}\n      {meaning}")
     elif subject in passes:
-        print(passes[subject].strip())
+        print(passes[subject])
     elif subject in reasons:
         meaning, remedy = reasons[subject]
-        print(f"{subject}\n  {meaning}.\n  What helps: {remedy}.")
+        print(f"{subject}\n  What it means: {meaning}.\n  What helps: {remedy}.")
     else:
         raise UsageError(f"there is no pass or reason '{subject}'", remedy="run 'convrewrite explain' for the list")
 
@@ -198,12 +202,56 @@ def _options(
     skip: list[str] | None,
     progress: Tell | None,
 ) -> Options:
-    from convrewrite import pipeline, sampling
+    from convrewrite.outcome import Options
+    from convrewrite.sampling import read_data
 
-    feeds = None if data is None else sampling.read_data(data)
-    return pipeline.Options(
-        provider.value, verify, max_output_error, samples, seed, feeds, tuple(only or ()), tuple(skip or ()), progress
+    return Options(
+        provider=provider.value,
+        verify=verify,
+        max_output_error=max_output_error,
+        samples=samples,
+        seed=seed,
+        data=None if data is None else read_data(data),
+        data_path=str(data),
+        only=tuple(only or ()),
+        skip=tuple(skip or ()),
+        progress=progress,
     )
+
+
+def _run(
+    command: str,
+    provider: Provider,
+    work: Callable[[Tell | None], Outcome],
+    report_path: str | None,
+    models: list[str],
+    *,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Do the work, write the report whatever came of it, print the text, and let an error set the exit code."""
+    from convrewrite import report
+    from convrewrite.outcome import Outcome
+
+    if report_path is not None:
+        report.check_target(report_path, models)
+    nothing = Outcome(command, provider.value, "error")
+    try:
+        with _progress(quiet) as tell:
+            outcome = work(tell)
+    except ConvrewriteError as error:
+        outcome = nothing.stopped(error)
+    except KeyboardInterrupt:
+        outcome = nothing.stopped(Interrupted("interrupted"))
+    except Exception as error:  # a fault of ours: the report says so too
+        fault = ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        fault.__cause__ = error
+        outcome = nothing.stopped(fault)
+    if report_path is not None:
+        report.write(outcome, report_path)
+    if not quiet:
+        report.show(outcome, errors, verbose=verbose)
+    outcome.check()
 
 
 @contextlib.contextmanager
@@ -219,61 +267,82 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=errors, transient=True) as bar:
-        tasks = {}
+        task = bar.add_task("")
 
         def tell(text: str, done: int, total: int) -> None:
-            if text not in tasks:
-                tasks[text] = bar.add_task(text, total=total)
-            bar.update(tasks[text], completed=done, total=total)
+            bar.update(task, description=text, completed=done, total=total)
 
         yield tell
-
-
-def _finish(outcome: Outcome, report_path: Path | None, *, quiet: bool, verbose: bool) -> None:
-    """Write the report, print the text, and let the outcome's error set the exit code."""
-    from convrewrite import report
-
-    if report_path is not None:
-        report.write(outcome, report_path)
-    if not quiet:
-        report.show(outcome, errors, verbose=verbose)
-    outcome.check()
 
 
 def main() -> None:
     """The console script."""
     debug = "--debug" in sys.argv[1:]
+    with contextlib.suppress(ValueError):  # not in the main thread
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         code = app(standalone_mode=False)
+        sys.stdout.flush()
     except ConvrewriteError as error:
         code = error.exit_code
-        _say(f"{'refused' if isinstance(error, Refused) else 'error'}: {error}")
+        _tell(error)
         if debug:
             errors.print_exception()
     except typer.Abort:
-        code = 130
+        code = Interrupted.exit_code
         _say("interrupted")
     except typer.TyperException as error:
-        lines = str(error).strip().splitlines()
-        print(str(error), file=sys.stderr) if len(lines) > 1 else _say(
-            f"error: {' '.join(lines)}; see convrewrite --help"
-        )
-        code = 2
+        code = UsageError.exit_code
+        _tell_usage(error)
     except KeyboardInterrupt:
-        code = 130
+        code = Interrupted.exit_code
         _say("interrupted")
     except BrokenPipeError:
-        code = 2
+        code = UsageError.exit_code
         _say("error: the reader of standard output went away")
     except Exception as error:  # the last resort: never a traceback without --debug
-        code = 70
-        _say(f"internal error: {type(error).__name__}: {' '.join(str(error).split())}")
+        code = ConvrewriteError.exit_code
+        _tell(ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}"))
         if debug:
             errors.print_exception()
-        else:
-            command = shlex.join(["convrewrite", *sys.argv[1:], "--debug"])
-            _say(f"please report it with what this prints: {command}")
+    _settle_stdout()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End as on Ctrl-C, so that temporary files go."""
+    raise SystemExit(128 + number)
+
+
+def _tell(error: ConvrewriteError) -> None:
+    """One line on what is wrong; for a fault of ours, a second with the command to report it."""
+    kinds = {CheckFailed.exit_code: "failed: ", UsageError.exit_code: "error: ", Refused.exit_code: "refused: "}
+    if error.exit_code == Interrupted.exit_code:
+        kinds[error.exit_code] = ""
+    _say(f"{kinds.get(error.exit_code, 'internal error: ')}{error}")
+    if error.exit_code not in kinds and "--debug" not in sys.argv[1:]:
+        command = shlex.join(["convrewrite", *sys.argv[1:], "--debug"])
+        _say(f"please report it with what this prints: {command}")
+
+
+def _tell_usage(error: typer.TyperException) -> None:
+    """What typer says; a missing command prints the help instead."""
+    text = error.format_message().strip()
+    if len(text.splitlines()) > 1:
+        print(text, file=sys.stderr)
+        return
+    context = getattr(error, "ctx", None)
+    help_of = context.command_path if context is not None else "convrewrite"
+    _say(f"error: {text.rstrip('.')}; see {help_of} --help")
+
+
+def _settle_stdout() -> None:
+    """Where the reader of standard output went away, what is left in its buffer must not raise on leaving."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _say(text: str) -> None:

@@ -42,6 +42,12 @@ class UsageError(ConvrewriteError):
     exit_code = 2
 
 
+class Interrupted(ConvrewriteError):
+    """The user stopped the command."""
+
+    exit_code = 130
+
+
 class Refused(ConvrewriteError):
     """A valid model that cannot be rewritten as asked; the message names the node, the reason and the remedy."""
 

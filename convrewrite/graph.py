@@ -14,6 +14,7 @@ import onnx
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
 
 Shape = tuple[int, ...]
@@ -37,15 +38,18 @@ def producer(tensor: gs.Tensor) -> gs.Node | None:
     return tensor.inputs[0] if tensor.inputs else None
 
 
+def subgraphs(node: gs.Node) -> list[gs.Graph]:
+    """The subgraphs of a node (If, Loop, Scan)."""
+    values = [v for value in node.attrs.values() for v in (value if isinstance(value, list) else [value])]
+    return [value for value in values if isinstance(value, gs.Graph)]
+
+
 def subgraph_tensors(node: gs.Node) -> Iterator[gs.Tensor]:
-    """Tensors that the subgraphs of a node (If, Loop, Scan) read, captured ones included."""
-    for value in node.attrs.values():
-        for subgraph in value if isinstance(value, list) else [value]:
-            if isinstance(subgraph, gs.Graph):
-                for inner in subgraph.nodes:
-                    yield from inner.inputs
-                    yield from subgraph_tensors(inner)
-                yield from subgraph.outputs
+    """Tensors that the subgraphs of a node read from outside of them."""
+    for subgraph in subgraphs(node):
+        own = {t.name for t in subgraph.inputs} | {t.name for inner in subgraph.nodes for t in inner.outputs}
+        read = [t for inner in subgraph.nodes for t in (*inner.inputs, *subgraph_tensors(inner))]
+        yield from (t for t in (*read, *subgraph.outputs) if t.name not in own)
 
 
 def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | None]] | None = None) -> onnx.ModelProto:
@@ -143,6 +147,10 @@ class DequantizeLinear(DequantizeLinear_19):
 
     op_domain = ""
 
+    def _run(self, *inputs: Any, axis: int = 1, **_: Any) -> Any:
+        """`_` holds the attributes that later opsets added."""
+        return super()._run(*inputs, axis=axis)  # type: ignore[misc]
+
 
 class Constants:
     """Values of the tensors of one graph that do not depend on its inputs, folded only when asked for.
@@ -179,7 +187,7 @@ class Constants:
             if isinstance(current, gs.Constant) or not current.name:
                 continue
             node = producer(current)
-            if node is None or any(True for _ in subgraph_tensors(node)):
+            if node is None or subgraphs(node):
                 return None
             if id(node) in found:
                 continue
@@ -200,13 +208,6 @@ class Constants:
         if len(needed) == 1 and needed[0].op == "Constant" and "value" in needed[0].attrs:
             return np.asarray(needed[0].attrs["value"].values)
         members = {id(node) for node in needed}
-        copies: dict[str, gs.Tensor] = {}
-
-        def copy(source: gs.Tensor) -> gs.Tensor:
-            if source.name not in copies:
-                copies[source.name] = source.copy()
-            return copies[source.name]
-
         nodes: list[onnx.NodeProto] = []
         feeds: dict[str, np.ndarray[Any, Any]] = {}
         for node in self._graph.nodes:
@@ -220,7 +221,7 @@ class Constants:
         inputs = [onnx.helper.make_tensor_value_info(name, _elem_type_of(value), None) for name, value in feeds.items()]
         output = onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.UNDEFINED, None)
         opsets = [onnx.helper.make_opsetid("", self._graph.opset)]
-        older = [DequantizeLinear] if self._graph.opset < 19 else []
+        older: list[type[OpRun]] = [DequantizeLinear] if self._graph.opset < 19 else []
         small = onnx.helper.make_model(
             onnx.helper.make_graph(nodes, "constant", inputs, [output]), opset_imports=opsets
         )

@@ -9,195 +9,117 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shlex
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite import costs, model_io, runtime, verification
-from convrewrite.errors import ConvrewriteError, Refused, UsageError
+from convrewrite.errors import Refused, UsageError
 from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
+from convrewrite.outcome import STREAM, FileFacts, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
-from convrewrite.rewrite import Pass, PassResult, Site, run_pass
+from convrewrite.rewrite import BY_PATTERN, Pass, PassResult, Reason, Site, run_pass
 from convrewrite.verification import Verification
-from convrewrite.verification import Progress
 from convrewrite.windows import Window
 
-STREAM = "-"
-"""Names standard input or output."""
+PROBE = '<ir_version: 7, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Neg(x) }'
+"""The smallest model, to see whether a provider runs."""
 
-
-@dataclass(frozen=True)
-class Options:
-    """What every rewriting command takes.
-
-    Attributes:
-        provider: "auto", "cpu", "cuda" or "tensorrt". verify: run both models before writing.
-        max_output_error: tolerance on max|a-b|/max|b| per output; None for the default by noise.
-        samples, seed: of the generated inputs. data: real inputs by name instead.
-        only, skip: globs on node and tensor names. progress: called as work goes on.
-    """
-
-    provider: str = "auto"
-    verify: bool = True
-    max_output_error: float | None = None
-    samples: int = 3
-    seed: int = 0
-    data: Mapping[str, np.ndarray[Any, Any]] | None = None
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    progress: Progress | None = None
-
-
-@dataclass(frozen=True)
-class FileFacts:
-    """A model file in the report; `macs` at the native size, None where shapes are not known."""
-
-    path: str
-    sha256: str
-    bytes: int
-    parameters: int
-    macs: int | None
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command did; `error` is what makes it fail, if anything.
-
-    Attributes:
-        status: "rewritten", "unchanged" (the file was copied), "refused", "failed" or, for `verify`, "compared".
-        advice: one line that says what to do next.
-    """
-
-    command: str
-    provider: str
-    status: str
-    input: FileFacts | None = None
-    output: FileFacts | None = None
-    sites: tuple[Site, ...] = ()
-    window: Window | None = None
-    verification: Verification | None = None
-    advice: str = ""
-    error: ConvrewriteError | None = field(default=None, compare=False)
-
-    @property
-    def exit_code(self) -> int:
-        """What the process returns."""
-        return 0 if self.error is None else self.error.exit_code
-
-    def check(self) -> Outcome:
-        """Raise the error, if there is one; for use from Python."""
-        if self.error is not None:
-            raise self.error
-        return self
+GENERAL = (
+    BY_PATTERN,
+    Reason(
+        "verify/failed",
+        "the rewritten model is not equivalent to the original, so it was not written",
+        "repeat it with the command in the message; please report it as a fault, with the model",
+    ),
+    Reason(
+        "verify/vacuous",
+        "the outputs did not move between inputs, so that their agreement says nothing",
+        "give real inputs with --data F.npz, or write unverified with --no-verify",
+    ),
+)
+"""Reasons that belong to no pass."""
 
 
 def fcn(source: str, target: str, pass_: Fcn, options: Options) -> Outcome:
     """Make a classifier fully convolutional: read `source`, write `target` ("-" is standard input or output).
 
-    Raises:
-        UsageError: the input is no usable model, or the target cannot be written.
+    Whatever stops it is the outcome's `error`, and then nothing was written; `Outcome.check` raises it.
     """
+    log = Log(Outcome("fcn", options.provider, "error"))
+    with log.until_error():
+        _fcn(source, target, pass_, options, log)
+    return log.outcome
+
+
+def _fcn(source: str, target: str, pass_: Fcn, options: Options, log: Log) -> None:
     runtime.check_installation()
+    _check_provider(options.provider)
     _refuse_stream_target(target)
     model = _load(source)
-    base = Outcome("fcn", options.provider, "unchanged", _input_facts(model, source))
-    if Window.from_metadata(model.metadata) is not None:
-        advice = (
-            "nothing to do: the model is fully convolutional already (metadata convrewrite.window); copied unchanged"
-        )
-        return _copied(model, source, target, replace(base, advice=advice))
+    log.note(input=_input_facts(model, source))
+    present = Window.from_metadata(model.metadata)
+    if present is not None:
+        log.note(window=present, advice=_already(present, pass_))
+        return _copied(model, source, target, log)
     result = run_pass(pass_, model.graph, only=options.only, skip=options.skip)
-    base = replace(base, sites=result.sites)
+    log.note(sites=result.sites)
     refused = result.outcome("refused")
     if refused:
-        return replace(base, status="refused", error=_refusal(pass_, refused[0]))
+        raise _refusal(pass_, refused[0])
     if not result.changed:
-        why = result.sites[0] if result.sites else None
-        advice = (
-            f"nothing to do: {why.detail}, {_meaning(pass_, why)}; {why.remedy}" if why else "nothing to do: no node"
-        )
-        return _copied(model, source, target, replace(base, advice=f"{advice}. Copied unchanged"))
+        why = "; ".join(_why(pass_, site) for site in result.sites[:1]) or "no node reads the image"
+        log.note(advice=f"nothing to do: {why}; copied byte for byte")
+        return _copied(model, source, target, log)
     window: Window = result.evidence["window"]
+    log.note(window=window, input=_with_macs(log.outcome.input, model.graph, window))
     _check_sizes(pass_, window)
     after = replace(model, graph=result.graph, metadata={**model.metadata, **result.metadata})
-    base = replace(base, status="rewritten", window=window, input=_with_macs(base.input, model.graph, window))
-    return _publish(model, after, source, target, result, options, base)
+    return _publish(pass_, result, model, after, source, target, options, log)
 
 
 def _publish(
-    before: Model, after: Model, source: str, target: str, result: PassResult, options: Options, base: Outcome
-) -> Outcome:
+    pass_: Fcn,
+    result: PassResult,
+    before: Model,
+    after: Model,
+    source: str,
+    target: str,
+    options: Options,
+    log: Log,
+) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
+    window: Window = result.evidence["window"]
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="convrewrite-")))
         path = folder / "rewritten.onnx" if target == STREAM else Path(target)
         staged = stack.enter_context(model_io.staged(after, path))
-        base = replace(base, output=_output_facts(after, staged.path, target, base.window))
+        facts = _output_facts(after, staged.path, target, window)
         if options.verify:
             original = before.path or _as_file(before, folder / "original.onnx")
-            found = verification.verify_fcn(
-                original,
-                staged.path,
-                base.window or Window.from_json(result.metadata["convrewrite.window"]),
-                result.evidence["cut"],
-                samples=options.samples,
-                seed=options.seed,
-                data=options.data,
-                tolerance=options.max_output_error,
-                provider=options.provider,
-                progress=options.progress,
-            )
-            found = replace(found, command=_repeat(source, target, options))
-            base = replace(base, verification=found, provider=found.provider)
-            try:
-                found.check()
-            except ConvrewriteError as error:
-                return replace(base, status="failed", output=None, error=error)
+            found = verification.verify_fcn(original, staged.path, window, result.evidence["cut"], **_common(options))
+            found = replace(found, command=_repeat(source, target, pass_, options))
+            log.note(verification=found, provider=found.provider)
+            found.check()
         else:
-            base = replace(base, verification=Verification.not_run("--no-verify"))
+            log.note(verification=Verification.not_run("--no-verify"))
         if target == STREAM:
             model_io.write_stream(after, sys.stdout.buffer)
         else:
             staged.commit()
-    return replace(base, advice=_next(base, target))
+        log.note(status="rewritten", output=facts, advice=_next(options, source, target, window))
 
 
-def _repeat(source: str, target: str, options: Options) -> str:
-    """The command that repeats a failed verification: the rewrite itself, which writes nothing where it fails."""
-    inputs = "--data F.npz" if options.data is not None else f"--seed {options.seed} --samples {options.samples}"
-    return f"convrewrite fcn {source} {target} {inputs}"
-
-
-def _next(outcome: Outcome, target: str) -> str:
-    place = "standard output" if target == STREAM else target
-    if outcome.verification is not None and outcome.verification.verdict == "skipped":
-        return f"written to {place}, NOT verified. Next: convrewrite verify ORIGINAL {place}"
-    cells = "cell i of an output looks at the pixels from i * stride to i * stride + window"
-    return f"written to {place}. Next: run it on a larger image; {cells}"
-
-
-def compare(source: str, target: str, size: Sequence[int] | None, options: Options) -> Outcome:
-    """Verify that two model files are the same function; a fully convolutional `target` is held against its windows.
-
-    Raises:
-        UsageError: a file is no usable model, or the two cannot be compared.
-    """
-    runtime.check_installation()
-    if STREAM in (source, target):
-        raise UsageError("verify reads two files", remedy="give both paths")
-    before, after = model_io.load(source), model_io.load(target)
-    window = Window.from_metadata(after.metadata)
-    facts = _input_facts(before, source), _input_facts(after, target)
-    base = Outcome("verify", options.provider, "compared", *facts, window=window)
-    common: dict[str, Any] = {
+def _common(options: Options) -> dict[str, Any]:
+    return {
         "samples": options.samples,
         "seed": options.seed,
         "data": options.data,
@@ -205,16 +127,70 @@ def compare(source: str, target: str, size: Sequence[int] | None, options: Optio
         "provider": options.provider,
         "progress": options.progress,
     }
+
+
+def _repeat(source: str, target: str, pass_: Fcn, options: Options) -> str:
+    """The command that repeats a failed verification: the rewrite itself, which writes nothing where it fails."""
+    words = ["convrewrite", "fcn", source, target]
+    for name, extents in (("--window", pass_.window), ("--size", pass_.size)):
+        words += [name, _by(extents)] if extents else []
+    words += ["--data", options.data_path] if options.data is not None else []
+    words += ["--seed", str(options.seed), "--samples", str(options.samples)]
+    words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
+    words += ["--provider", options.provider] if options.provider != "auto" else []
+    words += [word for pattern in options.only for word in ("--only", pattern)]
+    words += [word for pattern in options.skip for word in ("--skip", pattern)]
+    return shlex.join(words)
+
+
+def _next(options: Options, source: str, target: str, window: Window) -> str:
+    """What a person does with the result."""
+    if not options.verify and STREAM not in (source, target) and not _same_file(source, target):
+        return f"it was NOT verified; do so with: {shlex.join(['convrewrite', 'verify', source, target])}"
+    if not options.verify:
+        return "it was NOT verified; leave --no-verify out to do so"
+    steps = window.stride
+    corner = ", ".join(f"{step}{letter}" for step, letter in zip(steps, "ijk", strict=False))
+    cell = ", ".join("ijk"[: len(steps)])
+    return f"run it on a larger image: output cell ({cell}) is the window whose first pixel is ({corner})"
+
+
+def _already(window: Window, pass_: Fcn) -> str:
+    text = f"nothing to do: fcn has converted this model already (window {_by(window.size)}); copied byte for byte"
+    if pass_.size is not None:
+        text += "; --size is not applied to it: convert the original again"
+    return text
+
+
+def compare(source: str, target: str, size: Sequence[int] | None, options: Options) -> Outcome:
+    """Verify that two model files are the same function; a fully convolutional `target` is held against its windows.
+
+    Whatever stops it is the outcome's `error`; `Outcome.check` raises it.
+    """
+    log = Log(Outcome("verify", options.provider, "error"))
+    with log.until_error():
+        _compare(source, target, size, options, log)
+    return log.outcome
+
+
+def _compare(source: str, target: str, size: Sequence[int] | None, options: Options, log: Log) -> None:
+    runtime.check_installation()
+    if STREAM in (source, target):
+        raise UsageError("verify reads two files, and none from standard input", remedy="give both paths")
+    before = model_io.load(source)
+    log.note(input=_input_facts(before, source))
+    after = model_io.load(target)
+    window = Window.from_metadata(after.metadata)
+    log.note(output=_input_facts(after, target))
     if window is not None and Window.from_metadata(before.metadata) is None:
-        found = verification.verify_fcn(source, target, window, _cut(before, window), size=size, **common)
+        log.note(window=window)
+        cut = _cut(before, window)
+        found = verification.verify_fcn(source, target, window, cut, size=size, **_common(options))
     else:
-        found = verification.verify(source, target, size=size, **common)
-    base = replace(base, verification=found, provider=found.provider)
-    try:
-        found.check()
-    except ConvrewriteError as error:
-        return replace(base, status="failed", error=error)
-    return base
+        found = verification.verify(source, target, size=size, **_common(options))
+    log.note(verification=found, provider=found.provider, window=window)
+    found.check()
+    log.note(status="compared")
 
 
 def _cut(before: Model, window: Window) -> Sequence[Any]:
@@ -222,6 +198,12 @@ def _cut(before: Model, window: Window) -> Sequence[Any]:
     result = run_pass(Fcn(window=window.size), before.graph)
     cut: Sequence[Any] = result.evidence.get("cut", ())
     return cut
+
+
+def _check_provider(provider: str) -> None:
+    """Raise UsageError where a provider that was asked for by name is not usable here, even if nothing will run."""
+    if provider in ("cuda", "tensorrt"):
+        runtime.open_session(onnx.parser.parse_model(PROBE).SerializeToString(), provider)
 
 
 def _load(source: str) -> Model:
@@ -233,7 +215,7 @@ def _load(source: str) -> Model:
 
 
 def _refuse_stream_target(target: str) -> None:
-    if target == STREAM and sys.stdout.isatty():
+    if target == STREAM and (sys.stdout is None or sys.stdout.isatty()):
         raise UsageError(
             "binary data is not written to a terminal", remedy="give IN and OUT, or redirect with > out.onnx"
         )
@@ -244,15 +226,15 @@ def _as_file(model: Model, path: Path) -> Path:
     return path
 
 
-def _copied(model: Model, source: str, target: str, outcome: Outcome) -> Outcome:
+def _copied(model: Model, source: str, target: str, log: Log) -> None:
     """Nothing to do: the file goes through byte for byte."""
     if target == STREAM:
         stream: BinaryIO = sys.stdout.buffer
         model_io.copy_bytes(model, stream)
     elif source == STREAM or not _same_file(source, target):
         model_io.copy_bytes(model, target)
-    facts = None if outcome.input is None else replace(outcome.input, path=target)
-    return replace(outcome, output=facts)
+    facts = None if log.outcome.input is None else replace(log.outcome.input, path=target)
+    log.note(status="unchanged", output=facts)
 
 
 def _same_file(source: str, target: str) -> bool:
@@ -262,17 +244,28 @@ def _same_file(source: str, target: str) -> bool:
 
 
 def _refusal(pass_: Pass, site: Site) -> Refused:
-    return Refused(f"{site.detail}: {_meaning(pass_, site)} [{site.reason}]", reason=site.reason, remedy=site.remedy)
+    return Refused(_why(pass_, replace(site, remedy="")), reason=site.reason, remedy=site.remedy)
+
+
+def _why(pass_: Pass, site: Site) -> str:
+    """Where, what it means, what helps, and the code that `explain` takes."""
+    remedy = f"; {site.remedy}" if site.remedy else ""
+    return f"{site.detail}: {_meaning(pass_, site)} [{site.reason}]{remedy}"
 
 
 def _meaning(pass_: Pass, site: Site) -> str:
-    return pass_.reasons[site.reason].meaning if site.reason in pass_.reasons else site.reason
+    known = {reason.code: reason for reason in (*pass_.reasons.values(), *GENERAL)}
+    return known[site.reason].meaning if site.reason in known else "the pass gives no meaning for its reason"
 
 
 def _check_sizes(pass_: Fcn, window: Window) -> None:
     if pass_.window is not None and pass_.window != window.size:
-        fixed = "x".join(map(str, window.size))
-        raise UsageError(f"--window does not fit: the model's input is fixed at {fixed}", remedy="leave --window out")
+        given, fixed = _by(pass_.window), _by(window.size)
+        raise UsageError(f"--window {given} does not fit: the model's input is fixed at {fixed}", remedy="leave it out")
+
+
+def _by(extents: Sequence[int]) -> str:
+    return "x".join(map(str, extents))
 
 
 def _input_facts(model: Model, path: str) -> FileFacts:
@@ -302,9 +295,8 @@ def _with_macs(facts: FileFacts | None, graph: gs.Graph, window: Window | None) 
 
 
 def reasons() -> Iterator[tuple[str, str, str]]:
-    """Every reason of every pass: code, meaning, remedy."""
+    """Every reason, those of every pass first: code, meaning, remedy."""
     from convrewrite.passes import ALL
 
-    for pass_ in ALL:
-        for reason in pass_.reasons.values():
-            yield reason.code, reason.meaning, reason.remedy
+    for reason in (*(reason for pass_ in ALL for reason in pass_.reasons.values()), *GENERAL):
+        yield reason.code, reason.meaning, reason.remedy

@@ -1,26 +1,49 @@
-"""What a command did: a report as JSON for machines (schema `convrewrite.report/1`), a short text for people."""
+"""What a command did: a report as JSON for machines (schema `convrewrite.report/1`), a short text for people.
+
+    rewrote   c5      Gemm [120, 400] -> Conv 120 x 16 x 5 x 5   reassociated
+    window    32x32 pixels, one every 4x4
+    verified  on cpu                 max error  tolerance  own noise
+              native size              2.3e-07    1.0e-05    2.9e-07
+    wrote     out.onnx (248.7 kB, 61,706 parameters)
+    next      run it on a larger image
+
+On a terminal the text is folded at its width, beside the labels; elsewhere each fact is one line, whole.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Iterator
+import sys
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
+from rich.filesize import decimal
+from rich.text import Text
 
 from convrewrite.atomic import refuse_target, temporary_beside, write_durably, write_errors
-from convrewrite.pipeline import FileFacts, Outcome
+from convrewrite.errors import UsageError
+from convrewrite.outcome import STREAM, FileFacts, Outcome
 from convrewrite.rewrite import Site
+from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 from convrewrite.windows import Window
 
 SCHEMA = "convrewrite.report/1"
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 PACKAGES = ("convrewrite", "onnx", "onnx-graphsurgeon", "onnxruntime-gpu", "onnxruntime", "numpy")
+
+LABEL = 11
+"""Columns of the labels."""
+
+SHOWN = 12
+"""Sites that are listed without --verbose."""
+
+STYLES = {"verified": "bold green", "failed": "bold red", "vacuous": "bold red", "skipped": "bold yellow"}
 
 
 def versions() -> dict[str, str]:
@@ -59,59 +82,148 @@ def _facts(facts: FileFacts | None) -> dict[str, Any] | None:
     return None if facts is None else dict(vars(facts))
 
 
-def write(outcome: Outcome, target: Path) -> None:
+def check_target(target: str, models: Iterable[str]) -> None:
+    """Raise UsageError where a report cannot go to `target`, before any work is done.
+
+    Args:
+        target: a path, or "-" for standard output. models: the paths that the command reads and writes.
+    """
+    for model in models:
+        if model == target and model == STREAM:
+            raise UsageError(
+                "the model and the report cannot both go to standard output", remedy="give --report a path"
+            )
+        if STREAM not in (model, target) and _same_path(model, target):
+            raise UsageError(f"--report would overwrite '{model}'", remedy="give it a path of its own")
+    if target != STREAM:
+        refuse_target(Path(target))
+        probe = temporary_beside(Path(target), ".json")
+        with write_errors(target):
+            probe.touch(exist_ok=False)
+            probe.unlink()
+
+
+def _same_path(a: str, b: str) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(a).samefile(b)
+    return Path(a).absolute() == Path(b).absolute()
+
+
+def write(outcome: Outcome, target: str) -> None:
     """Write the JSON report, whole or not at all. Raises UsageError where the target cannot be written."""
-    refuse_target(target)
-    temporary = temporary_beside(target, ".json")
     text = json.dumps(to_dict(outcome), indent=2, allow_nan=False) + "\n"
+    if target == STREAM:
+        sys.stdout.write(text)
+        return
+    path = Path(target)
+    refuse_target(path)
+    temporary = temporary_beside(path, ".json")
     try:
         with write_errors(target):
             write_durably(temporary, [text.encode()])
-            temporary.replace(target)
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def show(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
     """Print the text for a person: what was rewritten, what a window is, how it was verified, what to do next."""
+    width = console.width if console.is_terminal else 0
+    for label, lines in _sections(outcome, verbose):
+        first = label
+        for line in lines:
+            for part in _folded(line, width - LABEL) if width > 2 * LABEL else [line]:
+                text = Text.assemble((first.ljust(LABEL), STYLES.get(label, "bold")), part)
+                console.print(text, soft_wrap=True, highlight=False)
+                first = ""
+
+
+def _folded(line: str, width: int) -> list[str]:
+    """The line in pieces of at most that width, where its words allow it; the later ones are indented."""
+    return textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
+
+
+def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]]:
+    """Labels with their lines."""
     if verbose or any(site.outcome == "rewritten" for site in outcome.sites):
-        console.print(_table(outcome.sites, verbose=verbose))
-    for line in _lines(outcome):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-
-def _table(sites: tuple[Site, ...], *, verbose: bool) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("site", "outcome", "what"):
-        table.add_column(column, overflow="fold")
-    shown = sites if verbose or len(sites) <= 12 else sites[:11]
-    for site in shown:
-        what = site.detail if site.outcome == "rewritten" else f"{site.detail} [{site.reason}]"
-        table.add_row(
-            escape(site.anchor), site.outcome, escape(f"{what} ({site.equivalence})" if site.equivalence else what)
-        )
-    if len(shown) < len(sites):
-        table.add_row(f"{len(sites) - len(shown)} more", "", "shown with --verbose")
-    return table
-
-
-def _lines(outcome: Outcome) -> Iterator[str]:
-    if outcome.window is not None and outcome.status == "rewritten":
-        yield from _window_lines(outcome.window)
+        yield from _site_lines(outcome.sites, verbose)
+    if outcome.window is not None and outcome.status != "unchanged":
+        yield "window", _window_lines(outcome.window)
     if outcome.verification is not None:
-        verdict, *details = str(outcome.verification).splitlines()
-        yield f"{verdict} on {outcome.provider}:" if details else verdict
-        yield from details
+        yield outcome.verification.verdict, _verification_lines(outcome, outcome.verification, verbose)
+    if outcome.status == "rewritten" and outcome.output is not None:
+        yield "wrote", [_file_line(outcome.output, outcome.window)]
     if outcome.advice:
-        yield outcome.advice
+        yield ("unchanged" if outcome.status == "unchanged" else "next"), [outcome.advice]
 
 
-def _window_lines(window: Window) -> Iterator[str]:
+def _site_lines(sites: Sequence[Site], verbose: bool) -> Iterator[tuple[str, list[str]]]:
+    shown = sites if verbose or len(sites) <= SHOWN else sites[: SHOWN - 1]
+    for outcome in ("rewritten", "declined", "refused"):
+        rows = [
+            (site.anchor, site.detail, site.equivalence or f"[{site.reason}]")
+            for site in shown
+            if site.outcome == outcome
+        ]
+        if rows:
+            more = len([site for site in sites if site.outcome == outcome]) - len(rows)
+            tail = [f"... and {more} more, shown with --verbose"] if more else []
+            yield "rewrote" if outcome == "rewritten" else outcome, [*_columns(rows), *tail]
+
+
+def _window_lines(window: Window) -> list[str]:
     size, stride, field = (
         "x".join(map(str, values)) for values in (window.size, window.stride, window.receptive_field)
     )
-    yield f"window {size}, one every {stride} pixels (receptive field {field}): metadata convrewrite.window"
+    lines = [f"{size} pixels, one every {stride} (receptive field {field}); metadata convrewrite.window"]
     if window.equivalence == "windows":
-        yield "windows: every output equals the original on its window of the image"
-    else:
-        yield f"native-size: equal to the original at {size}; beyond it a different function, since {window.why}"
+        return [*lines, "windows: every output equals the original on its window of the image"]
+    return [*lines, f"native-size: equal to the original at {size}; at larger sizes it is not, since {window.why}"]
+
+
+def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) -> list[str]:
+    """One row per check with its worst output; every output of every check where verbose."""
+    rows: list[tuple[str, ...]] = []
+    notes: list[str] = []
+    for name in dict.fromkeys(case.name for case in found.cases):
+        group = [case for case in found.cases if case.name == name]
+        ran = [case for case in group if case.error is not None]
+        worst = max(ran, key=lambda case: (case.status == "failed", case.badness), default=None)
+        if worst is not None:
+            rows.append(_case_row(worst, name))
+        if verbose:
+            rows += [_case_row(case, f"  {case.output}") for case in ran]
+        notes += [str(case) for case in group if case.error is None]
+    if found.deviation is not None:
+        notes.append(str(found.deviation))
+    if not rows:
+        return notes
+    header = (f"on {outcome.provider}", "max error", "tolerance", "own noise", "")
+    return [*_columns([header, *rows], right=(1, 2, 3)), *notes]
+
+
+def _case_row(case: Case, name: str) -> tuple[str, ...]:
+    figure = "{:.2%}" if case.metric == MISMATCHES else "{:.1e}"
+    noise = "-" if case.noise is None else figure.format(case.noise)
+    status = "" if case.status == "passed" else case.status.upper()
+    return name, figure.format(case.error), figure.format(case.tolerance or 0.0), noise, status
+
+
+def _file_line(facts: FileFacts, window: Window | None) -> str:
+    place = "standard output" if facts.path == STREAM else facts.path
+    size = f"{decimal(facts.bytes)}, {facts.parameters:,} parameters"
+    if facts.macs is not None and window is not None:
+        size += f", {facts.macs:,} MACs at {'x'.join(map(str, window.size))}"
+    return f"{place} ({size})"
+
+
+def _columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+    """Rows whose cells stand below each other."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

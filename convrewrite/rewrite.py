@@ -206,16 +206,18 @@ def _anchor(node: gs.Node) -> str:
 def _plan(
     pass_: Pass, graph: gs.Graph, node: gs.Node, judge: Judge, only: Sequence[str], skip: Sequence[str]
 ) -> Plan | Site:
-    """The accepted plan for a candidate, or the site that says why there is none."""
-    names = [node.name, *(tensor.name for tensor in node.outputs)]
+    """The accepted plan for a candidate, or the site that says why there is none.
 
-    def matches(patterns: Sequence[str]) -> bool:
-        return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
-
+    A pattern means the candidate, or any other site of a plan that rewrites several as one.
+    """
     site = Site(pass_.name, _anchor(node), node.op, "declined")
-    if (only and not matches(only)) or matches(skip):
-        return replace(site, reason=BY_PATTERN.code, detail=BY_PATTERN.meaning)
-    outcome = pass_.plan(graph, node)
+    outcome = () if _matches(skip, [node]) else pass_.plan(graph, node)
+    plans = () if isinstance(outcome, Refusal | Declined) else outcome
+    anchors = {site.anchor for plan in plans for site in plan.sites}
+    named = [node, *(n for n in graph.nodes if anchors and any(t.name in anchors for t in n.outputs))]
+    if (only and not _matches(only, named)) or _matches(skip, named):
+        detail = f"{node.op} '{node.name or _anchor(node)}'"
+        return replace(site, reason=BY_PATTERN.code, detail=detail, remedy=BY_PATTERN.remedy)
     if isinstance(outcome, Refusal | Declined):
         kind = "refused" if isinstance(outcome, Refusal) else "declined"
         reason = outcome.reason
@@ -229,6 +231,11 @@ def _plan(
     if declined is None:
         raise ConvrewriteError(f"pass {pass_.name} returned no plan for {site.anchor} and no reason")
     return replace(site, reason=declined.reason.code, detail=declined.detail, remedy=declined.reason.remedy)
+
+
+def _matches(patterns: Sequence[str], nodes: Sequence[gs.Node]) -> bool:
+    names = {name for node in nodes for name in (node.name, *(tensor.name for tensor in node.outputs))}
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
 def _check(pass_: Pass, before: gs.Graph, after: gs.Graph) -> None:

@@ -4,20 +4,25 @@
 
 ONNX Runtime falls back to the CPU without failing when a provider does not load, runs float32 convolutions in TF32
 on CUDA, prints to standard output and error, and shares its folder with its sister packages. All of that is settled
-here: a request for a provider is met or refused, TF32 is off unless asked for, the log is silent, and two installed
-packages are reported with the commands that mend it. `onnxruntime` is imported when the first session is opened.
+here: a request for a provider is met or refused, which nodes it took is counted, TF32 is off unless asked for, the log
+is silent, and two installed packages are reported with the commands that mend it. `onnxruntime` is imported when the
+first session is opened.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import ctypes
 import functools
 import importlib.metadata
 import io
+import os
 import re
+import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +35,10 @@ PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
 
 CUDA_MEND = 'pip install "convrewrite[cuda]", or use --provider cpu'
+
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+_RECORD = "session.record_ep_graph_assignment_info"
+_log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
 
 _ORT_NAMES = {
     "cpu": "CPUExecutionProvider",
@@ -92,6 +101,8 @@ class Session:
         label: what to call the model in messages (its path).
         provider: what the session really got: "cpu", "cuda" or "tensorrt".
         inputs: without initializers. outputs: in the model's order.
+        tf32: whether float32 factors may be rounded to 10 bits; always False on the CPU.
+        placement: operators by the provider that runs them, before fusion; {} where ONNX Runtime (< 1.24) does not say.
     """
 
     label: str
@@ -99,15 +110,82 @@ class Session:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     _raw: Any
+    tf32: bool = False
+    placement: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> dict[str, int]:
+        """How many nodes run on which provider."""
+        return {provider: len(ops) for provider, ops in self.placement.items()}
+
+    @property
+    def warning(self) -> str:
+        """A line on the nodes that fell to the CPU although another provider runs the rest; empty where none did."""
+        fallen = self.placement.get("cpu", ())
+        if self.provider == "cpu" or not fallen:
+            return ""
+        ops = ", ".join(op if n == 1 else f"{n} {op}" for op, n in sorted(Counter(fallen).items()))
+        total = sum(self.nodes.values())
+        return f"{len(fallen)} of the {total} nodes of {self.label} run on the CPU, not on {self.provider}: {ops}"
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; `outputs` picks some by name. Raises RunFailed with one line."""
-        names = [info.name for info in self.outputs] if outputs is None else list(outputs)
+        names = self._names(outputs)
+        with self._failing():
+            return dict(zip(names, self._raw.run(names, dict(feeds)), strict=True))
+
+    def bind(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> BoundRun:
+        """Copy the inputs to the device once; `outputs` (all by default) will stay there. Raises RunFailed."""
+        device = "cpu" if self.provider == "cpu" else "cuda"
+        names = self._names(outputs)
+        with self._failing():
+            binding = self._raw.io_binding()
+            values = {
+                name: _onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+                for name, array in feeds.items()
+            }
+            for name, value in values.items():
+                binding.bind_ortvalue_input(name, value)
+            for name in names:
+                binding.bind_output(name, device, 0)
+        return BoundRun(self, names, binding, values)
+
+    def end_profile(self) -> Path:
+        """Close the profile that `open_session(profile=...)` began; the JSON file that holds it."""
+        return Path(self._raw.end_profiling())
+
+    def _names(self, outputs: Sequence[str] | None) -> tuple[str, ...]:
+        return tuple(info.name for info in self.outputs) if outputs is None else tuple(outputs)
+
+    @contextlib.contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Turn whatever ONNX Runtime raises (its classes share no base but Exception) into RunFailed."""
         try:
-            values = self._raw.run(names, dict(feeds))
-        except Exception as error:  # the exception classes of ONNX Runtime share no base but Exception
+            yield
+        except Exception as error:
             raise RunFailed(f"ONNX Runtime failed while running {self.label}: {one_line(error)}") from None
-        return dict(zip(names, values, strict=True))
+
+
+@dataclass(frozen=True)
+class BoundRun:
+    """A model bound to inputs and outputs on its device: a run copies nothing, so what is timed is the model alone."""
+
+    session: Session
+    names: tuple[str, ...]
+    _binding: Any
+    _inputs: Mapping[str, Any]
+
+    def run(self) -> None:
+        """Run once and wait until the device is done. Raises RunFailed."""
+        with self.session._failing():
+            self.session._raw.run_with_iobinding(self._binding)
+            self._binding.synchronize_outputs()
+
+    def outputs(self) -> dict[str, Array]:
+        """Copies of what the last run gave."""
+        with self.session._failing():
+            values = self._binding.copy_outputs_to_cpu()
+        return {name: np.array(value) for name, value in zip(self.names, values, strict=True)}
 
 
 def open_session(
@@ -119,7 +197,9 @@ def open_session(
     *,
     label: str | None = None,
     data_folder: Path | None = None,
-    verbose: bool = False,
+    verbose: bool | None = None,
+    shared_threads: bool = False,
+    profile: str | Path | None = None,
 ) -> Session:
     """Make a session, on the provider that was asked for or not at all.
 
@@ -131,41 +211,64 @@ def open_session(
         tf32: let CUDA round float32 factors to 10 bits (its own default, and faster).
         label: name of the model in messages; the path by default.
         data_folder: where the external data of a model in bytes lies.
-        verbose: let ONNX Runtime's own log through.
+        verbose: let ONNX Runtime's own log through; None does as `log_shown` says.
+        shared_threads: use the pool that all sessions of the process share (`onnxruntime.set_global_thread_pool_sizes`).
+        profile: prefix of the file that the time of every node goes to, until `Session.end_profile`.
     """
     if provider not in PROVIDERS:
         raise UsageError(f"unknown provider '{provider}'", remedy=f"choose one of {', '.join(PROVIDERS)}")
     label = label or ("the model" if isinstance(source, bytes) else str(source))
+    verbose = _log_is_shown.get() if verbose is None else verbose
     ort = _onnxruntime()
     wanted = _usable(ort, provider)
     options = ort.SessionOptions()
     levels = ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 2 if verbose else 4
+    options.use_per_session_threads = not shared_threads
+    options.add_session_config_entry(_RECORD, "1")
     if threads is not None:
         options.intra_op_num_threads = threads
     if data_folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
-    requested: list[Any] = [(_ORT_NAMES[name], _provider_options(name, tf32)) for name in wanted]
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise UsageError(f"ONNX Runtime cannot load {label}: {'not a' if Path(source).exists() else 'no such'} file")
-    try:
+
+    def make(names: Sequence[str]) -> Any:
+        requested = [(_ORT_NAMES[name], _provider_options(name, tf32)) for name in names]
+        content = source if isinstance(source, bytes) else str(source)
         with contextlib.nullcontext() if verbose else _silenced(ort):
-            raw = ort.InferenceSession(
-                source if isinstance(source, bytes) else str(source),
-                options,
-                providers=requested,
-                enable_fallback=0,
-            )
+            return ort.InferenceSession(content, options, providers=requested, enable_fallback=0)
+
+    try:
+        raw = make(wanted)
     except Exception as error:
-        if provider == "tensorrt" and "TensorRT" in str(error):
-            raise _not_obtained(ort, provider) from None
-        raise UsageError(f"ONNX Runtime cannot load {label}: {one_line(error)}") from None
+        if wanted == ["cpu"]:
+            raise UsageError(f"ONNX Runtime cannot load {label}: {one_line(error)}") from None
+        try:
+            raw = make(["cpu"])  # the model loads there: then it is the provider that failed
+        except Exception:
+            raise UsageError(f"ONNX Runtime cannot load {label}: {one_line(error)}") from None
+        if provider != "auto":
+            raise _not_obtained(ort, provider, one_line(error)) from None
     obtained = [name for name, ort_name in _ORT_NAMES.items() if ort_name in raw.get_providers()]
     if provider in ("cuda", "tensorrt") and provider not in obtained:
         raise _not_obtained(ort, provider)
     got = next(name for name in ("tensorrt", "cuda", "cpu") if name in obtained)
-    return Session(label, got, _infos(raw.get_inputs()), _infos(raw.get_outputs()), raw)
+    described = _infos(raw.get_inputs()), _infos(raw.get_outputs())
+    return Session(label, got, *described, raw, _rounds(got, tf32), _placement(raw))
+
+
+@contextlib.contextmanager
+def log_shown(shown: bool = True) -> Iterator[None]:
+    """Let ONNX Runtime's own log through for all sessions that are opened inside (``--verbose``)."""
+    token = _log_is_shown.set(shown)
+    try:
+        yield
+    finally:
+        _log_is_shown.reset(token)
 
 
 def check_installation(installed: Mapping[str, str] | None = None) -> None:
@@ -237,22 +340,53 @@ def _provider_options(name: str, tf32: bool) -> dict[str, str]:
     return {"use_tf32": "1" if tf32 else "0"} if name == "cuda" else {}
 
 
-def _not_obtained(ort: ModuleType, provider: str) -> UsageError:
+def _rounds(provider: str, tf32: bool) -> bool:
+    """Whether TF32 is on. TensorRT has no option for it, but follows the variable of NVIDIA's libraries."""
+    if provider == "tensorrt":
+        return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
+    return tf32 and provider == "cuda"
+
+
+def _placement(raw: Any) -> dict[str, tuple[str, ...]]:
+    """The operators that each provider was given."""
+    names = {ort_name: name for name, ort_name in _ORT_NAMES.items()}
+    found: dict[str, list[str]] = {}
+    with contextlib.suppress(Exception):  # not there below ONNX Runtime 1.24
+        for part in raw.get_provider_graph_assignment_info():
+            found.setdefault(names.get(part.ep_name, part.ep_name), []).extend(n.op_type for n in part.get_nodes())
+    return {name: tuple(ops) for name, ops in found.items()}
+
+
+def _not_obtained(ort: ModuleType, provider: str, cause: str = "") -> UsageError:
     """The error for a provider that was asked for by name; finds the cause by loading the library itself."""
     if _ORT_NAMES[provider] not in ort.get_available_providers():
         cause = "the installed ONNX Runtime was built without it"
     else:
-        cause = "no usable NVIDIA GPU or driver was found"
-        folder = Path(str(ort.__file__)).parent / "capi"
-        for library in folder.glob(f"*onnxruntime_providers_{provider}.*"):
-            try:
-                with _quiet():
-                    ctypes.CDLL(str(library))
-            except OSError as error:
-                text = one_line(error)
-                if "undefined symbol" not in text:  # the library itself was found; it wants ONNX Runtime around it
-                    cause = f"it did not load ({text})"
-    return UsageError(f"provider '{provider}' cannot be used here: {cause}", remedy=CUDA_MEND)
+        cause = _not_loaded(ort, provider) or cause or "no usable NVIDIA GPU was found"
+        if (missing := _load_error(_DRIVER)) and _DRIVER not in cause:
+            cause += f", and there is no NVIDIA driver ({missing})"
+    mend = CUDA_MEND if provider == "cuda" else CUDA_MEND.replace(",", " and TensorRT,", 1)
+    return UsageError(f"provider '{provider}' cannot be used here: {cause}", remedy=mend)
+
+
+def _not_loaded(ort: ModuleType, provider: str) -> str:
+    """Which library kept a provider from loading; empty where that was not the cause."""
+    cause = ""
+    for library in (Path(str(ort.__file__)).parent / "capi").glob(f"*onnxruntime_providers_{provider}.*"):
+        text = _load_error(str(library))
+        if text and "undefined symbol" not in text:  # the library itself was found; it wants ONNX Runtime around it
+            cause = f"it did not load ({text})"
+    return cause
+
+
+def _load_error(library: str) -> str:
+    """What the system says when it loads a library; empty where it loads."""
+    try:
+        with _quiet():
+            ctypes.CDLL(library)
+    except OSError as error:
+        return one_line(error)
+    return ""
 
 
 def _infos(arguments: Sequence[Any]) -> tuple[TensorInfo, ...]:

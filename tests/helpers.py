@@ -89,9 +89,9 @@ class Net:
             raise AttributeError(op)
         return functools.partial(self.node, op)
 
-    def conv(self, x: str, outputs: int, *kernel: int, group: int = 1, bias: bool = True, **attrs: Any) -> str:
+    def conv(self, x: str, outputs: int, *kernel: int, group: int = 1, bias: bool = True, bound: int = 2, **attrs: Any) -> str:
         """A Conv; the number of input channels is inferred."""
-        weight = self.ints(outputs, self.shape(x)[1] // group, *kernel)
+        weight = self.ints(outputs, self.shape(x)[1] // group, *kernel, bound=bound)
         more = {"group": group} if group > 1 else {}
         return str(self.node("Conv", x, weight, *([self.ints(outputs)] if bias else []), **more, **attrs))
 
@@ -298,6 +298,7 @@ def check_lifted(
     window: tuple[int, ...] | None = None,
     size: tuple[int, ...] | None = None,
     oracle: bool = True,
+    aligned: int = 1,
     seed: int = 0,
 ) -> Conversion:
     """Convert a model and compare every cell of every output with the original.
@@ -306,7 +307,7 @@ def check_lifted(
         equivalence: the claim that is expected. exact: an integer net, compared bit for bit.
         window, size: options of the pass.
         oracle: a native-size model is compared on larger images with its own trunk, then its own head; False where
-            its trunk does not run on them.
+            its trunk does not run on them. aligned: larger images grow by multiples of this many strides.
     """
     if exact:
         assert_exact(model)
@@ -320,7 +321,7 @@ def check_lifted(
     assert bool(claim.why) == (equivalence == "native-size"), claim
     again, _ = convert(new)
     assert not again.changed, f"converted twice: {again}"
-    for case in _cases(model, conversion, size, oracle, seed):
+    for case in _cases(model, conversion, size, aligned if oracle else 0, seed):
         _compare(case, exact)
     return conversion
 
@@ -336,13 +337,13 @@ class _Case:
     positions: tuple[int, ...]
 
 
-def _cases(model: onnx.ModelProto, made: Conversion, size: Any, oracle: bool, seed: int) -> Iterator[_Case]:
+def _cases(model: onnx.ModelProto, made: Conversion, size: Any, aligned: int, seed: int) -> Iterator[_Case]:
     claim = made.window
     old, new = session(model), session(made.model)
     rank = len(claim.size)
     counts = [(1,) * rank]
-    if claim.equivalence == "windows" or oracle:
-        counts += [(3, 2, 2)[:rank], (1, 4, 1)[:rank]]
+    if claim.equivalence == "windows" or aligned:
+        counts += [tuple((n - 1) * aligned + 1 for n in more[:rank]) for more in ((3, 2, 2), (1, 4, 1))]
     if size:
         counts = [claim.positions(size)]
     for index, positions in enumerate(counts):

@@ -26,7 +26,7 @@ RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
 CHECKS = SAMPLING | {"verification", "timing"}
 JUDGES = CHECKS | {"acceptance", "report"}
-TOP = JUDGES | {"pipeline", "passes", "models", "convrewrite"}
+TOP = JUDGES | {"outcome", "pipeline", "passes", "models", "convrewrite"}
 
 # What each module of convrewrite/ may import from it. "convrewrite" is the package itself (its public names).
 ALLOWED: dict[str, frozenset[str]] = {
@@ -46,9 +46,11 @@ ALLOWED: dict[str, frozenset[str]] = {
     "verification": SAMPLING,
     "timing": SAMPLING,
     "acceptance": CHECKS,
-    "report": CHECKS | {"acceptance", "pipeline", "convrewrite"},
+    "outcome": CHECKS,
+    "report": CHECKS | {"acceptance", "outcome", "convrewrite"},
     "pipeline": TOP - {"pipeline"},
-    "cli": TOP,
+    "cli_options": frozenset(),
+    "cli": TOP | {"cli_options"},
     "convrewrite": TOP,
     "__main__": TOP | {"cli"},
 }

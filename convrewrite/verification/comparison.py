@@ -9,12 +9,14 @@ but by under 1e-6 of the output's largest magnitude. NaN and Inf are never equal
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from convrewrite.verification.failing import Failing
+from convrewrite.verification.metrics import Tally
 from convrewrite.verification.verdicts import MISMATCHES, RELATIVE, Case, Status
 
 Array = np.ndarray[Any, Any]
@@ -57,8 +59,10 @@ class Ledger:
     Attributes:
         seed: that the verification started from.
         limit: the user's tolerance for every output; None for the default by type and noise.
+        limits: the user's tolerance for single outputs, before `limit`.
         noise: of the original, per output. peak: the original's largest magnitude, per output.
         carried: noise that a final Softmax makes of the noise ahead of it, per output whose operand is compared too.
+        inputs: what the comparisons that follow ran on. failing: where the worst failure was seen.
     """
 
     seed: int = 0
@@ -66,12 +70,17 @@ class Ledger:
     noise: dict[str, float] = field(default_factory=dict)
     peak: dict[str, float] = field(default_factory=dict)
     carried: dict[str, float] = field(default_factory=dict)
+    limits: Mapping[str, float] = field(default_factory=dict)
+    inputs: Mapping[str, Array] | None = None
+    failing: Failing | None = None
     _worst: dict[tuple[str, str], Case] = field(default_factory=dict)
+    _tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
 
     def tolerance(self, output: str, dtype: np.dtype[Any]) -> float:
         """What an error of that output is held against."""
-        if self.limit is not None:
-            return self.limit
+        limit = self.limits.get(output, self.limit)
+        if limit is not None:
+            return limit
         if dtype.kind != "f":
             return 0.0
         noise = max(self.noise.get(output, 0.0), self.carried.get(output, 0.0))
@@ -103,8 +112,12 @@ class Ledger:
             case = replace(case, status="failed", note=f"{words[0]} instead of {words[1]}; {note}".rstrip("; "))
         elif got.dtype.kind == "f":
             case = self._floats(case, got, want)
+            if finite(got) and finite(want):
+                self._tallies.setdefault((check, output), Tally()).add(got, want, stacked=bool(places))
         else:
             case = self._integers(case, got, want, uncertain)
+        if case.status == "failed":
+            self._keep_inputs(case.badness, output, got, want)
         if places and case.place:
             case = replace(case, note=f"{places[case.place[0]]}; {case.note}".rstrip("; "), place=case.place[1:])
         self.add(case)
@@ -169,8 +182,20 @@ class Ledger:
         if known is None or (rank[case.status], case.badness) > (rank[known.status], known.badness):
             self._worst[key] = replace(case, seed=self.seed)
 
+    def _keep_inputs(self, badness: float, output: str = "", got: Array | None = None, want: Array | None = None) -> None:
+        """Remember the inputs of a failure, if it is the worst; all outputs that failed on them go along."""
+        if self.inputs is None:
+            return
+        if self.failing is None or (self.failing.inputs is not self.inputs and badness > self.failing.badness):
+            self.failing = Failing(self.inputs, badness)
+        if self.failing.inputs is self.inputs:
+            self.failing.badness = max(self.failing.badness, badness)
+            if got is not None and want is not None and output not in self.failing.outputs:
+                self.failing.outputs[output] = (got, want)
+
     def fail(self, check: str, note: str, output: str = "") -> None:
         """Record a failure that needs no figures."""
+        self._keep_inputs(math.inf)
         self.add(Case(check, output, status="failed", note=note))
 
     def skip(self, check: str, reason: str, output: str = "") -> None:
@@ -180,7 +205,10 @@ class Ledger:
     @property
     def cases(self) -> tuple[Case, ...]:
         """All cases, in the order in which their checks began."""
-        return tuple(self._worst.values())
+        return tuple(
+            replace(case, metrics=self._tallies[key].metrics) if key in self._tallies else case
+            for key, case in self._worst.items()
+        )
 
 
 def _index(array: Array) -> tuple[int, ...]:

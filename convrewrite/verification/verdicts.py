@@ -7,11 +7,13 @@ verification without one passed case is not `verified`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from convrewrite.errors import CheckFailed
+from convrewrite.errors import CheckFailed, ConvrewriteError
+from convrewrite.verification.failing import Failing
+from convrewrite.verification.metrics import Metrics
 
 Status = Literal["passed", "failed", "skipped", "stated"]
 Verdict = Literal["verified", "failed", "vacuous", "skipped"]
@@ -36,6 +38,7 @@ class Case:
         status: "stated" is measured and never fails.
         note: which inputs, which window, or why it was skipped or failed.
         seed: that the whole verification started from.
+        metrics: further figures, over all samples; None where the output holds no numbers to judge.
     """
 
     name: str
@@ -49,6 +52,7 @@ class Case:
     status: Status = "passed"
     note: str = ""
     seed: int = 0
+    metrics: Metrics | None = None
 
     @property
     def badness(self) -> float:
@@ -82,7 +86,49 @@ class Case:
             "status": self.status,
             "note": self.note,
             "seed": self.seed,
+            **(self.metrics or NO_METRICS).to_dict(),
         }
+
+
+NO_METRICS = Metrics(None, None, math.nan, None)
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """What ``--where`` found: the first tensor, in the order of computation, that both models have and that differs.
+
+    Attributes:
+        tensor: its name; "" where all agree. op, node: that make it in the rewritten model.
+        error, tolerance: as of a case. agreeing: tensors ahead of it that agree. compared: all that both have.
+        note: what was left out.
+    """
+
+    tensor: str = ""
+    op: str = ""
+    node: str = ""
+    error: float | None = None
+    tolerance: float | None = None
+    agreeing: int = 0
+    compared: int = 0
+    note: str = ""
+
+    def __str__(self) -> str:
+        left_out = f" ({self.note})" if self.note else ""
+        if not self.compared:
+            return f"where: the models have no tensor of one name and shape{left_out}"
+        if not self.tensor:
+            return f"where: all {self.compared} tensors that both models have agree{left_out}"
+        maker = f"{self.op} '{self.node}'" if self.node else self.op
+        error = "NaN or Inf" if self.error is None or math.isinf(self.error) else f"error {self.error:.1e}"
+        return (
+            f"where: '{self.tensor}' ({maker}) is the first that differs: {error}, tolerance "
+            f"{self.tolerance or 0.0:.1e}; {self.agreeing} of the {self.compared} tensors that both have agree "
+            f"ahead of it{left_out}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For the report."""
+        return {**vars(self), "error": _number(self.error), "tolerance": _number(self.tolerance)}
 
 
 @dataclass(frozen=True)
@@ -124,6 +170,9 @@ class Verification:
         cases: every check, in order. deviation: see there.
         vacuous: outputs that did not move over all samples, so that their agreement says nothing.
         command: that repeats the verification. provider: where the models really ran; "" where nothing ran.
+        nodes: per model ("original", "rewritten"), how many nodes ran on which provider. warnings: lines on it.
+        divergence: where the models begin to differ, if that was asked for.
+        stopped: what ended it before all sizes ran; the cases are of those that did. failing: the worst failure's inputs.
     """
 
     cases: tuple[Case, ...]
@@ -131,6 +180,11 @@ class Verification:
     vacuous: tuple[str, ...] = ()
     command: str = ""
     provider: str = ""
+    nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    warnings: tuple[str, ...] = ()
+    divergence: Divergence | None = None
+    stopped: ConvrewriteError | None = field(default=None, compare=False)
+    failing: Failing | None = field(default=None, compare=False, repr=False)
 
     @property
     def verdict(self) -> Verdict:
@@ -139,6 +193,8 @@ class Verification:
             return "failed"
         if self.vacuous:
             return "vacuous"
+        if self.stopped is not None:
+            return "skipped"
         return "verified" if any(case.status == "passed" for case in self.cases) else "skipped"
 
     @property
@@ -158,6 +214,20 @@ class Verification:
         """For ``--no-verify``: skipped, and says so."""
         return cls((Case("verification", status="skipped", note=reason),))
 
+    @classmethod
+    def merged(cls, parts: Mapping[str, Verification]) -> Verification:
+        """One verification of several, each under what sets it apart (a size); what is of no one part is the last's."""
+        if len(parts) == 1:
+            return next(iter(parts.values()))
+        cases = [replace(case, name=f"{case.name} at {text}") for text, part in parts.items() for case in part.cases]
+        decisive = next((part for part in parts.values() if part.verdict == "failed"), list(parts.values())[-1])
+        return replace(
+            decisive,
+            cases=tuple(cases),
+            vacuous=tuple(dict.fromkeys(name for part in parts.values() for name in part.vacuous)),
+            warnings=_unique(line for part in parts.values() for line in part.warnings),
+        )
+
     def summary(self) -> list[str]:
         """Lines for a person: the worst case of every check, what was skipped, the deviation."""
         lines = []
@@ -167,9 +237,8 @@ class Verification:
             if ran:
                 lines.append(str(max(ran, key=lambda case: (case.status == "failed", case.badness))))
             lines.extend(str(case) for case in group if case.status == "skipped")
-        if self.deviation is not None:
-            lines.append(str(self.deviation))
-        return lines
+        lines.extend(str(part) for part in (self.deviation, self.divergence) if part is not None)
+        return [*lines, *(f"warning: {line}" for line in self.warnings)]
 
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"  {line}" for line in self.summary())])
@@ -190,6 +259,8 @@ class Verification:
         """Raise CheckFailed where the verification failed or says nothing."""
         if self.verdict in ("failed", "vacuous"):
             raise CheckFailed(self.message(), reason=f"verify/{self.verdict}")
+        if self.stopped is not None:
+            raise self.stopped
 
     def to_dict(self) -> Mapping[str, Any]:
         """The `verify` part of the report."""
@@ -200,7 +271,15 @@ class Verification:
             "vacuous": list(self.vacuous),
             "deviation": None if self.deviation is None else self.deviation.to_dict(),
             "command": self.command,
+            "tf32": False,  # verification never rounds factors
+            "nodes": {model: dict(counts) for model, counts in self.nodes.items()},
+            "warnings": list(self.warnings),
+            "where": None if self.divergence is None else self.divergence.to_dict(),
         }
+
+
+def _unique(lines: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(lines))
 
 
 def _failure(case: Case) -> str:

@@ -100,6 +100,8 @@ class Fcn:
                 _fix_output_sizes(graph, lifted)
         except Refuse as refusal:
             return Refusal(refusal.reason, refusal.detail)
+        if not lifted.sites:
+            return Declined(REASONS["fcn/already-convolutional"], f"every output keeps the axes of '{image.name}'")
         metadata = {METADATA_KEY: lifted.window.to_json()}
         return [Plan(lifted.sites, lifted, metadata, {"window": lifted.window, "cut": lifted.cut}, last=True)]
 

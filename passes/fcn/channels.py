@@ -1,4 +1,4 @@
-"""Operators over the classes or channels of a cell: Softmax, ArgMax, Concat, Split, Slice, Gather, normalisation.
+"""Operators over the classes or channels of a cell: Softmax, ArgMax, Split, Gather, reductions, normalisation.
 
     Softmax(axis=1) on [N, K], opset >= 13   ->   Softmax(axis=1) on [N, K, H', W']
     Softmax on [N, K], opset < 13            ->   Transpose to [N, H', W', K], Softmax(axis=3), and back
@@ -8,7 +8,6 @@ since Softmax below opset 13 normalises over everything from `axis` on, which wo
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -17,14 +16,19 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.axes import Axis, Layout, atoms, channels, extent, large, only
-from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
+from convrewrite.passes.fcn.views import Parts, Refuse, State, Static, View, relayout
 
 if TYPE_CHECKING:
     from convrewrite.passes.fcn.lifter import Lifter
 
 
-def split_off(lifter: Lifter, view: View, axis: Axis, *, last: bool = False) -> tuple[View, int]:
+def split_off(
+    lifter: Lifter, view: View, axis: Axis, *, last: bool = False, letters: Sequence[str] = ()
+) -> tuple[View, int]:
     """Bring a view into a layout in which the channel atoms of `axis` have an axis of their own.
+
+    Args:
+        last: put that axis behind the spatial ones. letters: order of the spatial axes; the view's own by default.
 
     Returns:
         (the view, the place of that axis in its base): [N, axis, *spatial], or [N, *spatial, axis] with `last`;
@@ -37,7 +41,7 @@ def split_off(lifter: Lifter, view: View, axis: Axis, *, last: bool = False) -> 
         spare = next((a for a in aside if a.extent == 1), None)
         own, aside = ((spare,), tuple(a for a in aside if a is not spare)) if spare else (own, aside)
     batch = tuple(a for a in base if a.letter == "N")
-    spatial = tuple((view.spatial(letter),) for letter in view.letters)
+    spatial = tuple((view.spatial(letter),) for letter in letters or view.letters)
     ahead: Layout = (batch, aside) if any(a.extent > 1 for a in aside) else (batch,)
     if not any(a.extent > 1 for a in aside):
         own += aside
@@ -121,146 +125,6 @@ def reduce_channels(
         tensor = lifter.emitter.emit(node.op, inputs, attrs, output=f"{name}/channels", dtype=view.tensor.dtype)
         return replace(result, tensor=tensor)
     return lifter.emit_like(node, inputs, result, attrs)[0]
-
-
-def lift_concat(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
-    """Concat over channels; features from places with several positions wait for their fully connected layer."""
-    members = [lifter.joined(node, s) if isinstance(s, Parts) else s for s in states]
-    views = [m for m in members if isinstance(m, View)]
-    place = _axis(node, views[0], 1)
-    rank = len(views[0].axes)
-    if len(members) == 1:
-        return [views[0]]
-    if any(
-        large(v.axes[place]) and only(tuple(a for a in v.axes[place] if a.extent > 1), a_letter)
-        for v in views
-        for a_letter in v.letters
-    ):
-        raise Refuse("fcn/position-in-output", f"{lifter.label(node)} joins positions of the map one behind the other")
-    if any(a.letter == "N" and a.extent > 1 for v in views for a in v.axes[place]):
-        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} joins batches")
-    waiting = any(large(v.axes[place]) for v in views) or not all(isinstance(m, View) for m in members)
-    kept: list[View | Fixed] = []
-    for member, tensor in zip(members, node.inputs, strict=True):
-        if not isinstance(member, View | Fixed):
-            values = lifter.value(tensor, node)
-            member = Fixed(
-                lifter.emitter.emit(
-                    "Identity",
-                    [lifter.emitter.constant(f"{tensor.name}/vector", values)],
-                    output=f"{tensor.name}/vector",
-                )
-            )
-        if isinstance(member, Fixed) and any(n != 1 for i, n in enumerate(lifter.shape(tensor)) if i not in (0, place)):
-            raise Refuse(
-                "fcn/position-dependent-constant",
-                f"{lifter.label(node)} joins '{tensor.name}', which differs from position to position",
-            )
-        kept.append(member)
-    extents = tuple(lifter.shape(tensor)[place] for tensor in node.inputs)
-    parts = Parts(tuple(kept), extents, place, rank)
-    return [parts] if waiting else [_joined_views(lifter, node, parts)]
-
-
-def _joined_views(lifter: Lifter, node: gs.Node, parts: Parts) -> View:
-    """Concat of views along a channel axis."""
-    views = [m for m in parts.members if isinstance(m, View)]
-    strides = {letter: math.lcm(*(v.fields[letter].stride for v in views)) for letter in views[0].fields}
-    joined: list[View] = []
-    for view in views:
-        steps = {letter: strides[letter] // f.stride for letter, f in view.fields.items()}
-        if any(step > 1 for step in steps.values()):
-            if not view.one_position:
-                raise Refuse("fcn/stride-mismatch", f"{lifter.label(node)} joins maps of different stride")
-            view = lifter.emitter.every(view, steps, f"{view.tensor.name}/every")
-        sizes = [view.spatial(letter).extent for letter in views[0].letters]
-        if sizes != [views[0].spatial(letter).extent for letter in views[0].letters]:
-            _refuse_broadcast(lifter, node, views)
-        target, at = split_off(lifter, _in_order(view, views[0]), view.axes[parts.axis])
-        joined.append(target)
-    first = joined[0]
-    new = channels(sum(parts.extents))
-    base = tuple((new,) if i == at else axis for i, axis in enumerate(first.base))
-    axes = tuple((new,) if i == parts.axis else axis for i, axis in enumerate(views[0].axes))
-    fields = dict(first.fields)
-    for other in joined[1:]:
-        fields = {letter: field.union(other.fields[letter]) for letter, field in fields.items()}
-    merged = replace(
-        first,
-        base=base,
-        axes=axes,
-        fields=fields,
-        pools=first.pools.union(*(v.pools for v in joined)),
-        cuts=first.cuts.union(*(v.cuts for v in joined)),
-    )
-    return lifter.emit_like(node, [v.tensor for v in joined], merged, {"axis": at})[0]
-
-
-def _refuse_broadcast(lifter: Lifter, node: gs.Node, views: Sequence[View]) -> None:
-    from convrewrite.passes.fcn.views import MeetsLargerMap
-
-    pools = frozenset[str]().union(*(v.pools for v in views if v.one_position))
-    if pools and not all(v.one_position for v in views):
-        raise MeetsLargerMap(pools)
-    raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} joins maps of different size")
-
-
-def _in_order(view: View, model: View) -> View:
-    """The same view; `letters` follow the base, so check that both have the image's axes in one order."""
-    if view.letters == model.letters:
-        return view
-    by_letter = {view.spatial(letter): view.spatial(letter) for letter in view.letters}
-    spatial = iter([view.spatial(letter) for letter in model.letters])
-    base = tuple(tuple(next(spatial) if a in by_letter else a for a in axis) for axis in view.base)
-    raise Refuse("fcn/mixed-axes", f"rows and columns are swapped between joined maps {base}")
-
-
-def join(lifter: Lifter, node: gs.Node, parts: Parts) -> View:
-    """Features from several places as one tensor: vectors are spread over the positions."""
-    views = [m for m in parts.members if isinstance(m, View)]
-    if any(not v.one_position for v in views) or not views:
-        raise Refuse("fcn/position-in-output", f"{lifter.label(node)} reads the positions of whole maps as one list")
-    lead = views[0]
-    members: list[View | Fixed] = []
-    for member, size in zip(parts.members, parts.extents, strict=True):
-        if isinstance(member, View):
-            members.append(member)
-            continue
-        new = channels(size)
-        axes = tuple((new,) if i == parts.axis else a for i, a in enumerate(lead.axes))
-        batch = tuple(a for a in atoms(lead.base) if a.letter == "N")
-        base: Layout = (batch, (new,), *((lead.spatial(letter),) for letter in lead.letters))
-        ones: Layout = (batch, (new,), *((),) * len(lead.letters))
-        plain = tuple(axis if axis == (new,) or only(axis, "N") else () for axis in axes)
-        placed = lifter.emitter.bring(View(member.tensor, plain, plain, {}), ones).tensor
-        grid, _ = split_off(lifter, lead, lead.axes[parts.axis])
-        name = f"{member.tensor.name}/everywhere"
-        zeros = lifter.emitter.emit("Shape", [grid.tensor], output=f"{name}/shape", dtype=np.int64)
-        picked = lifter.emitter.ints(f"{name}/axes", [0, *range(len(grid.base) - len(lead.letters), len(grid.base))])
-        sizes = lifter.emitter.emit("Gather", [zeros, picked], {"axis": 0}, output=f"{name}/sizes", dtype=np.int64)
-        front = lifter.emitter.emit(
-            "Gather",
-            [sizes, lifter.emitter.ints(f"{name}/first", [0])],
-            {"axis": 0},
-            output=f"{name}/batch",
-            dtype=np.int64,
-        )
-        back = lifter.emitter.emit(
-            "Gather",
-            [sizes, lifter.emitter.ints(f"{name}/rest", range(1, 1 + len(lead.letters)))],
-            {"axis": 0},
-            output=f"{name}/map",
-            dtype=np.int64,
-        )
-        width = lifter.emitter.ints(f"{name}/width", [size])
-        target = lifter.emitter.emit(
-            "Concat", [front, width, back], {"axis": 0}, output=f"{name}/target", dtype=np.int64
-        )
-        tensor = lifter.emitter.emit("Expand", [placed, target], output=name, dtype=member.tensor.dtype)
-        members.append(replace(lead, tensor=tensor, base=base, axes=axes))
-    whole = replace(parts, members=tuple(members))
-    source = gs.Node("Concat", node.name, {}, outputs=[gs.Variable(f"{lead.tensor.name}/joined")])
-    return _joined_views(lifter, source, whole)
 
 
 def lift_batch_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -350,11 +214,10 @@ def lift_gather(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
 RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), lift_softmax),
     **dict.fromkeys(("ArgMax", "ArgMin"), lift_argmax),
-    "Concat": lift_concat,
     "BatchNormalization": lift_batch_norm,
     "LRN": lift_lrn,
     "Split": lift_split,
     "Gather": lift_gather,
 }
 
-__all__ = ["RULES", "join", "reduce_channels", "split_off"]
+__all__ = ["RULES", "reduce_channels", "split_off"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import onnx_graphsurgeon as gs
 
 from convrewrite.axes import Atom, Axis, Layout, atoms, channels, extent, large, only
-from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Parts, Refuse, State, Static, View, relayout
+from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Parts, Refuse, State, View, relayout
 
 if TYPE_CHECKING:
     from convrewrite.passes.fcn.lifter import Lifter
@@ -41,8 +41,8 @@ def lift_unary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[S
         if all(isinstance(m, View) for m in data.members):
             return [replace(data, members=tuple(m for m in members if isinstance(m, View | Fixed)))]
         data = lifter.joined(node, data)
-    if not isinstance(data, View) or any(not isinstance(s, Static) for s in states[1:]):
-        raise Refuse("fcn/no-rule", f"{lifter.label(node)} takes a parameter that depends on an input")
+    if not isinstance(data, View) or any(isinstance(s, View | Parts) for s in states[1:]):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} takes a parameter that depends on the image")
     for tensor in node.inputs[1:]:
         if tensor.name and math.prod(lifter.shape(tensor)) > 1:
             raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a parameter per channel ('{tensor.name}')")
@@ -68,6 +68,9 @@ def lift_binary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     lead = _at_stride(lifter, node, lead, steps)
     aligned = {place: _at_stride(lifter, node, view, steps) for place, view in aligned.items()}
     inputs: list[gs.Tensor] = []
+    fixed = {i: _fixed(lifter, node, s, node.inputs[i], lead) for i, s in enumerate(operands) if isinstance(s, Fixed)}
+    for layout in (*(view.base for view in aligned.values()), *(view.axes for view in fixed.values())):
+        lead = _divided(lifter, lead, set(atoms(layout)))
     fields = dict(lead.fields)
     for place, (tensor, state) in enumerate(zip(node.inputs, operands, strict=True)):
         if place in aligned:
@@ -77,7 +80,7 @@ def lift_binary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
         elif isinstance(state, View):
             inputs.append(lead.tensor)
         elif isinstance(state, Fixed):
-            inputs.append(broadcastable(lifter, node, state, tensor, lead))
+            inputs.append(lifter.emitter.bring(fixed[place], _without(lead.base, fixed[place].axes)).tensor)
         else:
             inputs.append(_constant(lifter, node, tensor, lead))
     merged = replace(
@@ -91,11 +94,12 @@ def lift_binary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
 
 def lift_cast_like(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """CastLike reads no more than the type of its second operand: the two need not even broadcast."""
-    data, model = states
-    if not isinstance(data, View) or isinstance(model, Parts):
-        raise Refuse("fcn/no-rule", f"{lifter.label(node)} takes its type from a tensor of the image")
-    kind = lifter.static(node.inputs[1]) if isinstance(model, Static) else model.tensor
-    return list(lifter.emit_like(node, [data.tensor, kind], data))
+    data, model = (lifter.joined(node, s) if isinstance(s, Parts) else s for s in states)
+    kind = model.tensor if isinstance(model, View) else lifter.static(node.inputs[1])
+    if isinstance(data, View):
+        return list(lifter.emit_like(node, [data.tensor, kind], data))
+    source, name = lifter.static(node.inputs[0]), node.outputs[0].name
+    return [Fixed(lifter.emitter.emit("CastLike", [source, kind], output=name, own_name=True, node_name=node.name))]
 
 
 def _ranked(view: View, rank: int) -> View:
@@ -205,8 +209,8 @@ def _constant(lifter: Lifter, node: gs.Node, tensor: gs.Tensor, lead: View) -> g
     return lifter.emitter.constant(f"{tensor.name}/lifted", relayout(values, lead.axes, lead.base, name))
 
 
-def broadcastable(lifter: Lifter, node: gs.Node, state: Fixed, tensor: gs.Tensor, lead: View) -> gs.Tensor:
-    """A tensor without positions, reshaped so that it broadcasts over the positions of the lead."""
+def _fixed(lifter: Lifter, node: gs.Node, state: Fixed, tensor: gs.Tensor, lead: View) -> View:
+    """A tensor without positions, its axes named as those of the lead that it broadcasts against."""
     shape = lifter.shape(tensor)
     axes: list[Axis] = []
     for size, axis in zip(shape, lead.axes[len(lead.axes) - len(shape) :], strict=True):
@@ -216,5 +220,14 @@ def broadcastable(lifter: Lifter, node: gs.Node, state: Fixed, tensor: gs.Tensor
             raise Refuse("fcn/spatial-broadcast", f"{lifter.label(node)} spreads '{tensor.name}' over the positions")
         else:
             axes.append(axis)
-    view = View(state.tensor, tuple(axes), tuple(axes), {})
-    return lifter.emitter.bring(view, _without(lead.base, tuple(axes))).tensor
+    return View(state.tensor, tuple(axes), tuple(axes), {})
+
+
+def _divided(lifter: Lifter, lead: View, present: set[Atom]) -> View:
+    """The lead with every axis taken apart of which another operand has some atoms and lacks others."""
+    target: list[Axis] = []
+    for axis in lead.base:
+        real = _real(axis)
+        split = any(a in present for a in real) and not all(a in present for a in real)
+        target += [(atom,) for atom in real] if split else [axis]
+    return lifter.emitter.bring(lead, tuple(target))

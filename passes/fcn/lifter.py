@@ -1,8 +1,8 @@
 """Lifting a model over all windows: one walk over the graph, one rule per operator.
 
 Every tensor of the original is given a state (`views.State`): it is static, or fixed (the same at every image size), or
-a view of a tensor in the new graph. The rules live in `elementwise`, `sliding`, `linear`, `channels` and `shapes`; this
-module calls them and keeps the books; `outputs` writes the outputs.
+a view of a tensor in the new graph. The rules live in `elementwise`, `sliding`, `linear`, `channels`, `joining` and
+`shapes`; this module calls them and keeps the books; `outputs` writes the outputs.
 
 A pool over the whole map is first taken as the classifier's, with the native map as its kernel. Where its result later
 meets a larger map it was a squeeze-and-excite block: the walk starts again with that pool kept global.
@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 from convrewrite import costs
 from convrewrite.axes import Atom, atoms, letters
 from convrewrite.graph import Constants, Shape, subgraph_tensors, unique_name
-from convrewrite.passes.fcn import channels, elementwise, linear, shapes, sliding
+from convrewrite.passes.fcn import channels, elementwise, joining, linear, shapes, sliding
 from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
 from convrewrite.passes.fcn.views import Emitter, Fixed, MeetsLargerMap, Parts, Refuse, State, Static, View
 from convrewrite.rewrite import Site
@@ -35,6 +35,7 @@ RULES: Mapping[str, Rule] = {
     **sliding.RULES,
     **linear.RULES,
     **channels.RULES,
+    **joining.RULES,
     **shapes.RULES,
 }
 
@@ -97,11 +98,16 @@ class Lifter:
         return None
 
     def static(self, tensor: gs.Tensor) -> gs.Tensor:
-        """A static tensor as it may stand in the new graph."""
+        """A static or fixed tensor as it may stand in the new graph."""
         if not tensor.name:
             return gs.Variable.empty()
         if isinstance(tensor, gs.Constant):
             return self.emitter.share(tensor)
+        state = self.state(tensor)
+        if isinstance(state, Fixed):
+            return state.tensor
+        if not isinstance(state, Static):
+            raise Refuse("fcn/no-rule", f"'{tensor.name}' is a parameter that depends on the image")
         if self.constants.depends_on_shape(tensor):
             values = self.constants.value(tensor)
             if values is None:
@@ -122,7 +128,7 @@ class Lifter:
 
     def joined(self, node: gs.Node, parts: Parts) -> View:
         """Features from several places as one tensor, for operators other than a fully connected layer."""
-        return channels.join(self, node, parts)
+        return joining.join(self, node, parts)
 
     def emit_like(
         self, node: gs.Node, inputs: Sequence[gs.Tensor], view: View, attrs: Mapping[str, Any] | None = None

@@ -64,11 +64,20 @@ def finish(lifter: Lifter, inputs: list[gs.Variable]) -> Lifted:
         letter: math.lcm(*(view.fields[letter].stride for view in views.values())) for letter in lifter.spatial_letters
     }
     outputs = [_output(lifter, tensor, views.get(tensor.name), stride) for tensor in lifter.graph.outputs]
-    if not lifter.sites:  # the head had nothing to compute: a Flatten or a Squeeze that is gone
-        tensor = next(t for t in lifter.graph.outputs if t.name in views and views[t.name].one_position)
-        lifter.rewrote(tensor.inputs[0], "keeps the axes of the map", "exact")
+    for tensor in [] if lifter.sites else lifter.graph.outputs:  # nothing computed: a Flatten or a Squeeze that is gone
+        if tensor.name in views and views[tensor.name].one_position and not views[tensor.name].natural:
+            lifter.rewrote(tensor.inputs[0], "keeps the axes of the map", "exact")
+    _name_apart(lifter.emitter.nodes)
     window = _window(lifter, views, stride)
     return Lifted(lifter.emitter.nodes, inputs, outputs, window, _cut(lifter, views), tuple(lifter.sites))
+
+
+def _name_apart(nodes: list[gs.Node]) -> None:
+    """One node may have become several: ONNX Runtime wants names that differ."""
+    taken: set[str] = set()
+    for node in nodes:
+        if node.name:
+            node.name = unique_name(node.name, taken)
 
 
 def _output(lifter: Lifter, tensor: gs.Tensor, view: View | None, stride: Mapping[str, int]) -> gs.Variable:

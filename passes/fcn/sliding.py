@@ -77,9 +77,7 @@ def _resized(view: View, size: Sequence[int], channel: Atom | None = None) -> Vi
     return replace(view, base=layout, axes=layout)
 
 
-def _slid(
-    lifter: Lifter, node: gs.Node, view: View, sliding: Sliding, op: str | None = None
-) -> tuple[View, Sliding]:
+def _slid(lifter: Lifter, node: gs.Node, view: View, sliding: Sliding, op: str | None = None) -> tuple[View, Sliding]:
     """Book-keeping of a sliding operator: pads, window property, receptive fields. op: what stands for the node."""
     if lifter.trim:
         sliding = sliding.trimmed()

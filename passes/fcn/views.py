@@ -259,12 +259,22 @@ class Emitter:
             ]
             tensor = self.emit("Slice", inputs, output=name, dtype=view.tensor.dtype)
         else:
-            rank = len(view.base) - 2
-            strides = [places.get(axis + 2, 1) for axis in range(rank)]
-            attrs = {"kernel_shape": [1] * rank, "strides": strides}
-            tensor = self.emit("MaxPool", [view.tensor], attrs, output=name, dtype=view.tensor.dtype)
+            view, tensor = self._thinned(view, steps, name)
         fields = {letter: replace(f, stride=f.stride * steps.get(letter, 1)) for letter, f in view.fields.items()}
         return replace(view, tensor=tensor, fields=fields)
+
+    def _thinned(self, view: View, steps: Mapping[str, int], name: str) -> tuple[View, gs.Variable]:
+        """Subsampling by a 1x1 MaxPool, where Slice has no steps; it reads [N, C, *spatial] in a float type."""
+        batch = tuple(a for a in atoms(view.base) if a.letter == "N")
+        channel = tuple(a for a in atoms(view.base) if a.letter == "C")
+        view = self.bring(view, (batch, channel, *((view.spatial(letter),) for letter in view.letters)))
+        attrs = {"kernel_shape": [1] * len(view.letters), "strides": [steps.get(letter, 1) for letter in view.letters]}
+        dtype = view.tensor.dtype
+        if dtype is None or np.dtype(dtype).kind == "f":
+            return view, self.emit("MaxPool", [view.tensor], attrs, output=name, dtype=dtype)
+        real = self.emit("Cast", [view.tensor], {"to": np.float32}, output=f"{name}/float", dtype=np.dtype(np.float32))
+        kept = self.emit("MaxPool", [real], attrs, output=f"{name}/kept", dtype=np.dtype(np.float32))
+        return view, self.emit("Cast", [kept], {"to": np.dtype(dtype).type}, output=name, dtype=dtype)
 
 
 def _order(layout: Layout) -> tuple[Atom, ...]:
@@ -315,6 +325,9 @@ def relayout(values: np.ndarray[Any, Any], axes: Layout, base: Layout, what: str
                 which = "sample" if atom.letter == "N" else "position"
                 raise Refuse("fcn/position-dependent-constant", f"{what} differs from {which} to {which}")
             spread = first
+    kept = set(atoms(base))
+    spread = spread.reshape([n for n, a in zip(spread.shape, present, strict=True) if a in kept])
+    present = tuple(a for a in present if a in kept)
     order = [a for a in atoms(base) if a in present]
     spread = spread.transpose([present.index(a) for a in order])
     sizes = dict(zip(order, spread.shape, strict=True))

@@ -1,0 +1,60 @@
+"""Fill the tables of a Markdown file from measured results, so that no figure in it was typed by hand.
+
+    python -m benchmarks.render README.md benchmarks/README.md
+
+Between `<!-- benchmark: NAME -->` and `<!-- end -->` stands the table of `results/NAME.json`. `--check` changes nothing
+and exits with 1 where a file is not up to date.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import convert_vgg16, fcn_vs_windows
+
+RESULTS = Path(__file__).resolve().parent / "results"
+TABLES = {module.NAME: module.markdown for module in (fcn_vs_windows, convert_vgg16)}
+BLOCK = re.compile(r"(<!-- benchmark: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOT_YET = "Not measured yet."
+
+
+def block(name: str, results: Path = RESULTS) -> str:
+    """The text between the markers of one benchmark."""
+    if name not in TABLES:
+        raise SystemExit(f"there is no benchmark '{name}'; the ones there are: {', '.join(TABLES)}")
+    path = results / f"{name}.json"
+    if not path.exists():
+        return NOT_YET
+    return TABLES[name](json.loads(path.read_text(encoding="utf-8")))
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """A Markdown text with every block brought up to date."""
+    return BLOCK.sub(lambda found: f"{found[1]}\n{block(found['name'], results)}\n\n{found[3]}", text)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Fill, or check, each file."""
+    options = argparse.ArgumentParser(prog="python -m benchmarks.render", description=__doc__.partition("\n")[0])
+    options.add_argument("files", nargs="+", type=Path)
+    options.add_argument("--check", action="store_true", help="change nothing; exit 1 where a file is out of date")
+    chosen = options.parse_args(arguments)
+    stale = 0
+    for path in chosen.files:
+        text = path.read_text(encoding="utf-8")
+        new = filled(text)
+        if new != text:
+            stale += 1
+            print(f"{path}: {'out of date' if chosen.check else 'updated'}")
+            if not chosen.check:
+                path.write_text(new, encoding="utf-8")
+    return 1 if chosen.check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

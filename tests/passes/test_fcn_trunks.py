@@ -1,0 +1,420 @@
+"""Trunks: what slides over the image ahead of the collapse, and whether each cell then equals the original's crop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers import Net, check_lifted, convert
+from onnx import helper
+
+Trunk = Callable[[Net], str]
+
+
+def head(net: Net, map_: str, classes: int = 4) -> str:
+    """The map flattened, and two fully connected layers."""
+    return net.fc(net.Relu(net.fc(net.Flatten(map_), 5)), classes)
+
+
+def inception(net: Net) -> str:
+    """Branches of one size, joined over channels; no branch is padded."""
+    x = net.Relu(net.conv("x", 3, 1, 1))
+    wide = net.conv(x, 2, 3, 3)
+    slow = net.conv(net.conv(x, 2, 1, 3), 3, 3, 1)
+    pooled = net.MaxPool(x, kernel_shape=[3, 3], strides=[1, 1])
+    return str(net.Concat(wide, slow, pooled, axis=1))
+
+
+def shuffled(net: Net, x: str, *, baked: bool = True, groups: int = 2) -> str:
+    """A channel shuffle: with the map's sizes in the Reshape, or with zeros where they stay."""
+    _, c, h, w = net.shape(x)
+    apart = net.Reshape(x, net.const([1, groups, c // groups, *((h, w) if baked else (0, -1))]))
+    if not baked:
+        apart = net.Reshape(x, net.const([1, groups, c // groups, h, w]))
+    turned = net.Transpose(apart, perm=[0, 2, 1, 3, 4])
+    return str(net.Reshape(turned, net.const([1, c, h, w] if baked else [1, -1, h, w])))
+
+
+def shuffle_net(net: Net) -> str:
+    x = net.conv("x", 6, 3, 3, bound=1)
+    x = shuffled(net, net.conv(x, 6, 1, 1, group=2))
+    x = net.conv(x, 6, 3, 3, group=6, bound=1)
+    return shuffled(net, net.conv(x, 6, 1, 1, group=3), baked=False, groups=3)
+
+
+def cropped_residual(net: Net) -> str:
+    """A residual of unpadded convolutions adds the middle of the map."""
+    x = net.conv("x", 3, 3, 3)
+    middle = net.Slice(x, net.const([1, 1]), net.const([-1, -1]), net.const([2, 3]))
+    return str(net.Add(net.conv(x, 3, 3, 3), middle))
+
+
+def split_and_concat(net: Net) -> str:
+    left, right = net.Split(net.conv("x", 4, 3, 3), net.const([1, 3]), axis=1, outputs=2)
+    return str(net.Concat(right, net.Relu(left), axis=1))
+
+
+UNPADDED: dict[str, Trunk] = {
+    "conv": lambda n: n.conv("x", 3, 3, 3),
+    "conv-stride": lambda n: n.conv("x", 3, 3, 3, strides=[2, 3]),
+    "conv-dilation": lambda n: n.conv("x", 3, 3, 2, dilations=[2, 3]),
+    "conv-stride-dilation": lambda n: n.conv("x", 3, 2, 3, strides=[3, 2], dilations=[3, 1]),
+    "conv-groups": lambda n: n.conv(n.conv("x", 4, 1, 1), 6, 3, 3, group=2),
+    "conv-depthwise": lambda n: n.conv("x", 4, 3, 2, group=2),
+    "conv-valid": lambda n: n.conv("x", 3, 3, 3, strides=[2, 2], auto_pad="VALID"),
+    "conv-kernel-shape": lambda n: n.conv("x", 3, 3, 3, kernel_shape=[3, 3], pads=[0, 0, 0, 0]),
+    "conv-no-bias": lambda n: n.conv("x", 3, 3, 3, bias=False),
+    "conv-bias-as-add": lambda n: n.Add(n.conv("x", 3, 3, 3, bias=False), n.ints(3, 1, 1)),
+    "conv-bias-as-add-rank-4": lambda n: n.Add(n.ints(1, 3, 1, 1), n.conv("x", 3, 3, 3)),
+    "max-pool": lambda n: n.MaxPool(n.conv("x", 3, 2, 2), kernel_shape=[2, 3], strides=[2, 1]),
+    "max-pool-ceil-full": lambda n: n.MaxPool(n.conv("x", 3, 2, 3), kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1),
+    "max-pool-dilated": lambda n: n.MaxPool(n.conv("x", 3, 2, 2), kernel_shape=[2, 2], dilations=[3, 2]),
+    "average-pool": lambda n: n.AveragePool(n.conv("x", 3, 2, 2), kernel_shape=[2, 4], strides=[2, 3]),
+    "unseen-trailing-pads": lambda n: n.conv("x", 3, 3, 2, strides=[3, 2], pads=[0, 0, 2, 1]),
+    "unseen-same-pads": lambda n: n.conv("x", 3, 1, 1, strides=[2, 2], auto_pad="SAME_UPPER"),
+    "relu-chain": lambda n: n.Relu(n.Neg(n.Relu(n.conv("x", 3, 3, 3)))),
+    "prelu": lambda n: n.PRelu(n.conv("x", 3, 3, 3), n.ints(3, 1, 1)),
+    "inception": inception,
+    "shuffle-net": shuffle_net,
+    "split-concat": split_and_concat,
+    "space-to-depth": lambda n: n.conv(n.SpaceToDepth(n.conv("x", 2, 2, 3), blocksize=2), 3, 2, 2),
+    "gather-channels": lambda n: n.Gather(n.conv("x", 3, 3, 3), n.const([2, 0]), axis=1),
+    "slice-channels": lambda n: n.Slice(n.conv("x", 4, 3, 3), n.const([1]), n.const([3]), n.const([1])),
+    "mean-over-channels": lambda n: n.reduce("ReduceMean", n.conv("x", 4, 3, 3), [1]),
+    "identity-dropout": lambda n: n.Identity(n.Dropout(n.conv("x", 3, 3, 3), outputs=2)[0]),
+    "equal-branches": lambda n: n.Add(n.conv("x", 3, 3, 3), n.MaxPool(n.conv("x", 3, 1, 1), kernel_shape=[3, 3])),
+    "mask-by-image": lambda n: n.Where(n.Greater("x", n.const(np.float32(0))), "x", n.Neg("x")),
+}
+
+
+@pytest.mark.parametrize("trunk", UNPADDED)
+def test_unpadded_trunk(trunk: str) -> None:
+    net = Net(1, 2, 9, 12)
+    check_lifted(net.model(head(net, UNPADDED[trunk](net))))
+
+
+SQUARE = {"pads": [1, 1, 1, 1]}
+
+
+def residual(net: Net) -> str:
+    x = net.conv("x", 2, 3, 3, pads=[1, 1, 1, 1], strides=[2, 2], bound=1)
+    x = net.Relu(net.Add(net.conv(net.Relu(net.conv(x, 2, 3, 3, bound=1, **SQUARE)), 2, 3, 3, bound=1, **SQUARE), x))
+    short = net.conv(x, 3, 1, 1, strides=[2, 2], bound=1)
+    return str(net.Relu(net.Add(net.conv(x, 3, 3, 3, strides=[2, 2], bound=1, **SQUARE), short)))
+
+
+PADDED: dict[str, Trunk] = {
+    "conv": lambda n: n.conv("x", 3, 3, 3, **SQUARE),
+    "asymmetric": lambda n: n.conv("x", 3, 3, 4, pads=[0, 2, 1, 0], strides=[2, 2]),
+    "residual": residual,
+    "same-upper": lambda n: n.conv("x", 3, 3, 3, auto_pad="SAME_UPPER"),
+    "same-upper-stride": lambda n: n.conv("x", 3, 3, 3, auto_pad="SAME_UPPER", strides=[2, 2]),
+    "same-lower-stride": lambda n: n.conv("x", 3, 3, 4, auto_pad="SAME_LOWER", strides=[2, 3]),
+    "same-pool": lambda n: n.MaxPool(n.conv("x", 3, 2, 2), kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
+    "same-average": lambda n: n.AveragePool(n.conv("x", 3, 3, 3), kernel_shape=[2, 2], auto_pad="SAME_LOWER"),
+    "ceil-mode": lambda n: n.MaxPool(n.conv("x", 3, 2, 2), kernel_shape=[3, 3], strides=[4, 5], ceil_mode=1),
+    "pads-included": lambda n: n.AveragePool(
+        n.conv("x", 3, 2, 2), kernel_shape=[2, 2], pads=[1, 0, 0, 1], count_include_pad=1
+    ),
+    "pads-excluded": lambda n: n.AveragePool(n.conv("x", 3, 2, 2), kernel_shape=[2, 2], pads=[1, 0, 0, 1]),
+    "pad-node": lambda n: n.conv(n.Pad("x", n.const([0, 0, 1, 2, 0, 0, 1, 0])), 3, 3, 3),
+    "pad-node-channels": lambda n: n.Add(
+        n.Pad(n.conv("x", 3, 3, 3, **SQUARE), n.const([0, 1, 0, 0, 0, 0, 0, 0])), n.conv("x", 4, 1, 1)
+    ),
+    "slice": lambda n: n.Slice(n.conv("x", 3, 2, 2), n.const([1, 0]), n.const([7, 9]), n.const([2, 3])),
+    "slice-stepped": lambda n: n.Slice(
+        n.conv("x", 3, 2, 2), n.const([1, 1]), n.const([2**40, -1]), n.const([2, 3]), n.const([2, 3])
+    ),
+    "cropped-residual": cropped_residual,
+    "focus": lambda n: n.Concat(
+        *(
+            n.Slice(n.Identity("x"), n.const([r, c]), n.const([8, 12]), n.const([2, 3]), n.const([2, 2]))
+            for r in (0, 1)
+            for c in (0, 1)
+        ),
+        axis=1,
+    ),
+    "conv-transpose": lambda n: n.ConvTranspose(
+        n.conv("x", 3, 3, 3, strides=[2, 2]), n.ints(3, 2, 2, 2), strides=[2, 2]
+    ),
+    "depth-to-space": lambda n: n.DepthToSpace(n.conv("x", 4, 3, 3, strides=[2, 2]), blocksize=2),
+}
+
+
+@pytest.mark.parametrize("size", [(9, 12), (8, 12), (10, 13)])
+@pytest.mark.parametrize("trunk", PADDED)
+def test_padded_trunk(trunk: str, size: tuple[int, int]) -> None:
+    if trunk == "focus" and size != (8, 12):
+        pytest.skip("the four phases need an even size")
+    net = Net(1, 2, *size)
+    baked = trunk in ("slice", "focus")  # ends that name the native size: the original's trunk runs on no other
+    aligned = 2 if trunk in ("conv-transpose", "depth-to-space") else 1  # cells come in twos
+    model = net.model(head(net, PADDED[trunk](net)))
+    made = check_lifted(model, equivalence="native-size", oracle=not baked, aligned=aligned)
+    assert not any(a.name == "auto_pad" for n in made.model.graph.node for a in n.attribute)
+
+
+RESIZED: dict[str, dict[str, Any]] = {
+    "nearest": {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"},
+    "linear": {"mode": "linear", "coordinate_transformation_mode": "half_pixel"},
+}
+
+
+@pytest.mark.parametrize("by", ["scales", "sizes"])
+@pytest.mark.parametrize("mode", RESIZED)
+def test_resize(mode: str, by: str) -> None:
+    net = Net(1, 2, 9, 12)
+    small = net.conv("x", 3, 3, 3, strides=[2, 2])
+    _, c, h, w = net.shape(small)
+    by_scales = ["", net.const(np.float32([1, 1, 2, 2]))]
+    inputs = by_scales if by == "scales" else ["", "", net.const([1, c, 2 * h, 2 * w])]
+    large = net.Resize(small, *inputs, **RESIZED[mode])
+    check_lifted(net.model(head(net, large)), equivalence="native-size", exact=False, oracle=by == "scales", aligned=2)
+
+
+@pytest.mark.parametrize("opset", [7, 9])
+def test_upsample(opset: int) -> None:
+    net = Net(1, 2, 9, 12, opset=opset)
+    small = net.conv("x", 3, 3, 3, strides=[2, 2])
+    if opset == 7:
+        large = net.Upsample(small, mode="nearest", scales=[1.0, 1.0, 2.0, 2.0])
+    else:
+        large = net.Upsample(small, net.const(np.float32([1, 1, 2, 2])), mode="nearest")
+    check_lifted(net.model(head(net, large)), equivalence="native-size", exact=False, aligned=2)
+
+
+@pytest.mark.parametrize("op", ["LRN", "BatchNormalization", "LpPool"])
+def test_rounding_trunk(op: str) -> None:
+    net = Net(1, 2, 9, 12)
+    x = net.conv("x", 4, 3, 3)
+    if op == "LRN":
+        x = net.LRN(x, size=3, alpha=0.5)
+    elif op == "LpPool":
+        x = net.LpPool(x, kernel_shape=[2, 3], p=2)
+    else:
+        x = net.BatchNormalization(x, net.ints(4), net.ints(4), net.ints(4), net.const(net.rng.uniform(1, 2, 4)))
+    check_lifted(net.model(head(net, x)), exact=False)
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+def test_batch_norm_of_flattened_map(layout: str) -> None:
+    """One parameter per feature; legal while it is the same at every position of a channel."""
+    net = Net(1, 2, 6, 7)
+    x = net.conv("x", 3, 3, 3)
+    per_channel = np.arange(1, 4, dtype=np.float32)
+    if layout == "NHWC":
+        x = net.Transpose(x, perm=[0, 2, 3, 1])
+    values = np.tile(per_channel, 20) if layout == "NHWC" else np.repeat(per_channel, 20)
+    flat = net.BatchNormalization(net.Flatten(x), *(net.const(values) for _ in range(4)))
+    check_lifted(net.model(net.fc(flat, 4)), exact=False)
+
+
+def test_instance_norm_is_native_size() -> None:
+    net = Net(1, 2, 9, 12)
+    x = net.InstanceNormalization(net.conv("x", 3, 3, 3), net.ints(3), net.ints(3))
+    made = check_lifted(net.model(head(net, x)), equivalence="native-size", exact=False)
+    assert made.window.why.startswith("InstanceNormalization")
+
+
+@pytest.mark.parametrize("opset", [11, 13])
+def test_softmax_over_the_width_is_native_size(opset: int) -> None:
+    net = Net(1, 2, 9, 12, opset=opset)
+    made = check_lifted(
+        net.model(head(net, net.Softmax(net.conv("x", 3, 3, 3), axis=3))), equivalence="native-size", exact=False
+    )
+    assert made.window.why.startswith("Softmax")
+
+
+# Squeeze and excite -------------------------------------------------------------------------------------------------
+
+
+def gate(net: Net, x: str, form: str) -> str:
+    """A factor per channel from the whole map."""
+    c = net.shape(x)[1]
+    if form == "reduce-mean":
+        pooled = net.reduce("ReduceMean", x, [2, 3])
+        return str(net.Relu(net.conv(net.Relu(net.conv(pooled, 2, 1, 1)), c, 1, 1)))
+    if form == "global-average-pool":
+        return str(net.Relu(net.conv(net.GlobalAveragePool(x), c, 1, 1)))
+    if form == "whole-map-average-pool":
+        pooled = net.AveragePool(x, kernel_shape=list(net.shape(x)[2:]))
+        return str(net.Relu(net.conv(pooled, c, 1, 1)))
+    flat = net.Flatten(net.GlobalAveragePool(x))
+    return str(net.Reshape(net.Relu(net.fc(net.Relu(net.fc(flat, 2)), c)), net.const([1, c, 1, 1])))
+
+
+GATES = ["reduce-mean", "global-average-pool", "whole-map-average-pool", "flatten-gemm-reshape"]
+
+
+@pytest.mark.parametrize("pooled_head", [False, True])
+@pytest.mark.parametrize("form", GATES)
+def test_squeeze_and_excite(form: str, pooled_head: bool) -> None:
+    """The block stays over the whole map; a head that pools as well is one classifier per window."""
+    net = Net(1, 2, 6, 10)
+    x = net.conv("x", 3, 3, 3)
+    x = net.Mul(x, gate(net, x, form))
+    scores = net.fc(net.Flatten(net.GlobalAveragePool(x)), 4) if pooled_head else head(net, x)
+    made = check_lifted(
+        net.model(scores), equivalence="native-size", exact=False, oracle=form != "whole-map-average-pool"
+    )
+    assert any(op in ("GlobalAveragePool", "ReduceMean") for op in made.operators)
+    assert "map as a whole" in made.window.why or "axes as a whole" in made.window.why
+
+
+def test_two_squeeze_and_excite_blocks() -> None:
+    net = Net(1, 2, 6, 10)
+    x = net.conv("x", 3, 3, 3)
+    x = net.Mul(gate(net, x, "global-average-pool"), x)
+    x = net.conv(x, 4, 3, 3, pads=[1, 1, 1, 1])
+    x = net.Mul(x, gate(net, x, "flatten-gemm-reshape"))
+    check_lifted(net.model(net.fc(net.Flatten(net.GlobalAveragePool(x)), 4)), equivalence="native-size", exact=False)
+
+
+# Inputs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch", [1, 2, "batch"])
+def test_channels_last_input(batch: int | str) -> None:
+    net = Net(batch, 9, 12, 2)
+    x = net.Relu(net.conv(net.Transpose("x", perm=[0, 3, 1, 2]), 3, 3, 3))
+    x = net.MaxPool(x, kernel_shape=[2, 2], strides=[2, 2])
+    made = check_lifted(net.model(net.fc(net.Flatten(net.Transpose(x, perm=[0, 2, 3, 1])), 4)))
+    assert made.window.axes == "NHWC"
+    dims = [d.dim_param or d.dim_value for d in made.model.graph.input[0].type.tensor_type.shape.dim]
+    assert dims == [batch, "height", "width", 2]
+
+
+@pytest.mark.parametrize("axes", ["CHW", "HWC"])
+def test_image_without_batch_axis(axes: str) -> None:
+    net = Net(*((2, 9, 12) if axes == "CHW" else (9, 12, 2)))
+    x = "x" if axes == "CHW" else net.Transpose("x", perm=[2, 0, 1])
+    x = net.conv(net.with_axes("Unsqueeze", x, [0]), 3, 3, 3)
+    check_lifted(net.model(head(net, x)))
+
+
+def test_image_reshaped_at_once() -> None:
+    net = Net("batch", 9, 12)
+    x = net.conv(net.Reshape("x", net.const([-1, 1, 9, 12])), 3, 3, 3)
+    check_lifted(net.model(head(net, x)))
+
+
+def test_grey_image_reshaped_to_channels_last() -> None:
+    net = Net("batch", 9, 12, 1)
+    x = net.conv(net.Reshape("x", net.const([-1, 1, 9, 12])), 3, 3, 3)
+    check_lifted(net.model(head(net, x)))
+
+
+@pytest.mark.parametrize("axes", ["NCL", "NLC"])
+def test_one_dimension(axes: str) -> None:
+    net = Net("batch", *((3, 17) if axes == "NCL" else (17, 3)))
+    x = "x" if axes == "NCL" else net.Transpose("x", perm=[0, 2, 1])
+    x = net.MaxPool(net.Relu(net.conv(x, 4, 4)), kernel_shape=[3], strides=[2])
+    made = check_lifted(net.model(head(net, net.conv(x, 3, 2, strides=[2]))))
+    assert (made.window.axes, made.window.size, made.window.stride) == (axes, (17,), (4,))
+
+
+def test_raw_audio() -> None:
+    net = Net("batch", 33)
+    x = net.conv(net.with_axes("Unsqueeze", "x", [1]), 3, 5, strides=[4])
+    made = check_lifted(net.model(head(net, x)))
+    assert (made.window.axes, made.window.stride) == ("NL", (4,))
+
+
+@pytest.mark.parametrize("axes", ["NCDHW", "NDHWC"])
+def test_three_dimensions(axes: str) -> None:
+    net = Net(1, *((2, 5, 7, 6) if axes == "NCDHW" else (5, 7, 6, 2)))
+    x = "x" if axes == "NCDHW" else net.Transpose("x", perm=[0, 4, 1, 2, 3])
+    x = net.MaxPool(net.conv(x, 3, 2, 3, 2), kernel_shape=[2, 2, 2], strides=[1, 2, 1])
+    made = check_lifted(net.model(head(net, x)))
+    assert made.window.stride == (1, 2, 1)
+
+
+@pytest.mark.parametrize("dims", [(1, 2, "h", "w"), ("n", 2, "h", "w"), (1, "h", "w", 2)])
+def test_window_of_a_symbolic_input(dims: tuple[int | str, ...]) -> None:
+    net = Net(*dims)
+    x = "x" if dims[1] == 2 else net.Transpose("x", perm=[0, 3, 1, 2])
+    flat = net.Flatten(net.conv(x, 3, 3, 3))
+    scores = net.Gemm(flat, net.ints(210, 4), net.ints(4))
+    made = check_lifted(net.model(scores), window=(9, 12), exact=False)
+    assert made.window.size == (9, 12)
+
+
+@pytest.mark.parametrize("size", [(9, 12), (13, 15), (14, 12)])
+def test_fixed_new_size(size: tuple[int, int]) -> None:
+    net = Net(1, 2, 9, 12)
+    x = net.MaxPool(net.conv("x", 3, 2, 2), kernel_shape=[2, 2], strides=[2, 1])
+    made = check_lifted(net.model(head(net, x)), size=size)
+    assert [d.dim_value for d in made.model.graph.input[0].type.tensor_type.shape.dim] == [1, 2, *size]
+
+
+def test_fixed_batch() -> None:
+    net = Net(3, 2, 9, 12)
+    x = net.conv("x", 3, 3, 3)
+    flat = net.Reshape(x, net.const([3, 210]))
+    made = check_lifted(net.model(net.fc(flat, 4)))
+    assert [d.dim_value for d in made.model.graph.output[0].type.tensor_type.shape.dim][:2] == [3, 4]
+
+
+def test_mean_per_channel_is_subtracted() -> None:
+    net = Net(1, 9, 12, 2)
+    x = net.Div(net.Sub("x", net.ints(2)), net.const(np.float32([2, 4])))
+    x = net.conv(net.Transpose(x, perm=[0, 3, 1, 2]), 3, 3, 3)
+    check_lifted(net.model(head(net, x)), exact=False)
+
+
+def test_mean_image_that_is_the_same_everywhere() -> None:
+    net = Net(1, 2, 9, 12)
+    mean = np.broadcast_to(net.numbers_of(2, 1, 1), (2, 9, 12))
+    check_lifted(net.model(head(net, net.conv(net.Sub("x", net.const(np.array(mean))), 3, 3, 3))))
+
+
+# Facts, worked out by hand ------------------------------------------------------------------------------------------
+
+
+def test_facts_of_an_unpadded_net() -> None:
+    """conv 3 (rf 3), pool 2/2 (rf 4, stride 2), conv 3 (rf 8), full map 3 x 1."""
+    net = Net(1, 2, 14, 10)
+    x = net.MaxPool(net.conv("x", 3, 3, 3), kernel_shape=[2, 2], strides=[2, 2])
+    scores = head(net, net.conv(x, 3, 3, 3))
+    window = check_lifted(net.model(scores)).window
+    assert (window.input, window.axes, window.size, window.stride) == ("x", "NCHW", (14, 10), (2, 2))
+    assert window.offset == (0, 0)
+    assert window.receptive_field == (14, 10)
+    assert window.outputs[scores].size == (1, 1)
+
+
+def test_facts_of_a_net_that_sees_less_than_its_window() -> None:
+    net = Net(1, 2, 9, 13)
+    x = net.conv("x", 3, 3, 3, strides=[4, 4])
+    window = check_lifted(net.model(head(net, x))).window
+    assert (window.stride, window.receptive_field) == ((4, 4), (7, 11))
+
+
+def test_facts_of_a_padded_net() -> None:
+    net = Net(1, 2, 9, 12)
+    model = net.model(head(net, net.conv("x", 3, 3, 5, pads=[1, 2, 1, 2], name="first")))
+    window = check_lifted(model, equivalence="native-size").window
+    assert (window.size, window.receptive_field) == ((9, 12), (11, 16))
+    assert window.why == "Conv sees zero padding at the native size ('first')"
+
+
+def test_trailing_pads_stay_where_the_net_is_padded_anyway() -> None:
+    """They keep the two branches of a residual Add of one size at other image sizes."""
+    net = Net(1, 2, 9, 12)
+    x = net.conv("x", 3, 3, 3, pads=[1, 1, 1, 1])
+    left = net.conv(x, 3, 3, 2, strides=[3, 2], pads=[0, 0, 2, 1], name="left")
+    model = net.model(head(net, left))
+    made = check_lifted(model, equivalence="native-size")
+    (conv,) = (n for n in made.model.graph.node if n.name == "left")
+    assert {a.name: helper.get_attribute_value(a) for a in conv.attribute}["pads"] == [0, 0, 2, 1]
+
+
+def test_corpus_model_converts(corpus_model: Any) -> None:
+    """Every real model is rewritten, or declined or refused with a reason of the pass."""
+    import onnx
+
+    result, _ = convert(onnx.load(corpus_model))
+    assert result.changed or all(site.reason.startswith("fcn/") for site in result.sites)
+    assert result.sites
