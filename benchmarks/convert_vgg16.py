@@ -86,7 +86,12 @@ def repeat(source: Path, target: Path, rounds: int) -> tuple[dict[str, list[floa
 
 
 def report(
-    seconds: Mapping[str, Sequence[float]], peaks: Mapping[str, Sequence[int]], model_bytes: int, date: str
+    seconds: Mapping[str, Sequence[float]],
+    peaks: Mapping[str, Sequence[int]],
+    model_bytes: int,
+    *,
+    rehearsal: bool = False,
+    date: str = "",
 ) -> dict[str, Any]:
     """What `--out` writes."""
     time_ratio = common.estimate(common.ratios(seconds["convert"], seconds["copy"]))
@@ -95,6 +100,7 @@ def report(
     return {
         "benchmark": NAME,
         "date": date,
+        "rehearsal": rehearsal,
         "machine": common.machine(),
         "versions": common.versions(),
         "model_bytes": model_bytes,
@@ -112,6 +118,10 @@ def goals(data: Mapping[str, Any]) -> list[str]:
     """The two ratios and the goals in words."""
     ratio, again = Estimate(**data["time_ratio"]), Estimate(**data["again"])
     unclear = "" if common.tells_apart(ratio.median, again) else ", inside the A/A spread: no difference"
+    if data["rehearsal"]:
+        return [
+            f"A rehearsal: the goals are for the whole model. Time {ratio.text()}, memory {data['memory_ratio']:.2f}."
+        ]
     return [
         f"Time: {ratio.text()} of onnx.load + onnx.save{unclear} "
         f"(goal {TIME_GOAL} at most: {common.verdict(data['time_goal_met'])}); A/A {again.text()}.",
@@ -123,10 +133,11 @@ def goals(data: Mapping[str, Any]) -> list[str]:
 def markdown(data: Mapping[str, Any]) -> str:
     """The table and what belongs below it."""
     rows = []
+    what = "VGG-16, an eighth of its channels" if data["rehearsal"] else "VGG-16"
     for name, label in LABELS.items():
         seconds, peak = Estimate(**data["seconds"][name]), Estimate(**data["peak_bytes"][name])
         rows.append([label, seconds.text(), f"{peak.median / MIB:.0f}"])
-    header = [f"VGG-16, {data['model_bytes'] / 1e6:.0f} MB", "seconds", "peak memory, MiB"]
+    header = [f"{what}, {data['model_bytes'] / 1e6:.0f} MB", "seconds", "peak memory, MiB"]
     count = data["seconds"]["convert"]["count"]
     below = f"Medians of {count} fresh processes each (with their interval), start of Python included."
     return "\n".join([common.table(header, rows), "", *goals(data), below, common.provenance(data)])
@@ -151,7 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         source, target = Path(folder, "vgg16.onnx"), Path(folder, "result.onnx")
         common.run_quietly([*BUILD, str(source), "0.125" if options.quick else "1"])
         seconds, peaks = repeat(source, target, 3 if options.quick else max(3, options.rounds))
-        data = report(seconds, peaks, source.stat().st_size, options.date)
+        data = report(seconds, peaks, source.stat().st_size, rehearsal=options.quick, date=options.date)
     print(markdown(data) if options.markdown else "\n".join(goals(data)))
     if options.out is not None:
         options.out.parent.mkdir(parents=True, exist_ok=True)

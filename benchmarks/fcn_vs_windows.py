@@ -73,11 +73,12 @@ def summary(cells: Sequence[Cell]) -> dict[str, Any]:
     }
 
 
-def report(cells: Sequence[Cell], threads: int, date: str) -> dict[str, Any]:
+def report(cells: Sequence[Cell], *, threads: int = 2, rehearsal: bool = False, date: str = "") -> dict[str, Any]:
     """What `--out` writes."""
     return {
         "benchmark": NAME,
         "date": date,
+        "rehearsal": rehearsal,
         "machine": common.machine(),
         "threads": threads,
         "versions": common.versions(),
@@ -142,7 +143,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__.partition("\n")[0])
     options.add_argument("--models", nargs="+", choices=tuple(MODELS), default=None, help="default: all five")
     options.add_argument("--positions", nargs="+", type=int, default=None, help="windows per axis; default: 5 9 17")
-    options.add_argument("--seconds", type=float, default=None, help="of measuring per cell; default: 25")
+    options.add_argument("--seconds", type=float, default=None, help="of measuring per cell; default: 20")
     options.add_argument("--rounds", type=int, default=None, help="at least so many per cell; default: 6")
     options.add_argument("--threads", type=int, default=2, help="in the one pool of threads; default: 2")
     options.add_argument("--quick", action="store_true", help="a rehearsal: LeNet-5, 5x5, a second; no figures")
@@ -156,7 +157,7 @@ def parser() -> argparse.ArgumentParser:
 def tasks(options: argparse.Namespace) -> list[Task]:
     """One per model; what was not given depends on --quick."""
     quick = options.quick
-    seconds = options.seconds if options.seconds is not None else (0.5 if quick else 25.0)
+    seconds = options.seconds if options.seconds is not None else (0.5 if quick else 20.0)
     rounds = options.rounds if options.rounds is not None else (3 if quick else 6)
     positions = tuple(options.positions or ((5,) if quick else POSITIONS))
     models = options.models or (("lenet5",) if quick else tuple(MODELS))
@@ -175,7 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{MODELS[cell.model]} {cell.positions}x{cell.positions}: {figures}; {checks(cell)}", flush=True)
             if cell.timed < cell.batches:
                 print(f"  (* {cell.timed} of {cell.batches} whole batches timed per round and scaled)", flush=True)
-    data = report(cells, options.threads, options.date)
+    data = report(cells, threads=options.threads, rehearsal=options.quick, date=options.date)
     print(*goals(data["summary"]), sep="\n")
     if options.markdown:
         print(f"\n{markdown(data)}")

@@ -12,13 +12,17 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import convert_vgg16, fcn_vs_windows
 
 RESULTS = Path(__file__).resolve().parent / "results"
-TABLES = {module.NAME: module.markdown for module in (fcn_vs_windows, convert_vgg16)}
+TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
+    fcn_vs_windows.NAME: fcn_vs_windows.markdown,
+    convert_vgg16.NAME: convert_vgg16.markdown,
+}
 BLOCK = re.compile(r"(<!-- benchmark: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_YET = "Not measured yet."
 
@@ -30,7 +34,10 @@ def block(name: str, results: Path = RESULTS) -> str:
     path = results / f"{name}.json"
     if not path.exists():
         return NOT_YET
-    return TABLES[name](json.loads(path.read_text(encoding="utf-8")))
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if data["rehearsal"]:
+        raise SystemExit(f"{path.name} is a rehearsal (--quick), and no result")
+    return TABLES[name](data)
 
 
 def filled(text: str, results: Path = RESULTS) -> str:

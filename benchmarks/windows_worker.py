@@ -35,8 +35,8 @@ from convrewrite.windows import Window
 BATCHES = (1, 8, 32)
 MIN_SAMPLE = 3
 """Whole batches that a sampled sweep times at the least."""
-HOPELESS = 1.25
-"""A batching that is this much slower than the best one in the warm-up is not measured further."""
+HOPELESS = 1.5
+"""A batching that takes this many times as long as the best one in the warm-up is not measured further."""
 TOLERANCE = 1e-4
 
 Array = np.ndarray[Any, Any]
@@ -215,9 +215,9 @@ class Bench:
         if self.window.equivalence != "windows":
             native = _call(self.fcn, crops[:1])
             return relative_error(native, _call(self.classifier, crops[:1]).reshape(native.shape)), 1
-        cells = _call(self.fcn, image)
+        cells = _call(self.fcn, image)[0]
         chosen = sorted({0, len(crops) // 3, len(crops) // 2, len(crops) - 1})
-        got = np.stack([cells[(0, slice(None), *places[index])] for index in chosen])
+        got = np.stack([cells[:, row, column] for row, column in (places[index] for index in chosen)])
         return relative_error(got, _call(self.classifier, crops[chosen])), len(chosen)
 
     def _contestants(

@@ -187,7 +187,9 @@ def explain(
 
 def _paths(source: str | None, target: str | None) -> tuple[str, str]:
     if source is not None and target is None:
-        raise UsageError(f"where should the result of '{source}' go?", remedy="give IN and OUT, or neither for a pipe")
+        raise UsageError(
+            f"nothing says where the result of '{source}' goes", remedy="give IN and OUT, or neither for a pipe"
+        )
     return source or "-", target or "-"
 
 
@@ -326,14 +328,12 @@ def _tell(error: ConvrewriteError) -> None:
 
 
 def _tell_usage(error: typer.TyperException) -> None:
-    """What typer says; a missing command prints the help instead."""
-    text = error.format_message().strip()
-    if len(text.splitlines()) > 1:
-        print(text, file=sys.stderr)
-        return
+    """What typer says, and where to read more; without any argument, typer has printed the help itself."""
+    text = " ".join(error.format_message().split())
     context = getattr(error, "ctx", None)
     help_of = context.command_path if context is not None else "convrewrite"
-    _say(f"error: {text.rstrip('.')}; see {help_of} --help")
+    if text:
+        _say(f"error: {text.rstrip('.')}; see {help_of} --help")
 
 
 def _settle_stdout() -> None:

@@ -52,6 +52,17 @@ def subgraph_tensors(node: gs.Node) -> Iterator[gs.Tensor]:
         yield from (t for t in (*read, *subgraph.outputs) if t.name not in own)
 
 
+def live_nodes(graph: gs.Graph) -> list[gs.Node]:
+    """The nodes that the graph's outputs need, in order."""
+    read = {tensor.name for tensor in graph.outputs}
+    live: list[gs.Node] = []
+    for node in reversed(graph.nodes):
+        if any(tensor.name in read for tensor in node.outputs):
+            read.update(tensor.name for tensor in (*node.inputs, *subgraph_tensors(node)) if tensor.name)
+            live.append(node)
+    return live[::-1]
+
+
 def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | None]] | None = None) -> onnx.ModelProto:
     """The graph without the data of its large constants, which become graph inputs of known type and shape.
 

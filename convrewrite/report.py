@@ -145,9 +145,10 @@ def _folded(line: str, width: int) -> list[str]:
 
 def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]]:
     """Labels with their lines."""
-    if verbose or any(site.outcome == "rewritten" for site in outcome.sites):
+    done = outcome.status in ("rewritten", "compared")
+    if verbose or done:
         yield from _site_lines(outcome.sites, verbose)
-    if outcome.window is not None and outcome.status != "unchanged":
+    if outcome.window is not None and done:
         yield "window", _window_lines(outcome.window)
     if outcome.verification is not None:
         yield outcome.verification.verdict, _verification_lines(outcome, outcome.verification, verbose)

@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import importlib
 import importlib.metadata
 import io
 import os
@@ -37,7 +38,9 @@ PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 CUDA_MEND = 'pip install "convrewrite[cuda]", or use --provider cpu'
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-_RECORD = "session.record_ep_graph_assignment_info"
+_log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
+
+_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
 
 _ORT_NAMES = {
@@ -45,26 +48,9 @@ _ORT_NAMES = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-_PACKAGES = (
-    "onnxruntime",
-    "onnxruntime-gpu",
-    "onnxruntime-directml",
-    "onnxruntime-openvino",
-    "onnxruntime-training",
-)
-_DTYPES = {
-    "float": "float32",
-    "double": "float64",
-    "float16": "float16",
-    "int8": "int8",
-    "int16": "int16",
-    "int32": "int32",
-    "int64": "int64",
-    "uint8": "uint8",
-    "uint16": "uint16",
-    "uint32": "uint32",
-    "uint64": "uint64",
-    "bool": "bool",
+_PACKAGES = tuple(f"onnxruntime{end}" for end in ("", "-gpu", "-directml", "-openvino", "-training"))
+_DTYPES = {"float": "float32", "double": "float64"} | {
+    name: name for name in "float16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
 }
 
 Array = np.ndarray[Any, Any]
@@ -212,7 +198,7 @@ def open_session(
         label: name of the model in messages; the path by default.
         data_folder: where the external data of a model in bytes lies.
         verbose: let ONNX Runtime's own log through; None does as `log_shown` says.
-        shared_threads: use the pool that all sessions of the process share (`onnxruntime.set_global_thread_pool_sizes`).
+        shared_threads: use the process-wide pool (`onnxruntime.set_global_thread_pool_sizes`).
         profile: prefix of the file that the time of every node goes to, until `Session.end_profile`.
     """
     if provider not in PROVIDERS:
@@ -221,14 +207,12 @@ def open_session(
     verbose = _log_is_shown.get() if verbose is None else verbose
     ort = _onnxruntime()
     wanted = _usable(ort, provider)
-    options = ort.SessionOptions()
-    levels = ort.GraphOptimizationLevel
+    options, levels = ort.SessionOptions(), ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 2 if verbose else 4
     options.use_per_session_threads = not shared_threads
-    options.add_session_config_entry(_RECORD, "1")
-    if threads is not None:
-        options.intra_op_num_threads = threads
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.intra_op_num_threads = threads or 0
     if data_folder is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
     if profile is not None:
@@ -238,9 +222,9 @@ def open_session(
 
     def make(names: Sequence[str]) -> Any:
         requested = [(_ORT_NAMES[name], _provider_options(name, tf32)) for name in names]
-        content = source if isinstance(source, bytes) else str(source)
+        path = source if isinstance(source, bytes) else str(source)
         with contextlib.nullcontext() if verbose else _silenced(ort):
-            return ort.InferenceSession(content, options, providers=requested, enable_fallback=0)
+            return ort.InferenceSession(path, options, providers=requested, enable_fallback=0)
 
     try:
         raw = make(wanted)
@@ -257,8 +241,8 @@ def open_session(
     if provider in ("cuda", "tensorrt") and provider not in obtained:
         raise _not_obtained(ort, provider)
     got = next(name for name in ("tensorrt", "cuda", "cpu") if name in obtained)
-    described = _infos(raw.get_inputs()), _infos(raw.get_outputs())
-    return Session(label, got, *described, raw, _rounds(got, tf32), _placement(raw))
+    infos = _infos(raw.get_inputs()), _infos(raw.get_outputs())
+    return Session(label, got, *infos, raw, _rounds(got, tf32), _placement(raw))
 
 
 @contextlib.contextmanager
@@ -305,14 +289,11 @@ def _onnxruntime() -> ModuleType:
     """Import ONNX Runtime once, after a look at what is installed."""
     check_installation()
     try:
-        import onnxruntime
-
-        module: ModuleType = onnxruntime
+        return importlib.import_module("onnxruntime")
     except ImportError as error:
         raise UsageError(
             f"ONNX Runtime cannot be imported ({one_line(error)})", remedy="run: pip install convrewrite"
         ) from None
-    return module
 
 
 @functools.cache
@@ -358,7 +339,7 @@ def _placement(raw: Any) -> dict[str, tuple[str, ...]]:
 
 
 def _not_obtained(ort: ModuleType, provider: str, cause: str = "") -> UsageError:
-    """The error for a provider that was asked for by name; finds the cause by loading the library itself."""
+    """The error for a provider that was asked for; finds the cause by loading the library itself."""
     if _ORT_NAMES[provider] not in ort.get_available_providers():
         cause = "the installed ONNX Runtime was built without it"
     else:

@@ -1,4 +1,4 @@
-"""Inputs for checks: seeded ones at several scales, or the user's own from an .npz file.
+"""Inputs for checks: seeded ones at several scales, or the user's own from an .npz file or a folder of images.
 
 A check is only as good as the inputs that it runs on. A model trained on pixels in 0..255 hardly moves on 0..1, a
 saturated Softmax hides everything on 0..255: so samples take turns over several scales, and the caller looks whether
@@ -54,11 +54,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input with its shape filled in."""
+    """An input with its shape filled in; `below` bounds its integers where the graph does (0: their type does)."""
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    below: int = 0
 
 
 def draw(specs: Sequence[InputSpec], scale: Scale, seed: int) -> Sample:
@@ -75,16 +76,21 @@ def random_array(rng: np.random.Generator, spec: InputSpec, scale: Scale) -> Arr
         return rng.uniform(scale.low, scale.high, spec.shape).astype(spec.dtype)
     if spec.dtype.kind in "iub":
         bounds = {"uint8": (0, 256), "int8": (-128, 128), "uint16": (0, 256)}
-        low, high = bounds.get(spec.dtype.name, (0, 2))
+        low, high = (0, spec.below) if spec.below else bounds.get(spec.dtype.name, (0, 2))
         return rng.integers(low, high, spec.shape).astype(spec.dtype)
     raise UsageError(f"input '{spec.name}' has a type that cannot be drawn at random", remedy="give inputs with --data")
 
 
-def fill(info: TensorInfo, size: Sequence[int] | None = None, known: Sequence[int | str | None] = ()) -> InputSpec:
+def fill(
+    info: TensorInfo,
+    size: Sequence[int] | None = None,
+    known: Sequence[int | str | None] = (),
+    batch: int | None = None,
+) -> InputSpec:
     """Give every dimension of an input a number.
 
-    The batch (the first axis, where the input has two or more) becomes 1; the other open dimensions take `known`
-    (another model's shape of the same input) where it has a number, else `size` in order.
+    The batch (the first axis, where the input has two or more) becomes `batch`, or 1; the other open dimensions take
+    `known` (another model's shape of the same input, or the data's) where it has a number, else `size` in order.
     """
     if info.dtype == np.dtype("object"):
         raise UsageError(f"input '{info.name}' is {info.kind}, not a numeric tensor; it cannot be verified")
@@ -92,14 +98,17 @@ def fill(info: TensorInfo, size: Sequence[int] | None = None, known: Sequence[in
     for axis, dim in enumerate(shape):
         if not isinstance(dim, int) and axis < len(known) and isinstance(known[axis], int):
             shape[axis] = known[axis]
+    if len(shape) > 1 and batch is not None and isinstance(shape[0], int) and shape[0] != batch:
+        raise UsageError(f"--batch {batch} does not fit: input '{info.name}' has the fixed batch {shape[0]}")
     if len(shape) > 1 and not isinstance(shape[0], int):
-        shape[0] = 1
+        shape[0] = batch or 1
     free = [axis for axis, dim in enumerate(shape) if not isinstance(dim, int)]
     if free:
         dims = "x".join(str(dim) if dim is not None else "?" for dim in info.shape)
         if not size:
             raise UsageError(
-                f"input '{info.name}' has the open shape {dims}", remedy="give --size, such as --size 224x224"
+                f"input '{info.name}' has the open shape {dims}",
+                remedy=f"give --size, such as --size 224x224, or --shape {info.name}=...",
             )
         sizes = list(size) * len(free) if len(size) == 1 else list(size)
         if len(size) > 1 and len(free) != len(size):
@@ -120,7 +129,8 @@ def read_data(path: str | Path) -> Feeds:
             with archive:
                 return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(f"cannot read {path} as an .npz file ({type(error).__name__})", remedy=mend) from None
+        reason = getattr(error, "strerror", None) or f"it is no .npz file ({type(error).__name__})"
+        raise UsageError(f"cannot read {path}: {reason}", remedy=mend) from None
     raise UsageError(f"{path} is not an .npz file", remedy=mend)
 
 
@@ -142,6 +152,99 @@ def cut_data(data: Mapping[str, Array], specs: Sequence[InputSpec]) -> list[Samp
     if not count:
         raise UsageError("the data holds no sample")
     return [Sample({name: parts[i] for name, parts in columns.items()}, f"data {i}") for i in range(count)]
+
+
+@dataclass(frozen=True)
+class Images:
+    """A folder of images as inputs: (pixel / 255 - mean) / std per channel; an integer input gets plain pixels.
+
+    Attributes:
+        folder: every file in it with an image's suffix, in order of their names.
+        mean, std: one number, or one per channel.
+        layout: letters of the input's axes, such as "NHWC"; "" finds the channels as the axis of extent 1 or 3.
+        limit: read at most so many; 0 reads all.
+    """
+
+    folder: Path
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    layout: str = ""
+    limit: int = 0
+
+    def samples(self, specs: Sequence[InputSpec]) -> list[Sample]:
+        """Read the images at the size and in the batches that the input takes. Raises UsageError."""
+        if len(specs) != 1:
+            raise UsageError(f"--images fills one input, the model has {len(specs)}", remedy="give --data F.npz")
+        spec = specs[0]
+        layout = self._layout(spec)
+        files = self._files()
+        arrays = np.stack([self._read(file, spec, layout) for file in files])
+        if "N" not in layout:
+            return [Sample({spec.name: array}, f"image {f.name}") for array, f in zip(arrays, files, strict=True)]
+        axis = layout.index("N")
+        batch = spec.shape[axis]
+        if len(files) % batch:
+            raise UsageError(f"{self.folder} holds {len(files)} images, no multiple of the batch {batch}")
+        starts = range(0, len(files), batch)
+        chunks = [np.ascontiguousarray(np.moveaxis(arrays[i : i + batch], 0, axis)) for i in starts]
+        return [Sample({spec.name: c}, f"image {files[i].name}") for c, i in zip(chunks, starts, strict=True)]
+
+    def _layout(self, spec: InputSpec) -> str:
+        layout, dims = self.layout.upper(), spec.shape
+        if not layout and len(dims) in (3, 4):
+            lead = "N" * (len(dims) - 3)
+            guesses = [text for text in (lead + "CHW", lead + "HWC") if dims[text.index("C")] in (1, 3)]
+            layout = guesses[0] if guesses else ""
+        if len(layout) != len(dims) or "".join(sorted(layout)) not in ("CHNW", "CHW", "HNW", "HW"):
+            shape = "x".join(map(str, dims))
+            raise UsageError(f"input '{spec.name}' ({shape}) is no image", remedy="give its axes, as in --layout NHWC")
+        return layout
+
+    def _files(self) -> list[Path]:
+        if not self.folder.is_dir():
+            raise UsageError(f"--images {self.folder}: there is no such folder")
+        suffixes = set(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
+        found = sorted(file for file in self.folder.iterdir() if file.suffix.lower() in suffixes)
+        if not found:
+            raise UsageError(
+                f"--images {self.folder}: no image in it", remedy=f"known are {' '.join(sorted(suffixes))}"
+            )
+        return found[: self.limit] if self.limit else found
+
+    def _read(self, file: Path, spec: InputSpec, layout: str) -> Array:
+        """One image, without the batch axis."""
+        try:
+            from PIL import Image, ImageOps
+        except ImportError:
+            raise UsageError(
+                "--images needs Pillow, which is not installed", remedy='pip install "convrewrite[plot]"'
+            ) from None
+        extent = dict(zip(layout, spec.shape, strict=True))
+        channels = extent.get("C", 1)
+        if channels not in (1, 3):
+            raise UsageError(
+                f"input '{spec.name}' has {channels} channels, an image 1 or 3", remedy="give --data F.npz"
+            )
+        try:
+            with Image.open(file) as image:
+                mode = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
+                pixels = np.asarray(mode.resize((extent["W"], extent["H"]), Image.Resampling.BILINEAR))
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            words = " ".join(str(error).split())
+            raise UsageError(f"cannot read the image {file}: {words or type(error).__name__}") from None
+        for name, numbers in (("--mean", self.mean), ("--std", self.std)):
+            if len(numbers) not in (1, channels):
+                raise UsageError(f"{name} has {len(numbers)} numbers, the input has {channels} channels")
+        pixels = pixels.reshape(extent["H"], extent["W"], channels)
+        if spec.dtype.kind == "f":
+            if 0.0 in self.std:
+                raise UsageError("--std has a 0")
+            pixels = (pixels / 255.0 - np.asarray(self.mean)) / np.asarray(self.std)
+        elif (self.mean, self.std) != ((0.0,), (1.0,)):
+            raise UsageError(f"input '{spec.name}' takes {spec.dtype}: --mean and --std are for floating-point inputs")
+        letters = layout.replace("N", "")
+        ordered = pixels.transpose(["HWC".index(c) for c in (letters if "C" in letters else letters + "C")])
+        return ordered.reshape([extent[letter] for letter in letters]).astype(spec.dtype)
 
 
 def _cut(array: Array, spec: InputSpec) -> list[Array]:

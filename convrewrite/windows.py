@@ -207,7 +207,7 @@ class Window:
                 )
                 for name, entry in data["outputs"].items()
             }
-            return cls(
+            window = cls(
                 input=str(data["input"]),
                 axes=str(data["axes"]),
                 size=size,
@@ -218,11 +218,23 @@ class Window:
                 why=str(data.get("why", "")),
                 outputs=outputs,
             )
+            window._check()
+            return window
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(
                 f"metadata {METADATA_KEY} is damaged ({type(error).__name__}: {error})",
                 remedy="convert the original model again with 'convrewrite fcn'",
             ) from None
+
+    def _check(self) -> None:
+        """Raise ValueError where the entries contradict each other."""
+        lists = self.size, self.stride, self.offset, self.receptive_field
+        if not self.letters or any(len(entries) != len(self.letters) for entries in lists):
+            raise ValueError(f"{self.axes!r} does not have the axes of {lists}")
+        if min(*self.size, *self.stride, *self.receptive_field) < 1:
+            raise ValueError("a size or stride is not positive")
+        if self.equivalence not in ("windows", "native-size"):
+            raise ValueError(f"equivalence {self.equivalence!r}")
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> Window | None:

@@ -12,7 +12,12 @@ DEFAULT_CORPUS = ROOT.parent / "shared" / "corpus"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """`--corpus DIR`: run the corpus tests over the .onnx files of a folder of your own."""
-    parser.addoption("--corpus", metavar="DIR", type=Path, help="real models to test (default: ../shared/corpus beside the repository, where that exists)")
+    parser.addoption(
+        "--corpus",
+        metavar="DIR",
+        type=Path,
+        help="real models to test (default: ../shared/corpus beside the repository, where that exists)",
+    )
 
 
 def corpus_files(config: pytest.Config) -> list[Path]:

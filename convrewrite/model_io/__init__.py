@@ -136,7 +136,7 @@ def load(source: str | Path | bytes) -> Model:
         _check(proto)
         graph = import_graph(proto, payloads)
     except Exception as error:  # the checker and graphsurgeon raise what they like on a model that is wrong
-        raise UsageError(f"{label}: not a valid ONNX model: {_one_line(error)}") from error
+        raise UsageError(f"{label}: not a valid ONNX model: {_dangling(proto.graph) or _one_line(error)}") from error
     shell = ModelProto()
     shell.CopyFrom(proto)
     for name in ("graph", "opset_import", "metadata_props", "ir_version"):
@@ -168,6 +168,18 @@ def _names_are_text(graph: GraphProto) -> bool:
         if not all(_names_are_text(attribute.g) for attribute in node.attribute if attribute.HasField("g")):
             return False
     return all(isinstance(name, str) for name in names)
+
+
+def _dangling(graph: GraphProto) -> str:
+    """Which node of the main graph reads a tensor that nothing computes; empty where none does."""
+    made = {info.name for info in (*graph.input, *graph.initializer)} | {""}
+    made |= {tensor.values.name for tensor in graph.sparse_initializer}
+    made |= {name for node in graph.node for name in node.output}
+    for node in graph.node:
+        for name in node.input:
+            if name not in made:
+                return f"{node.op_type} '{node.name or node.output[0]}' reads '{name}', which no node computes"
+    return ""
 
 
 def _guard(proto: ModelProto, label: str) -> None:

@@ -11,36 +11,66 @@ that never move make the verdict `vacuous`; NaN and Inf are never equal; what di
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from convrewrite.errors import UsageError
-from convrewrite.runtime import RunFailed, TensorInfo
-from convrewrite.sampling import InputSpec, fill
+from convrewrite.runtime import RunFailed
 from convrewrite.verification import trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.exposure import read_sketch
+from convrewrite.verification.interface import Shapes, command, match_inputs, native_inputs, same_outputs
+from convrewrite.verification.reference import open_reference
 from convrewrite.verification.specimens import (
+    Data,
     Evidence,
     Progress,
     Specimen,
+    Tolerance,
     carried_noise,
     collect,
     open_specimen,
     undecided,
 )
-from convrewrite.verification.subjects import Subject, large_images
-from convrewrite.verification.verdicts import Case, Deviation, Verification
+from convrewrite.verification.subjects import Subject, large_images, split_data
+from convrewrite.verification.verdicts import Case, Deviation, Divergence, Verification
+from convrewrite.verification.where import locate
 from convrewrite.windows import CutTensor, OutputGrid, Window
 
-__all__ = ["Case", "Deviation", "Progress", "Verification", "verify", "verify_fcn"]
+__all__ = ["Case", "Deviation", "Divergence", "Progress", "Shapes", "Verification", "verify", "verify_fcn"]
 
-Array = np.ndarray[Any, Any]
+REFERENCES = ("onnxruntime", "onnx")
+"""What can say how the original behaves."""
+
+
+@dataclass(frozen=True)
+class _Models:
+    """The two models, and the original without graph optimizations; `truth`: the original elsewhere, if wanted."""
+
+    reference: Specimen
+    unoptimized: Specimen
+    rewritten: Specimen
+    truth: Specimen | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What a verification says of where they ran."""
+        sessions = {"original": self.reference.session, "rewritten": self.rewritten.session}
+        return {
+            "provider": self.rewritten.session.provider,
+            "nodes": {model: session.nodes for model, session in sessions.items()},
+            "warnings": tuple(session.warning for session in sessions.values() if session.warning),
+        }
+
+
+def _open(a_path: str | Path, b_path: str | Path, provider: str, reference: str = "onnxruntime") -> _Models:
+    if reference not in REFERENCES:
+        raise UsageError(f"unknown reference '{reference}'", remedy=f"choose one of {', '.join(REFERENCES)}")
+    original = open_specimen(a_path, provider, reference=True)
+    unoptimized = open_specimen(a_path, provider, optimize=False, reference=True)
+    truth = open_reference(original) if reference == "onnx" else None
+    return _Models(original, unoptimized, open_specimen(b_path, provider), truth)
 
 
 def verify(
@@ -49,10 +79,15 @@ def verify(
     *,
     samples: int = 3,
     seed: int = 0,
-    data: Mapping[str, Array] | None = None,
+    data: Data | None = None,
     size: Sequence[int] | None = None,
-    tolerance: float | None = None,
+    sizes: Sequence[Sequence[int]] = (),
+    batch: int | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
+    tolerance: Tolerance = None,
     provider: str = "cpu",
+    reference: str = "onnxruntime",
+    where: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare two models with the same inputs and outputs.
@@ -63,30 +98,63 @@ def verify(
     Args:
         a_path: the original, which is the reference. b_path: the rewritten model.
         samples: seeded inputs to run, over several scales. seed: that they start from.
-        data: the user's inputs by name (`sampling.read_data`), instead of seeded ones.
-        size: extents for open spatial dimensions.
-        tolerance: for every output, instead of the default by type and noise.
+        data: the user's inputs by name (`sampling.read_data`) or `sampling.Images`, instead of seeded ones.
+        size: extents for open spatial dimensions. sizes: several, one after the other.
+        batch: of open first dimensions. shapes: whole shapes by input name.
+        tolerance: for every output, or by output name, instead of the default by type and noise.
         provider: where both run.
+        reference: "onnx" takes what onnx's reference evaluator makes of the original as right.
+        where: find the first inner tensor that differs, too.
         progress: called as work goes on.
 
     Raises:
         UsageError: the models cannot be compared: other inputs or outputs, open dimensions without a size.
-        RunFailed: the original does not run.
+        RunFailed: the original does not run. At a later one of several sizes, the result's `stopped` says so.
     """
     window = _window_of(b_path)
+    every: list[tuple[int, ...] | None] = [tuple(extents) for extents in sizes]
+    every = every or [None if size is None else tuple(size)]
+    common: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "tolerance": tolerance}
     if window is not None and _window_of(a_path) is None:
-        options: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "tolerance": tolerance}
-        return verify_fcn(a_path, b_path, window, provider=provider, progress=progress, **options)
-    reference = open_specimen(a_path, provider, reference=True)
-    unoptimized = open_specimen(a_path, provider, optimize=False, reference=True)
-    rewritten = open_specimen(b_path, provider)
-    _same_names(reference, rewritten)
-    specs = _match_inputs(reference, rewritten, size)
-    evidence = collect(reference, unoptimized, specs, samples=samples, seed=seed, data=data, progress=progress)
-    del unoptimized
-    ledger = evidence.ledger(seed, tolerance)
+        options: dict[str, Any] = {"size": size, "sizes": sizes, "batch": batch, "provider": provider, "where": where, "progress": progress}
+        return verify_fcn(a_path, b_path, window, **common, **options)
+    models = _open(a_path, b_path, provider, reference)
+    same_outputs(models.reference, models.rewritten)
+    parts: dict[str, Verification] = {}
+    stopped = None
+    for extents in every:
+        at = Shapes(extents, batch, shapes or {})
+        try:
+            parts[str(at)] = _verify_at(at, models, where=where, provider=provider, progress=progress, **common)
+        except RunFailed as error:
+            if not parts:
+                raise
+            stopped = RunFailed(f"{error.message} (at {at}; it ran at {', '.join(parts)})")
+            break
+    return replace(Verification.merged(parts), stopped=stopped)
+
+
+def _verify_at(
+    at: Shapes,
+    models: _Models,
+    *,
+    samples: int,
+    seed: int,
+    data: Data | None,
+    tolerance: Tolerance,
+    where: bool,
+    provider: str,
+    progress: Progress | None,
+) -> Verification:
+    """Compare two models at one size."""
+    reference, rewritten = models.reference, models.rewritten
+    specs = match_inputs(reference, rewritten, at, data)
+    taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "progress": progress}
+    evidence = collect(reference, models.unoptimized, specs, truth=models.truth, **taken)
+    ledger = evidence.ledger(seed, tolerance, reference)
     shared = _shared_probes(ledger, evidence, reference, rewritten, reference.outputs)
     for sample, want in zip(evidence.samples, evidence.references, strict=True):
+        ledger.inputs = sample.feeds
         try:
             got = rewritten.run(sample.feeds)
         except RunFailed as error:
@@ -99,8 +167,20 @@ def verify(
                 ledger.skip(check, f"other shape: {got[name].shape} and {want[name].shape}", name)
                 continue
             ledger.compare(check, name, got[name], want[name], note=sample.source, uncertain=mask)
-    command = _command(a_path, b_path, seed, samples, size, tolerance, provider, data is not None)
-    return Verification(ledger.cases, vacuous=evidence.vacuous, command=command, provider=rewritten.session.provider)
+    repeat = command(reference.path, rewritten.path, seed, samples, at, tolerance, provider, isinstance(data, Mapping))
+    found = Verification(
+        ledger.cases, vacuous=evidence.vacuous, command=repeat, failing=ledger.failing, **models.facts()
+    )
+    return replace(found, divergence=_locate(models, evidence, ledger, provider)) if where else found
+
+
+def _locate(models: _Models, evidence: Evidence, ledger: Ledger, provider: str) -> Divergence:
+    """Where the models begin to differ: on the failing inputs if the original takes them, else on the first sample."""
+    first = evidence.samples[0].feeds
+    feeds = ledger.failing.inputs if ledger.failing is not None else first
+    if any(feeds[name].shape != array.shape for name, array in first.items()):
+        feeds = first  # an image beyond the native size
+    return locate(models.reference.path, models.rewritten.path, feeds, provider=provider, limit=ledger.limit)
 
 
 def verify_fcn(
@@ -111,10 +191,13 @@ def verify_fcn(
     *,
     samples: int = 3,
     seed: int = 0,
-    data: Mapping[str, Array] | None = None,
+    data: Data | None = None,
     size: Sequence[int] | None = None,
-    tolerance: float | None = None,
+    sizes: Sequence[Sequence[int]] = (),
+    batch: int | None = None,
+    tolerance: Tolerance = None,
     provider: str = "cpu",
+    where: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare a classifier with its fully convolutional form: at the native size, and on larger images.
@@ -126,37 +209,41 @@ def verify_fcn(
     Args:
         original_path, converted_path: before and after. window: what the converted model's metadata says.
         cut: where the original's head begins; without it the check at larger sizes of "native-size" is skipped.
-        size: of the one larger image to compare on, instead of a few near the native size.
-        samples, seed, data, tolerance, provider, progress: as for `verify`.
+        size: of the one larger image to compare on, instead of a few near the native size. sizes: of several.
+        samples, seed, data, batch, tolerance, provider, where, progress: as for `verify`. Images in `data` that are
+            larger than the window are compared as they are, and the window at their first pixel as a native image.
 
     Raises:
         UsageError: the models cannot be compared, or `size` is below the window.
         RunFailed: the original does not run.
     """
-    original = open_specimen(original_path, provider, reference=True)
-    unoptimized = open_specimen(original_path, provider, optimize=False, reference=True)
-    converted = open_specimen(converted_path, provider)
-    specs = _native_inputs(original, converted, window)
-    evidence = collect(original, unoptimized, specs, samples=samples, seed=seed, data=data, progress=progress)
-    del unoptimized
-    ledger = evidence.ledger(seed, tolerance)
+    models = _open(original_path, converted_path, provider)
+    original, converted = models.reference, models.rewritten
+    specs = native_inputs(original, converted, window, batch)
+    native, given = split_data(data, window, specs)
+    taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": native, "progress": progress}
+    evidence = collect(original, models.unoptimized, specs, **taken)
+    ledger = evidence.ledger(seed, tolerance, original)
     spec = next(spec for spec in specs if spec.name == window.input)
     subject = Subject(window, original, converted, evidence, ledger, spec, seed, progress)
     deviation = None
+    wanted = [tuple(extents) for extents in sizes] or ([tuple(size)] if size is not None else [])
     if _metadata_holds(subject):
         subject.grids = _grids(subject)
         window_checks.native(subject)
         claimed = window.equivalence == "windows"
         plans = _window_plans(window) if claimed else _native_size_plans(window)
-        images = large_images(subject, plans, size)
+        images = large_images(subject, plans, wanted, given)
         if not images:
             ledger.skip("larger images", "the converted model takes images of the native size alone")
         elif claimed:
             window_checks.windows(subject, images)
         else:
             deviation = trunk_oracle.check(subject, cut, images, provider)
-    command = _command(original_path, converted_path, seed, samples, size, tolerance, provider, data is not None)
-    return Verification(ledger.cases, deviation, evidence.vacuous, command, converted.session.provider)
+    at = Shapes(wanted[0] if len(wanted) == 1 else None, batch)
+    repeat = command(original_path, converted_path, seed, samples, at, tolerance, provider, isinstance(data, Mapping))
+    found = Verification(ledger.cases, deviation, evidence.vacuous, repeat, failing=ledger.failing, **models.facts())
+    return replace(found, divergence=_locate(models, evidence, ledger, provider)) if where else found
 
 
 def _window_of(path: str | Path) -> Window | None:
@@ -174,63 +261,6 @@ def _native_size_plans(window: Window) -> list[tuple[tuple[int, ...], bool]]:
     """Numbers of windows per axis; sizes of native + k * stride alone, where SAME pads keep their phase."""
     rest = len(window.size) - 1
     return [((2,) + (2,) * rest, False), ((3,) + (2,) * rest, False)]
-
-
-def _same_names(a: Specimen, b: Specimen) -> None:
-    """Raise UsageError where two models do not have the same outputs."""
-    missing = [name for name in a.outputs if name not in b.outputs]
-    added = [name for name in b.outputs if name not in a.outputs]
-    if missing or added:
-        which = f"output '{missing[0]}' is only in {a.path}" if missing else f"output '{added[0]}' is only in {b.path}"
-        raise UsageError(f"the models have different outputs: {which}")
-
-
-def _match_inputs(a: Specimen, b: Specimen, size: Sequence[int] | None) -> list[InputSpec]:
-    """Match inputs by name, type and shape, and fill what is open."""
-    theirs = {info.name: info for info in b.session.inputs}
-    ours = {info.name: info for info in a.session.inputs}
-    if lonely := sorted(ours.keys() ^ theirs.keys()):
-        whose = a.path if lonely[0] in ours else b.path
-        raise UsageError(f"the models have different inputs: '{lonely[0]}' is only in {whose}")
-    for name, info in ours.items():
-        _match(info, theirs[name])
-    return [fill(info, size, theirs[name].shape) for name, info in ours.items()]
-
-
-def _match(a: TensorInfo, b: TensorInfo) -> None:
-    """Raise UsageError where two inputs of one name cannot take the same array."""
-    if a.kind != b.kind:
-        raise UsageError(f"input '{a.name}' is {a.kind} in one model and {b.kind} in the other")
-    if not a.shape or not b.shape:
-        return
-    pairs = list(zip(a.shape, b.shape, strict=False))
-    differ = any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in pairs)
-    if len(a.shape) != len(b.shape) or differ:
-        words = ["x".join(map(str, info.shape)) for info in (a, b)]
-        raise UsageError(f"input '{a.name}' has shape {words[0]} in one model and {words[1]} in the other")
-
-
-def _native_inputs(original: Specimen, converted: Specimen, window: Window) -> list[InputSpec]:
-    """The original's inputs at the native size."""
-    ours = {info.name: info for info in original.session.inputs}
-    theirs = {info.name: info for info in converted.session.inputs}
-    if lonely := sorted(ours.keys() ^ theirs.keys()):
-        raise UsageError(f"the models have different inputs: '{lonely[0]}' is in one of them alone")
-    if window.input not in ours:
-        raise UsageError(f"the window's image input '{window.input}' is no input of {original.path}")
-    specs = []
-    for name, info in ours.items():
-        known: list[int | str | None] = list(theirs[name].shape)
-        if name == window.input:
-            known = [dim if isinstance(dim, int) else None for dim in known] or [None] * len(window.axes)
-            if len(known) != len(window.axes):
-                raise UsageError(f"input '{name}' has {len(known)} axes, the window's metadata says {window.axes}")
-            for letter, extent in zip(window.letters, window.size, strict=True):
-                known[window.axes.index(letter)] = extent
-            if "N" in window.axes and known[window.axes.index("N")] is None:
-                known[window.axes.index("N")] = 1
-        specs.append(fill(replace(info, shape=info.shape or tuple(known)), None, known))
-    return specs
 
 
 def _metadata_holds(subject: Subject) -> bool:
@@ -293,25 +323,3 @@ def _shared_probes(ledger: Ledger, evidence: Evidence, a: Specimen, b: Specimen,
         if probe.name in there and probe.output in outputs:
             ledger.carried[probe.output] = carried_noise(evidence, probe)
     return [name for name in ours if name in there]
-
-
-def _command(
-    a: str | Path,
-    b: str | Path,
-    seed: int,
-    samples: int,
-    size: Sequence[int] | None,
-    tolerance: float | None,
-    provider: str,
-    data: bool,
-) -> str:
-    """The command that repeats a verification."""
-    words = ["convrewrite verify", shlex.quote(str(a)), shlex.quote(str(b))]
-    words.append("--data F.npz" if data else f"--seed {seed} --samples {samples}")
-    if size:
-        words.append(f"--size {'x'.join(map(str, size))}")
-    if tolerance is not None:
-        words.append(f"--max-output-error {tolerance:g}")
-    if provider != "cpu":
-        words.append(f"--provider {provider}")
-    return " ".join(words)

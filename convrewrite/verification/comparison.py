@@ -182,7 +182,9 @@ class Ledger:
         if known is None or (rank[case.status], case.badness) > (rank[known.status], known.badness):
             self._worst[key] = replace(case, seed=self.seed)
 
-    def _keep_inputs(self, badness: float, output: str = "", got: Array | None = None, want: Array | None = None) -> None:
+    def _keep_inputs(
+        self, badness: float, output: str = "", got: Array | None = None, want: Array | None = None
+    ) -> None:
         """Remember the inputs of a failure, if it is the worst; all outputs that failed on them go along."""
         if self.inputs is None:
             return

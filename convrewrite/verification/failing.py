@@ -1,8 +1,8 @@
 """The case that failed, kept for the next person: one .npz file with its inputs, and what both models made of them.
 
-    x, ...                      the inputs, under the names that --data reads
-    original/prob, ...          the outputs that differ, as A gave them
-    rewritten/prob, ...         as B gave them
+x, ...                      the inputs, under the names that --data reads
+original/prob, ...          the outputs that differ, as A gave them
+rewritten/prob, ...         as B gave them
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Figures beside the one that judges: how far two arrays are apart in other words, over all samples of a check.
 
-    rms ratio      rms(a - b) / rms(b)            a typical element, where the judged error is the worst one
-    cosine         <a, b> / (|a| |b|)             1 where only the scale differs
-    max absolute   max |a - b|
-    top-1          how often the same class is largest; for outputs that are class scores alone
+rms ratio      rms(a - b) / rms(b)            a typical element, where the judged error is the worst one
+cosine         <a, b> / (|a| |b|)             1 where only the scale differs
+max absolute   max |a - b|
+top-1          how often the same class is largest; for outputs that are class scores alone
 """
 
 from __future__ import annotations

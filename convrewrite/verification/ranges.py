@@ -1,8 +1,8 @@
 """Which integers an input takes, read from the graph: indices stay below what they index, pixels are 0..255.
 
-    ids -> Reshape -> Gather(table [1000, 64])      0..999
-    image -> Cast(float) -> Conv                    0..255
-    anything else                                   by type (see `sampling.random_array`)
+ids -> Reshape -> Gather(table [1000, 64])      0..999
+image -> Cast(float) -> Conv                    0..255
+anything else                                   by type (see `sampling.random_array`)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def integer_limits(model: onnx.ModelProto) -> dict[str, int]:
         elif any(end is not None and end != PIXELS for end in ends):
             found[value.name] = min(end for end in ends if end is not None and end != PIXELS)
         if value.name in found:
-            found[value.name] = min(found[value.name], int(np.iinfo(dtype).max) + 1)
+            found[value.name] = min(found[value.name], 2 ** (8 * dtype.itemsize - (dtype.kind == "i")))
     return found
 
 

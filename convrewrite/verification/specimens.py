@@ -9,24 +9,47 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import Session, open_session
-from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, InputSpec, Sample, cut_data, draw
+from convrewrite.runtime import Session, TensorInfo, open_session
+from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
 from convrewrite.verification import exposure
 from convrewrite.verification.comparison import TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
+from convrewrite.verification.ranges import integer_limits
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done, and how many there are."""
 
+Data = Mapping[str, Array] | Images
+"""The user's inputs: arrays by input name, or a folder of images."""
+
+Tolerance = float | Mapping[str, float] | None
+"""The user's: for every output, or by output ("" for all others); None for the default."""
+
 VARIATION = 10.0
 """An output has moved when it differs between samples by more than this many tolerances."""
+
+
+class Runner(Protocol):
+    """What runs a model: a `Session`, or another implementation of ONNX."""
+
+    @property
+    def provider(self) -> str: ...
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]: ...
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]: ...
+    @property
+    def nodes(self) -> dict[str, int]: ...
+    @property
+    def warning(self) -> str: ...
+    def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]: ...
 
 
 @dataclass(frozen=True)
@@ -37,6 +60,7 @@ class Specimen:
         path: of the model. outputs: of the model itself, without probes.
         probes: tensors ahead of final operators that `run` gives as well. unprobed: why there are none, if so.
         moving: outputs that depend on an input's values.
+        below: numbers that the values of integer inputs stay below, where the graph says so.
     """
 
     path: str
@@ -44,11 +68,12 @@ class Specimen:
     probes: tuple[Probe, ...]
     unprobed: str
     moving: frozenset[str]
-    _plain: Session | None
-    _probed: Session | None
+    _plain: Runner | None
+    _probed: Runner | None
+    below: Mapping[str, int] = field(default_factory=dict)
 
     @property
-    def session(self) -> Session:
+    def session(self) -> Runner:
         """Some session of the model: its inputs and outputs are described there."""
         session = self._plain or self._probed
         assert session is not None
@@ -74,6 +99,7 @@ def open_specimen(
     path = str(path)
     sketch = exposure.read_sketch(path)
     moving = frozenset(exposure.moving_outputs(sketch.model))
+    below = integer_limits(sketch.model)
     probes = exposure.add_probes(sketch.model)
     probed, unprobed = None, ""
     if probes:
@@ -89,7 +115,7 @@ def open_specimen(
             raise UsageError(f"output '{info.name}' of {path} is {info.kind}, not a tensor; it cannot be verified")
     added = {probe.name for probe in probes}
     outputs = tuple(info.name for info in described.outputs if info.name not in added)
-    return Specimen(path, outputs, probes, unprobed, moving, plain, probed)
+    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below)
 
 
 def session_of(
@@ -120,10 +146,12 @@ class Evidence:
     dropped: list[str] = field(default_factory=list)
     vacuous: tuple[str, ...] = ()
 
-    def add(self, sample: Sample, on: dict[str, Array], off: dict[str, Array]) -> None:
-        """Keep one sample."""
+    def add(
+        self, sample: Sample, on: dict[str, Array], off: dict[str, Array], truth: dict[str, Array] | None = None
+    ) -> None:
+        """Keep one sample; `truth` is the reference where that is another than the original in ONNX Runtime."""
         self.samples.append(sample)
-        self.references.append(on)
+        self.references.append(on if truth is None else truth)
         for name, want in on.items():
             if want.dtype.kind == "f" and want.size and finite(want):
                 self.peak[name] = max(self.peak.get(name, 0.0), float(np.max(np.abs(want.astype(np.float64)))))
@@ -131,9 +159,22 @@ class Evidence:
                 if np.isfinite(noise):
                     self.noise[name] = max(self.noise.get(name, 0.0), noise)
 
-    def ledger(self, seed: int, limit: float | None) -> Ledger:
-        """A ledger that knows the original's noise."""
-        return Ledger(seed, limit, dict(self.noise), dict(self.peak))
+    def ledger(self, seed: int, tolerance: Tolerance, reference: Specimen) -> Ledger:
+        """A ledger that knows the original's noise. Raises UsageError for the tolerance of an unknown output."""
+        ledger = Ledger(seed, None, dict(self.noise), dict(self.peak))
+        if not isinstance(tolerance, Mapping):
+            ledger.limit = tolerance
+            return ledger
+        ledger.limit = tolerance.get("")
+        limits = {name: limit for name, limit in tolerance.items() if name}
+        if strange := [name for name in limits if name not in reference.outputs]:
+            known = ", ".join(reference.outputs)
+            raise UsageError(
+                f"--max-output-error names '{strange[0]}', which is no output", remedy=f"there are {known}"
+            )
+        ahead = {probe.name: limits[probe.output] for probe in reference.probes if probe.output in limits}
+        ledger.limits = limits | ahead
+        return ledger
 
 
 def collect(
@@ -143,13 +184,15 @@ def collect(
     *,
     samples: int,
     seed: int,
-    data: Mapping[str, Array] | None,
+    data: Data | None,
     progress: Progress | None = None,
+    truth: Specimen | None = None,
 ) -> Evidence:
     """Run the original on every sample: the user's data, or seeded inputs that take turns over the scales.
 
     A scale at which the original gives NaN or Inf is dropped, unless it is the last. Further scales are tried while
-    some output that depends on the inputs does not move.
+    some output that depends on the inputs does not move. `truth`, where given, is the original in another
+    implementation of ONNX: it says what is right, and ONNX Runtime how large the noise is.
     """
     evidence = Evidence()
     if samples < 1:
@@ -160,11 +203,12 @@ def collect(
         on = reference.run(sample.feeds)
         usable = keep or all(finite(value) for value in on.values())
         if usable:
-            evidence.add(sample, on, unoptimized.run(sample.feeds))
+            right = truth.run(sample.feeds) if truth is not None else None
+            evidence.add(sample, on, unoptimized.run(sample.feeds), right)
         return usable
 
     if data is not None:
-        given = cut_data(data, specs)
+        given = data.samples(specs) if isinstance(data, Images) else cut_data(data, specs)
         for index, sample in enumerate(given):
             _tell(progress, "original on the data", index, len(given))
             observe(sample, keep=True)

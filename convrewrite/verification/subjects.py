@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
-from convrewrite.sampling import Feeds, InputSpec, Scale, enlarge, random_array
+from convrewrite.sampling import Feeds, Images, InputSpec, Scale, enlarge, random_array
 from convrewrite.verification.comparison import Ledger
-from convrewrite.verification.specimens import Evidence, Progress, Specimen
+from convrewrite.verification.specimens import Data, Evidence, Progress, Specimen
 from convrewrite.windows import OutputGrid, Window
 
 Array = np.ndarray[Any, Any]
@@ -112,27 +112,56 @@ def to_layout(new: Array, grid: OutputGrid, letters: str, starts: Position) -> A
     return block.reshape([int(np.prod([extent[letter] for letter in part], dtype=int)) for part in grid.layout])
 
 
+def split_data(data: Data | None, window: Window, specs: Sequence[InputSpec]) -> tuple[Data | None, Array | None]:
+    """The user's data at the native size, and its first image where that is larger than the window."""
+    if data is None or isinstance(data, Images) or window.input not in data:
+        return data, None
+    spec = next(spec for spec in specs if spec.name == window.input)
+    image = data[window.input]
+    extra = image.ndim - len(spec.shape)
+    axes = [window.axes.index(letter) + extra for letter in window.letters]
+    if extra not in (0, 1) or any(image.shape[axis] < size for axis, size in zip(axes, window.size, strict=True)):
+        return data, None  # cut_data says what does not fit
+    index = [slice(None)] * image.ndim
+    for axis, size, start in zip(axes, window.size, window.offset, strict=True):
+        index[axis] = slice(start, start + size) if start >= 0 else slice(0, size)
+    native = image[tuple(index)]
+    if native.shape == image.shape:
+        return data, None
+    first = image[0] if extra else image
+    if not extra and "N" in window.axes:
+        axis = window.axes.index("N")
+        first = first[tuple(slice(0, spec.shape[axis]) if i == axis else slice(None) for i in range(first.ndim))]
+    return {**data, window.input: native}, np.ascontiguousarray(first.astype(spec.dtype, copy=False))
+
+
 def large_images(
-    subject: Subject, plans: Sequence[tuple[Position, bool]], size: Sequence[int] | None = None
+    subject: Subject,
+    plans: Sequence[tuple[Position, bool]],
+    wanted: Sequence[tuple[int, ...]] = (),
+    given: Array | None = None,
 ) -> list[LargeImage]:
     """Make images for some numbers of windows per axis, with a remainder of pixels where the flag is set.
 
-    Where `size` is given, one image of that size instead; a converted model of one fixed size takes that one alone.
+    Where sizes are `wanted`, images of those instead; a converted model of one fixed size takes that one alone. An
+    image that is `given` is taken as it is.
     """
     window = subject.window
     fixed = subject.fixed_size()
     sizes: list[tuple[int, ...]] = []
-    if size is not None:
+    for size in wanted:
         _check_size(size, fixed, window)
-        plans, sizes = [], [tuple(size)]
-    for positions, remainder in plans:
+    if given is not None:
+        own = tuple(given.shape[axis] for axis in subject.axes)
+        _check_size(own, fixed, window)
+        return [_large_image(subject, own, 0, given)]
+    for positions, remainder in [] if wanted else plans:
         rest = [(step - 1 if axis % 2 == 0 else step // 2) * remainder for axis, step in enumerate(window.stride)]
         sizes.append(tuple(extent + r for extent, r in zip(window.image_size(positions), rest, strict=True)))
     if fixed is not None:
         sizes = [fixed]
-    return [
-        _large_image(subject, size, index) for index, size in enumerate(dict.fromkeys(sizes)) if size != window.size
-    ]
+    every = dict.fromkeys([*wanted, *sizes])
+    return [_large_image(subject, size, index) for index, size in enumerate(every) if size != window.size]
 
 
 def _check_size(size: Sequence[int], fixed: Sequence[int] | None, window: Window) -> None:
@@ -147,8 +176,8 @@ def _check_size(size: Sequence[int], fixed: Sequence[int] | None, window: Window
         raise UsageError(f"--size {text} does not fit: the converted model takes images of {only} alone")
 
 
-def _large_image(subject: Subject, size: tuple[int, ...], index: int) -> LargeImage:
-    """One image of that size, and the windows to compare on it."""
+def _large_image(subject: Subject, size: tuple[int, ...], index: int, given: Array | None = None) -> LargeImage:
+    """One image of that size (the user's own where it is given), and the windows to compare on it."""
     window, samples = subject.window, subject.evidence.samples
     sample = samples[index % len(samples)]
     shape = list(subject.spec.shape)
@@ -156,7 +185,9 @@ def _large_image(subject: Subject, size: tuple[int, ...], index: int) -> LargeIm
         shape[axis] = extent
     seed = subject.seed + 1000 + index
     rng = np.random.default_rng(seed)
-    if sample.scale is not None:
+    if given is not None:
+        image, note = given, "the data's own image"
+    elif sample.scale is not None:
         image = random_array(rng, replace(subject.spec, shape=tuple(shape)), sample.scale)
         note = f"{sample.scale.name}, seed {seed}"
     else:

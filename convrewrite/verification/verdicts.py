@@ -172,7 +172,8 @@ class Verification:
         command: that repeats the verification. provider: where the models really ran; "" where nothing ran.
         nodes: per model ("original", "rewritten"), how many nodes ran on which provider. warnings: lines on it.
         divergence: where the models begin to differ, if that was asked for.
-        stopped: what ended it before all sizes ran; the cases are of those that did. failing: the worst failure's inputs.
+        stopped: what ended it before all sizes ran; the cases are of those that did.
+        failing: inputs of the worst failure.
     """
 
     cases: tuple[Case, ...]
@@ -284,6 +285,13 @@ def _unique(lines: Iterable[str]) -> tuple[str, ...]:
 
 def _failure(case: Case) -> str:
     """One line on a failed case: output, place, both figures, the error and the inputs."""
+    if case.figures is not None and not math.isfinite(case.figures[1]):
+        at = ",".join(map(str, case.place))
+        return (
+            f"the original itself gives {case.figures[1]:g} at [{at}] of output {case.output}, {case.name} "
+            f"({case.note}), seed {case.seed}: no rewrite of it can be verified; repair its weights, or give the "
+            f"inputs that it was made for with --data F.npz"
+        )
     text = f"not equivalent at {case.name}"
     if case.output:
         text += f": output {case.output}"

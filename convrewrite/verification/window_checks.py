@@ -39,6 +39,7 @@ def native(subject: Subject) -> None:
         return
     origin = (0,) * len(subject.window.size)
     for sample, want in zip(subject.evidence.samples, subject.evidence.references, strict=True):
+        ledger.inputs = sample.feeds
         try:
             got = subject.converted.run(sample.feeds)
         except RunFailed as error:
@@ -66,6 +67,7 @@ def misfit(got: Array, grid: OutputGrid, extents: Sequence[int]) -> str:
 
 def run_converted(subject: Subject, image: LargeImage, check: str) -> Values | None:
     """The converted model's maps of an image; records a failure where it does not run or a map has wrong extents."""
+    subject.ledger.inputs = image.feeds
     try:
         values = subject.converted.run(image.feeds)
     except RunFailed as error:

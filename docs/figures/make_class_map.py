@@ -50,7 +50,7 @@ COLOURS = (
 )  # fmt: skip
 """One per digit; the background has none."""
 
-TEXT = {"family": "DejaVu Sans", "color": INK}
+TEXT: dict[str, Any] = {"family": "DejaVu Sans", "color": INK}
 
 
 def class_map(image: Array) -> tuple[Array, Window]:
@@ -129,7 +129,8 @@ def draw_window(left: Axes, right: Axes, window: Window, picked: tuple[int, int]
     row, column = picked
     y, x = window.offset[0] + row * down, window.offset[1] + column * across
     top, start = first_cell(window)
-    dashed, solid = {"ls": (0, (2, 1.6)), "lw": 1.1}, {"ls": "-", "lw": 2.2}
+    dashed: dict[str, Any] = {"ls": (0, (2, 1.6)), "lw": 1.1}
+    solid: dict[str, Any] = {"ls": "-", "lw": 2.2}
     rectangles = (
         (left, (x + across, y), width, height, dashed),
         (left, (x, y), width, height, solid),
@@ -152,7 +153,7 @@ def picture(image: Array, placements: Sequence[digits.Placement], scores: Array,
     (height, width), (down, across) = window.size, window.stride
     frame(left, f"In: an image of any size, here {HEIGHT} × {WIDTH}")
     frame(right, f"Out: {scores.shape[1]} × {scores.shape[2]} windows classified in one pass")
-    place = {"extent": (0, WIDTH, HEIGHT, 0), "cmap": "gray_r", "vmin": 0.0}
+    place: dict[str, Any] = {"extent": (0, WIDTH, HEIGHT, 0), "cmap": "gray_r", "vmin": 0.0}
     left.imshow(image[0, 0], vmax=1.1, **place)
     right.imshow(image[0, 0], vmax=7.0, **place)
     near = min(placements, key=lambda p: abs(p.top / HEIGHT - PICKED[0]) + abs(p.left / WIDTH - PICKED[1]))
@@ -162,9 +163,9 @@ def picture(image: Array, placements: Sequence[digits.Placement], scores: Array,
     key(left, 1, fill=False, ec=MARK, lw=2)
     below(left, 14, f"one window, {height} × {width}, and its cell; the next (dashed) starts {across} pixels on")
     for label, colour in enumerate(COLOURS):
-        key(right, 22 * label, color=colour, lw=0)
-        below(right, 22 * label + 10, str(label))
-    below(right, WIDTH, "fainter: less sure; none: no digit", ha="right", color=SOFT)
+        key(right, 21 * label, color=colour, lw=0)
+        below(right, 21 * label + 10, str(label))
+    below(right, WIDTH, "faint: less sure, none: no digit", ha="right", color=SOFT)
     return figure
 
 

@@ -38,7 +38,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite.errors import UsageError
-from convrewrite.graph import Constants, infer_shapes
+from convrewrite.graph import Constants, infer_shapes, live_nodes, subgraph_tensors
 from convrewrite.passes.fcn.lifter import Lifted, Lifter
 from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
@@ -92,6 +92,9 @@ class Fcn:
         image = image_input(graph)
         if image is None:
             return Refusal(REASONS["fcn/no-image-input"], "no input has an image's axes")
+        if others := other_images(graph, image):
+            names = " and ".join(f"'{tensor.name}' {list(tensor.shape)}" for tensor in (image, *others))
+            return Refusal(REASONS["fcn/several-images"], f"inputs {names} are images")
         if convolutional_already(graph, image):
             return Declined(REASONS["fcn/already-convolutional"], f"input '{image.name}' {list(image.shape)}")
         try:
@@ -132,6 +135,10 @@ class Fcn:
                 best = attempt
         if best is None and self._misfit(image):
             raise UsageError(self._misfit(image))
+        if best is None and _only_channels_open(image):
+            raise Refuse(
+                "fcn/dynamic-shape", f"the number of channels of input '{image.name}' {list(image.shape)} is open"
+            )
         if best is None:
             raise Refuse("fcn/window-needed", f"input '{image.name}' is {list(image.shape)}")
         if len(image.shape) == 2:
@@ -226,6 +233,15 @@ class _Stopped(Exception):
         self.refusal = refusal
 
 
+def _only_channels_open(image: gs.Variable) -> bool:
+    """Whether a channel axis without a number is what keeps every reading of the input's axes from being tried."""
+    readings = [dict(zip(axes, image.shape, strict=True)) for axes in LAYOUTS.get(len(image.shape), ())]
+    open_axes = [
+        {letter for letter, dim in reading.items() if not isinstance(dim, int)} - {"N"} for reading in readings
+    ]
+    return {"C"} in open_axes or (bool(open_axes) and all("C" in letters for letters in open_axes))
+
+
 def image_input(graph: gs.Graph) -> gs.Variable | None:
     """The input that is an image: of three axes or more, or the only one of two."""
     shaped = [t for t in graph.inputs if t.shape is not None]
@@ -233,6 +249,13 @@ def image_input(graph: gs.Graph) -> gs.Variable | None:
     flat = [t for t in shaped if len(t.shape) == 2]
     found: gs.Variable | None = images[0] if images else (flat[0] if len(flat) == 1 else None)
     return found
+
+
+def other_images(graph: gs.Graph, image: gs.Variable) -> list[gs.Variable]:
+    """Inputs beside the image that have rows and columns as well, and that an output needs."""
+    read = {tensor.name for node in live_nodes(graph) for tensor in (*node.inputs, *subgraph_tensors(node))}
+    rivals = [t for t in graph.inputs if t.name != image.name and t.name in read and len(t.shape or ()) >= 4]
+    return [t for t in rivals if sum(d != 1 for d in t.shape[1:]) > 1]
 
 
 def convolutional_already(graph: gs.Graph, image: gs.Variable) -> bool:

@@ -115,22 +115,24 @@ def join(lifter: Lifter, node: gs.Node, parts: Parts) -> View:
 
 
 def _everywhere(lifter: Lifter, lead: View, vector: Fixed, axis: int, size: int) -> View:
-    """A vector [N, V] at every position of the lead: Expand to its [N, 1, H', W']."""
+    """A vector [N, V] at every position of the lead: repeated to [N, V, H', W'] (Expand is younger than opset 7)."""
     new = channels(size)
     axes = tuple((new,) if i == axis else old for i, old in enumerate(lead.axes))
     batch = tuple(a for a in atoms(lead.base) if a.letter == "N")
     base: Layout = (batch, (new,), *((lead.spatial(letter),) for letter in lead.letters))
     ones: Layout = (batch, (new,), *((),) * len(lead.letters))
-    own = tuple(old if old == (new,) or only(old, "N") else () for old in axes)
-    placed = lifter.emitter.bring(View(vector.tensor, own, own, {}), ones).tensor
+    own = [old if old == (new,) or only(old, "N") else () for old in axes]
+    if batch and batch not in own:  # a batch of one, which the lead lost in a Reshape
+        own[own.index(())] = batch
+    placed = lifter.emitter.bring(View(vector.tensor, tuple(own), tuple(own), {}), ones).tensor
     grid, _ = split_off(lifter, lead, lead.axes[axis])
     emit, name, rank = lifter.emitter.emit, f"{vector.tensor.name}/everywhere", len(grid.base)
     shape = emit("Shape", [grid.tensor], output=f"{name}/shape", dtype=np.int64)
     one = lifter.emitter.ints(f"{name}/one", [1])
     padded = emit("Concat", [shape, one], {"axis": 0}, output=f"{name}/shape-and-one", dtype=np.int64)
-    picked = lifter.emitter.ints(f"{name}/axes", [0, rank, *range(rank - len(lead.letters), rank)])
-    target = emit("Gather", [padded, picked], {"axis": 0}, output=f"{name}/target", dtype=np.int64)
-    tensor = emit("Expand", [placed, target], output=name, dtype=vector.tensor.dtype)
+    picked = lifter.emitter.ints(f"{name}/axes", [rank, rank, *range(rank - len(lead.letters), rank)])
+    repeats = emit("Gather", [padded, picked], {"axis": 0}, output=f"{name}/repeats", dtype=np.int64)
+    tensor = emit("Tile", [placed, repeats], output=name, dtype=vector.tensor.dtype)
     return replace(lead, tensor=tensor, base=base, axes=axes)
 
 

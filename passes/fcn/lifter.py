@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite import costs
 from convrewrite.axes import Atom, atoms, letters
-from convrewrite.graph import Constants, Shape, subgraph_tensors, unique_name
+from convrewrite.graph import Constants, Shape, live_nodes, subgraph_tensors, unique_name
 from convrewrite.passes.fcn import channels, elementwise, joining, linear, shapes, sliding
 from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
 from convrewrite.passes.fcn.views import Emitter, Fixed, MeetsLargerMap, Parts, Refuse, State, Static, View
@@ -195,7 +195,7 @@ class Lifter:
             Refuse: an operator cannot be lifted. MeetsLargerMap: a pool has to stay global; start again with it.
         """
         inputs = [self._input(tensor) for tensor in self.graph.inputs]
-        for node in self.graph.nodes:
+        for node in live_nodes(self.graph):
             self._step(node)
             self.progress += 1
         return finish(self, inputs)

@@ -31,8 +31,10 @@ def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     """Gemm and MatMul with a constant factor."""
     static = [index for index, state in enumerate(states[:2]) if isinstance(state, Static)]
     if len(static) != 1:
-        if any(isinstance(state, Fixed) for state in states[:2]):
-            raise Refuse("fcn/weight-not-constant", f"{lifter.label(node)} multiplies by a tensor that is an input")
+        for tensor, state in zip(node.inputs, states[:2], strict=False):
+            if isinstance(state, Fixed):
+                detail = f"{lifter.label(node)} multiplies by '{tensor.name}', which is not constant"
+                raise Refuse("fcn/weight-not-constant", detail)
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} multiplies two tensors that depend on the image")
     layer = LinearLayer.from_node(node, weight=static[0])
     data = states[layer.data]

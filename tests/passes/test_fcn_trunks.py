@@ -27,21 +27,19 @@ def inception(net: Net) -> str:
     return str(net.Concat(wide, slow, pooled, axis=1))
 
 
-def shuffled(net: Net, x: str, *, baked: bool = True, groups: int = 2) -> str:
-    """A channel shuffle: with the map's sizes in the Reshape, or with zeros where they stay."""
+def shuffled(net: Net, x: str, groups: int, channels: int) -> str:
+    """A channel shuffle with the map's sizes in its shapes; `channels` is how the last shape writes their number."""
     _, c, h, w = net.shape(x)
-    apart = net.Reshape(x, net.const([1, groups, c // groups, *((h, w) if baked else (0, -1))]))
-    if not baked:
-        apart = net.Reshape(x, net.const([1, groups, c // groups, h, w]))
+    apart = net.Reshape(x, net.const([1, groups, c // groups, h, w]))
     turned = net.Transpose(apart, perm=[0, 2, 1, 3, 4])
-    return str(net.Reshape(turned, net.const([1, c, h, w] if baked else [1, -1, h, w])))
+    return str(net.Reshape(turned, net.const([1, channels, h, w])))
 
 
 def shuffle_net(net: Net) -> str:
     x = net.conv("x", 6, 3, 3, bound=1)
-    x = shuffled(net, net.conv(x, 6, 1, 1, group=2))
+    x = shuffled(net, net.conv(x, 6, 1, 1, group=2), 2, 6)
     x = net.conv(x, 6, 3, 3, group=6, bound=1)
-    return shuffled(net, net.conv(x, 6, 1, 1, group=3), baked=False, groups=3)
+    return shuffled(net, net.conv(x, 6, 1, 1, group=3), 3, -1)
 
 
 def cropped_residual(net: Net) -> str:
@@ -114,7 +112,7 @@ PADDED: dict[str, Trunk] = {
     "same-lower-stride": lambda n: n.conv("x", 3, 3, 4, auto_pad="SAME_LOWER", strides=[2, 3]),
     "same-pool": lambda n: n.MaxPool(n.conv("x", 3, 2, 2), kernel_shape=[3, 3], strides=[2, 2], auto_pad="SAME_UPPER"),
     "same-average": lambda n: n.AveragePool(n.conv("x", 3, 3, 3), kernel_shape=[2, 2], auto_pad="SAME_LOWER"),
-    "ceil-mode": lambda n: n.MaxPool(n.conv("x", 3, 2, 2), kernel_shape=[3, 3], strides=[4, 5], ceil_mode=1),
+    "ceil-mode": lambda n: n.MaxPool(n.conv("x", 3, 2, 2), kernel_shape=[3, 3], strides=[3, 5], ceil_mode=1),
     "pads-included": lambda n: n.AveragePool(
         n.conv("x", 3, 2, 2), kernel_shape=[2, 2], pads=[1, 0, 0, 1], count_include_pad=1
     ),
@@ -225,6 +223,12 @@ def test_softmax_over_the_width_is_native_size(opset: int) -> None:
         net.model(head(net, net.Softmax(net.conv("x", 3, 3, 3), axis=3))), equivalence="native-size", exact=False
     )
     assert made.window.why.startswith("Softmax")
+
+
+def test_node_that_nothing_reads() -> None:
+    net = Net(1, 2, 9, 12)
+    net.Reshape("x", net.const([1, 3, 2, 36]))
+    check_lifted(net.model(head(net, net.conv("x", 3, 3, 3))))
 
 
 # Squeeze and excite -------------------------------------------------------------------------------------------------

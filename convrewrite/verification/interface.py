@@ -1,0 +1,172 @@
+"""Do two models take the same inputs and give the same outputs, and at which shapes are they run?
+
+image [N, 3, H, W]   --size 512x512 --batch 8   ->   image [8, 3, 512, 512]
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from convrewrite.errors import UsageError
+from convrewrite.runtime import TensorInfo
+from convrewrite.sampling import Images, InputSpec, fill
+from convrewrite.verification.specimens import Data, Specimen, Tolerance
+from convrewrite.windows import Window
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """What open dimensions become.
+
+    Attributes:
+        size: of the image axes. batch: of the first axis. named: whole shapes by input name.
+    """
+
+    size: tuple[int, ...] | None = None
+    batch: int | None = None
+    named: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        parts = [by(self.size)] if self.size else []
+        return " ".join([*parts, *([f"batch {self.batch}"] if self.batch else [])])
+
+    def apply(self, info: TensorInfo, known: Sequence[int | str | None]) -> InputSpec:
+        """One input with its shape filled in."""
+        shape = self.named.get(info.name)
+        if shape is None:
+            return fill(info, self.size, known, self.batch)
+        for dims in (info.shape, known):
+            pairs = zip(dims, shape, strict=False)
+            if dims and (len(dims) != len(shape) or any(isinstance(a, int) and a != b for a, b in pairs)):
+                words = "x".join(map(str, dims))
+                raise UsageError(f"--shape {info.name}={by(shape)} does not fit: the input is {words}")
+        return InputSpec(info.name, info.dtype, shape)
+
+
+def by(extents: Sequence[int]) -> str:
+    """224x224."""
+    return "x".join(map(str, extents))
+
+
+def same_outputs(a: Specimen, b: Specimen) -> None:
+    """Raise UsageError where two models do not have the same outputs."""
+    missing = [name for name in a.outputs if name not in b.outputs]
+    added = [name for name in b.outputs if name not in a.outputs]
+    if missing or added:
+        which = f"output '{missing[0]}' is only in {a.path}" if missing else f"output '{added[0]}' is only in {b.path}"
+        raise UsageError(f"the models have different outputs: {which}")
+
+
+def match_inputs(a: Specimen, b: Specimen, shapes: Shapes, data: Data | None = None) -> list[InputSpec]:
+    """Match inputs by name, type and shape, and fill what is open: from the other model, the user, the data."""
+    theirs = {info.name: info for info in b.session.inputs}
+    ours = {info.name: info for info in a.session.inputs}
+    if lonely := sorted(ours.keys() ^ theirs.keys()):
+        whose = a.path if lonely[0] in ours else b.path
+        raise UsageError(f"the models have different inputs: '{lonely[0]}' is only in {whose}")
+    if strange := [name for name in shapes.named if name not in ours]:
+        raise UsageError(f"--shape names '{strange[0]}', which is no input", remedy=f"there are {', '.join(ours)}")
+    for name, info in ours.items():
+        _match(info, theirs[name])
+    specs = []
+    for name, info in ours.items():
+        known = theirs[name].shape if shapes.size else _or_data(info, theirs[name].shape, data)
+        specs.append(replace(shapes.apply(info, known), below=a.below.get(name, 0)))
+    if shapes.size and not any(_took(shapes, info, theirs[info.name]) for info in ours.values()):
+        raise UsageError(
+            f"--size {by(shapes.size)} does not fit: no input is open, and none has that size",
+            remedy="leave --size out",
+        )
+    return specs
+
+
+def _or_data(info: TensorInfo, known: Sequence[int | str | None], data: Data | None) -> Sequence[int | str | None]:
+    """The open dimensions behind the first axis take what the user's array has."""
+    if data is None or isinstance(data, Images) or info.name not in data:
+        return known
+    dims = list(info.shape or known)
+    given = data[info.name].shape
+    given = given[1:] if len(given) == len(dims) + 1 else given
+    if len(given) != len(dims):
+        return known
+    other = list(known) or [None] * len(dims)
+    return [
+        found if axis and not isinstance(mine, int) and not isinstance(theirs, int) else theirs
+        for axis, (mine, theirs, found) in enumerate(zip(dims, other, given, strict=True))
+    ]
+
+
+def _took(shapes: Shapes, a: TensorInfo, b: TensorInfo) -> bool:
+    """Whether an input has an open axis for the size, or that very size."""
+    dims = [x if isinstance(x, int) else y for x, y in zip(a.shape, b.shape or a.shape, strict=False)]
+    size = shapes.size or ()
+    if any(not isinstance(dim, int) for dim in (dims[1:] if len(dims) > 1 else dims)) or not dims:
+        return True
+    want = list(size) * (2 if len(size) == 1 else 1)
+    return any(dims[i : i + len(want)] == want for i in range(len(dims))) or (len(size) == 1 and size[0] in dims[1:])
+
+
+def _match(a: TensorInfo, b: TensorInfo) -> None:
+    """Raise UsageError where two inputs of one name cannot take the same array."""
+    if a.kind != b.kind:
+        raise UsageError(f"input '{a.name}' is {a.kind} in one model and {b.kind} in the other")
+    if not a.shape or not b.shape:
+        return
+    pairs = list(zip(a.shape, b.shape, strict=False))
+    differ = any(isinstance(x, int) and isinstance(y, int) and x != y for x, y in pairs)
+    if len(a.shape) != len(b.shape) or differ:
+        words = ["x".join(map(str, info.shape)) for info in (a, b)]
+        raise UsageError(f"input '{a.name}' has shape {words[0]} in one model and {words[1]} in the other")
+
+
+def native_inputs(original: Specimen, converted: Specimen, window: Window, batch: int | None = None) -> list[InputSpec]:
+    """The original's inputs at the native size."""
+    ours = {info.name: info for info in original.session.inputs}
+    theirs = {info.name: info for info in converted.session.inputs}
+    if lonely := sorted(ours.keys() ^ theirs.keys()):
+        raise UsageError(f"the models have different inputs: '{lonely[0]}' is in one of them alone")
+    if window.input not in ours:
+        raise UsageError(f"the window's image input '{window.input}' is no input of {original.path}")
+    specs = []
+    for name, info in ours.items():
+        known: list[int | str | None] = list(theirs[name].shape)
+        if name == window.input:
+            known = [dim if isinstance(dim, int) else None for dim in known] or [None] * len(window.axes)
+            if len(known) != len(window.axes):
+                raise UsageError(f"input '{name}' has {len(known)} axes, the window's metadata says {window.axes}")
+            for letter, extent in zip(window.letters, window.size, strict=True):
+                known[window.axes.index(letter)] = extent
+            if "N" in window.axes and known[window.axes.index("N")] is None:
+                known[window.axes.index("N")] = batch or 1
+        spec = fill(replace(info, shape=info.shape or tuple(known)), None, known, batch)
+        specs.append(replace(spec, below=original.below.get(name, 0)))
+    return specs
+
+
+def command(
+    a: object,
+    b: object,
+    seed: int,
+    samples: int,
+    shapes: Shapes,
+    tolerance: Tolerance,
+    provider: str,
+    data: bool,
+) -> str:
+    """The command that repeats a verification."""
+    words = ["convrewrite verify", shlex.quote(str(a)), shlex.quote(str(b))]
+    words.append("--data F.npz" if data else f"--seed {seed} --samples {samples}")
+    if shapes.size:
+        words.append(f"--size {by(shapes.size)}")
+    if shapes.batch:
+        words.append(f"--batch {shapes.batch}")
+    words += [f"--shape {shlex.quote(f'{name}={by(shape)}')}" for name, shape in shapes.named.items()]
+    limits = tolerance if isinstance(tolerance, Mapping) else {"": tolerance}
+    for name, limit in limits.items():
+        if limit is not None:
+            words.append(f"--max-output-error {shlex.quote(f'{name}={limit:g}') if name else f'{limit:g}'}")
+    if provider != "cpu":
+        words.append(f"--provider {provider}")
+    return " ".join(words)

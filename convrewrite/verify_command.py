@@ -1,0 +1,234 @@
+"""``convrewrite verify A B``: are two models the same function? What the command takes, and the figures it prints.
+
+    convrewrite verify a.onnx b.onnx --size 224,512 --save-failing case.npz --where
+    convrewrite verify a.onnx b.onnx --data case.npz                         replays what failed
+"""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from convrewrite.cli_options import (
+    CHECK,
+    TELL,
+    DataOption,
+    DebugOption,
+    Provider,
+    ProviderOption,
+    QuietOption,
+    ReportOption,
+    SeedOption,
+    VerboseOption,
+    parse_size,
+)
+from convrewrite.errors import UsageError
+
+if TYPE_CHECKING:
+    from convrewrite.outcome import Outcome
+    from convrewrite.verification import Progress, Verification
+    from convrewrite.verification.verdicts import Case
+
+SHORT = 8
+"""Up to so many comparisons are listed without --verbose."""
+
+
+class Run(Protocol):
+    """Does the work of a command, writes its report and prints its text."""
+
+    def __call__(
+        self,
+        command: str,
+        provider: Provider,
+        work: Callable[[Progress | None], Outcome],
+        report_path: str | None,
+        models: list[str],
+        *,
+        quiet: bool,
+        verbose: bool,
+    ) -> None: ...
+
+
+def _check(metavar: str, text: str, *names: str) -> Any:
+    return typer.Option(*names, metavar=metavar, rich_help_panel=CHECK, help=text, show_default=False)
+
+
+def register(app: typer.Typer, run: Run) -> None:
+    """Add the command to the application; `run` is how the application runs any command."""
+
+    @app.command()
+    def verify(
+        a: Annotated[str, typer.Argument(metavar="A", help="The original model.")],
+        b: Annotated[str, typer.Argument(metavar="B", help="The rewritten model.")],
+        size: Annotated[
+            list[str] | None,
+            _check("HxW,...", "Compare at these sizes, where inputs are open; may be given several times."),
+        ] = None,
+        batch: Annotated[
+            int | None, typer.Option(min=1, metavar="N", rich_help_panel=CHECK, help="Fill an open batch with N.")
+        ] = None,
+        shape: Annotated[
+            list[str] | None, _check("NAME=1x3x512x512", "Give one input its whole shape; once per input.")
+        ] = None,
+        provider: ProviderOption = Provider.auto,
+        max_output_error: Annotated[
+            list[str] | None,
+            _check(
+                "E|NAME=E",
+                "Allow max|a-b| / max|b| up to E for every output, or for one. "
+                "Left out: 1e-5, or 10 times the model's own noise.",
+            ),
+        ] = None,
+        samples: Annotated[
+            int | None,
+            typer.Option(
+                min=1, metavar="N", rich_help_panel=CHECK, help="Compare on N inputs: 3 random ones, or all images."
+            ),
+        ] = None,
+        seed: SeedOption = 0,
+        data: DataOption = None,
+        images: Annotated[
+            Path | None, _check("DIR", "Use the images of a folder, resized: (pixel / 255 - mean) / std.")
+        ] = None,
+        mean: Annotated[str, _check("M,M,M", "Of the images' channels, on 0..1. Left out: 0.")] = "0",
+        std: Annotated[str, _check("S,S,S", "Of the images' channels, on 0..1. Left out: 1.")] = "1",
+        layout: Annotated[str, _check("NCHW", "The axes of the image input, where they are not plain.")] = "",
+        reference: Annotated[
+            str, _check("NAME", "Take what onnxruntime, or onnx (slow), makes of A as right.")
+        ] = "onnxruntime",
+        where: Annotated[
+            bool, typer.Option("--where", metavar="", rich_help_panel=CHECK, help="Find the first tensor that differs.")
+        ] = False,
+        save_failing: Annotated[
+            Path | None,
+            typer.Option(metavar="F.npz", rich_help_panel=TELL, help="Keep the inputs on which they differ most."),
+        ] = None,
+        report: ReportOption = None,
+        quiet: QuietOption = False,
+        verbose: VerboseOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        """Run two models in ONNX Runtime and say whether they are the same function; B may be what `fcn` wrote."""
+        sizes = [parse_size(part) for text in size or [] for part in text.split(",")]
+        limits = dict(_limit(text) for text in max_output_error or [])
+        replay = ["convrewrite", "verify", a, b, "--data", str(save_failing)]
+        replay += ["--batch", str(batch)] if batch else []
+        replay += [word for text in shape or [] for word in ("--shape", text)]
+        replay += [word for text in max_output_error or [] for word in ("--max-output-error", text)]
+        replay += ["--provider", provider.value] if provider is not Provider.auto else []
+        replay += ["--reference", reference] if reference != "onnxruntime" else []
+
+        def work(tell: Progress | None) -> Outcome:
+            from convrewrite import pipeline, runtime
+            from convrewrite.outcome import Options
+            from convrewrite.sampling import Images, read_data
+
+            if data is not None and images is not None:
+                raise UsageError("--data and --images exclude each other")
+            if save_failing is not None:
+                _check_target(save_failing)
+            given: Any = None if data is None else read_data(data)
+            if images is not None:
+                given = Images(images, _numbers("--mean", mean), _numbers("--std", std), layout, samples or 0)
+            elif layout or (mean, std) != ("0", "1"):
+                raise UsageError("--mean, --std and --layout belong to --images")
+            options = Options(provider.value, samples=samples or 3, seed=seed, data_path=str(data), progress=tell)
+            more = {"sizes": sizes, "batch": batch, "shapes": dict(_shape(text) for text in shape or [])}
+            with runtime.log_shown(verbose):
+                outcome = pipeline.compare(
+                    a, b, None, options, data=given, tolerance=limits or None, reference=reference, where=where, **more
+                )
+            if outcome.verification is not None:
+                _tell(outcome.verification, save_failing, replay, quiet=quiet, verbose=verbose)
+            return outcome
+
+        run("verify", provider, work, report, [file for file in (a, b) if file != "-"], quiet=quiet, verbose=verbose)
+
+
+def _tell(
+    found: Verification, save_failing: Path | None, replay: Sequence[str], *, quiet: bool, verbose: bool
+) -> None:
+    """Keep the failing case, and print the figures that stand in no other place."""
+    console = Console(stderr=True, soft_wrap=True)
+    measured = [case for case in found.cases if case.metrics is not None]
+    if not quiet and measured and (verbose or len(measured) <= SHORT):
+        console.print(_table(measured))
+    lines = [str(found.divergence)] if found.divergence is not None else []
+    lines += [f"warning: {line}" for line in found.warnings]
+    if save_failing is not None and found.failing is not None:
+        found.failing.save(save_failing)
+        lines.append(f"the failing inputs are in {save_failing}; replay them with: {shlex.join(replay)}")
+    elif save_failing is not None:
+        lines.append(f"nothing failed: {save_failing} was not written")
+    for line in [] if quiet else lines:
+        console.print(line, markup=False, highlight=False)
+
+
+def _table(cases: Sequence[Case]) -> Table:
+    """Further figures of every output; the error in units of the model's own noise first."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("output", overflow="fold")
+    for column in ("max error", "x own noise", "rms ratio", "1 - cosine", "max absolute", "same class"):
+        table.add_column(column, justify="right")
+    for case in cases:
+        metrics = case.metrics
+        assert metrics is not None
+        times = case.error / case.noise if case.error is not None and case.noise else None
+        apart = None if metrics.cosine is None else max(0.0, 1.0 - metrics.cosine)
+        top1 = "-" if metrics.top1_agreement is None else f"{metrics.top1_agreement:.0%}"
+        figures = [_figure(value) for value in (metrics.rms_ratio, apart, metrics.max_absolute)]
+        first = [_figure(case.error), "-" if times is None else f"{times:.1f}"]
+        table.add_row(escape(f"{case.name}, {case.output}"), *first, *figures, top1)
+    return table
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1e}" if math.isfinite(value) else "NaN/Inf"
+
+
+def _limit(text: str) -> tuple[str, float]:
+    """Read `E` or `NAME=E`; the name of all outputs is ""."""
+    name, _, number = text.rpartition("=")
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = math.nan
+    if not (math.isfinite(limit) and limit >= 0):
+        raise typer.BadParameter(f"'{text}' is not a tolerance; write E or NAME=E, such as 1e-4 or prob=1e-4")
+    return name, limit
+
+
+def _shape(text: str) -> tuple[str, tuple[int, ...]]:
+    """Read `NAME=1x3x512x512`."""
+    name, _, dims = text.rpartition("=")
+    parts = dims.lower().split("x")
+    if not name or not all(part.isascii() and part.isdecimal() and 0 < int(part) < 10**9 for part in parts):
+        raise UsageError(f"'{text}' is not a shape", remedy="write --shape NAME=1x3x512x512")
+    return name, tuple(int(part) for part in parts)
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    """Read `0.5` or `0.485,0.456,0.406`."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(f"{option} {text} is not a list of numbers", remedy="write it as in 0.5,0.5,0.5") from None
+
+
+def _check_target(path: Path) -> None:
+    """Raise UsageError where the failing case could not be written, before any work is done."""
+    from convrewrite.atomic import refuse_target, temporary_beside, write_errors
+
+    refuse_target(path)
+    probe = temporary_beside(path, ".npz")
+    with write_errors(path):
+        probe.touch(exist_ok=False)
+        probe.unlink()

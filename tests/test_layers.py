@@ -1,0 +1,161 @@
+"""The arithmetic of layers, against ONNX Runtime over a grid, and the readings of Gemm and MatMul."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+import pytest
+from helpers import session
+from onnx import TensorProto, helper
+
+from convrewrite.layers import ConvLayer, LinearLayer, PoolLayer, Sliding
+
+GEOMETRIES = [
+    {"strides": [s, s + 1], "dilations": [d, 1], "pads": list(pads)}
+    for s, d, pads in itertools.product((1, 2, 3), (1, 2), ((0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 2, 1), (1, 1, 0, 0)))
+]
+AUTO_PADS = [
+    {"strides": [s, s + 1], "auto_pad": pad}
+    for s, pad in itertools.product((1, 2, 3), ("SAME_UPPER", "SAME_LOWER", "VALID"))
+]
+SIZES = [(9, 12), (8, 13), (10, 11), (7, 7)]
+
+
+def ones_seen(op: str, attrs: dict[str, Any], size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """What ONNX Runtime gives for a map of ones."""
+    attrs = {"kernel_shape": [3, 4], **attrs}
+    inputs = ["x"]
+    weights = []
+    if op == "Conv":
+        inputs.append("w")
+        weights = [helper.make_tensor("w", TensorProto.FLOAT, [1, 1, 3, 4], [1.0] * 12)]
+    graph = helper.make_graph(
+        [helper.make_node(op, inputs, ["y"], **attrs)],
+        "one",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 1, *size])],
+        [helper.make_empty_tensor_value_info("y")],
+        weights,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 19)], ir_version=9)
+    (result,) = session(model).run(None, {"x": np.ones((1, 1, *size), np.float32)})
+    return np.asarray(result)
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("attrs", [*GEOMETRIES, *AUTO_PADS], ids=str)
+def test_output_size_and_padding_of_a_conv(attrs: dict[str, Any], size: tuple[int, int]) -> None:
+    sliding = Sliding.read(attrs, (3, 4), size)
+    seen = ones_seen("Conv", attrs, size)
+    assert sliding.output == seen.shape[2:]
+    # A window of ones that covers a padded cell sums to less than the whole kernel.
+    assert (seen.min() < 12) == any(sliding.sees_padding(axis) for axis in (0, 1))
+    trimmed = sliding.trimmed()
+    assert trimmed.output == sliding.output
+    assert trimmed.begin == sliding.begin
+    explicit = trimmed.attributes(attrs, pool=False)
+    np.testing.assert_array_equal(ones_seen("Conv", explicit, size), seen)
+
+
+@pytest.mark.parametrize("ceil_mode", [0, 1])
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("attrs", [a for a in GEOMETRIES if max(a["pads"]) < 2], ids=str)
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool"])
+def test_output_size_of_a_pool(op: str, attrs: dict[str, Any], size: tuple[int, int], ceil_mode: int) -> None:
+    attrs = {**attrs, "ceil_mode": ceil_mode}
+    sliding = Sliding.read(attrs, (3, 4), size)
+    seen = ones_seen(op, attrs, size)
+    assert sliding.output == seen.shape[2:]
+    trimmed = sliding.trimmed()
+    assert trimmed.output == sliding.output
+    explicit = trimmed.attributes(attrs, pool=True)
+    np.testing.assert_array_equal(ones_seen(op, explicit, size), seen)
+
+
+def test_same_pads_go_to_the_end_or_to_the_beginning() -> None:
+    upper = Sliding.read({"auto_pad": "SAME_UPPER", "strides": [2, 2]}, (3, 3), (8, 9))
+    lower = Sliding.read({"auto_pad": "SAME_LOWER", "strides": [2, 2]}, (3, 3), (8, 9))
+    assert (upper.begin, upper.end) == ((0, 1), (1, 1))
+    assert (lower.begin, lower.end) == ((1, 1), (0, 1))
+
+
+def test_trailing_pads_that_no_window_sees() -> None:
+    sliding = Sliding((9, 12), (3, 2), (3, 2), (1, 1), (0, 0), (2, 1))
+    assert not sliding.sees_padding(0)
+    assert not sliding.sees_padding(1)
+    assert sliding.trimmed().end == (0, 0)
+
+
+def test_ceil_mode_without_effect_is_cleared() -> None:
+    assert not Sliding((8, 6), (2, 2), (2, 2), (1, 1), (0, 0), (0, 0), ceil_mode=True).trimmed().ceil_mode
+    partial = Sliding((8, 7), (2, 2), (2, 2), (1, 1), (0, 0), (0, 0), ceil_mode=True)
+    assert partial.trimmed().ceil_mode
+    assert partial.sees_padding(1)
+    assert not partial.sees_padding(0)
+
+
+def test_covers_map() -> None:
+    sliding = Sliding((6, 6), (7, 5), (1, 1), (1, 1), (0, 0), (1, 0))
+    assert sliding.covers_map(0)
+    assert not sliding.covers_map(1)
+    assert not Sliding((6, 6), (3, 3), (1, 1), (3, 3), (0, 0), (1, 1)).covers_map(0)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "counted"),
+    [({}, 36), ({"count_include_pad": 1}, 49), ({"count_include_pad": 1, "ceil_mode": 1}, 49)],
+)
+def test_average_over_the_whole_map(attrs: dict[str, int], counted: int) -> None:
+    """AveragePool 7 with pads 0,0,1,1 on a 6 x 6 map averages 36 cells, or 49 where the pads count."""
+    node = gs.Node("AveragePool", attrs={"kernel_shape": [7, 7], "pads": [0, 0, 1, 1], **attrs})
+    layer, factor = PoolLayer.from_node(node, (6, 6)).over_whole_map([0, 1])
+    assert layer.sliding.kernel == (6, 6)
+    assert (layer.sliding.begin, layer.sliding.end) == ((0, 0), (0, 0))
+    assert factor == 36 / counted
+
+
+def test_conv_layer() -> None:
+    node = gs.Node("Conv", attrs={"group": 2, "strides": [2, 1]})
+    layer = ConvLayer.from_node(node, (6, 2, 3, 5), (9, 12))
+    assert (layer.out_channels, layer.group, layer.sliding.kernel, layer.sliding.output) == (6, 2, (3, 5), (4, 8))
+    node = gs.Node("ConvTranspose", attrs={"group": 2})
+    assert ConvLayer.from_node(node, (6, 2, 3, 5), (9, 12)).out_channels == 4
+
+
+X = np.arange(6.0).reshape(2, 3)
+W = np.arange(12.0).reshape(3, 4) - 5
+
+
+@pytest.mark.parametrize("trans_weight", [0, 1])
+@pytest.mark.parametrize("trans_data", [0, 1])
+@pytest.mark.parametrize("weight", [0, 1])
+def test_gemm_is_the_product_that_the_layer_describes(weight: int, trans_data: int, trans_weight: int) -> None:
+    """y[k] = sum_f W[k, f] x[f] for every way to write it."""
+    names = (
+        {"transA": trans_weight, "transB": trans_data}
+        if weight == 0
+        else {"transA": trans_data, "transB": trans_weight}
+    )
+    node = gs.Node("Gemm", attrs={**names, "alpha": 2.0}, inputs=[gs.Variable(n) for n in "ABC"])
+    layer = LinearLayer.from_node(node, weight=weight)
+    # X: samples x features, W: features x outputs, each stored so that the Gemm contracts the features.
+    data = X if (weight == 1) != bool(trans_data) else X.T
+    stored = W if (weight == 1) != bool(trans_weight) else W.T
+    assert data.shape[layer.axis] == 3
+    np.testing.assert_array_equal(layer.matrix(stored), 2 * W.T)
+    assert (layer.data, layer.bias, layer.beta) == (1 - weight, 2, 1.0)
+
+
+@pytest.mark.parametrize("weight", [0, 1])
+def test_matmul(weight: int) -> None:
+    node = gs.Node("MatMul", inputs=[gs.Variable("A"), gs.Variable("B")])
+    layer = LinearLayer.from_node(node, weight=weight)
+    np.testing.assert_array_equal(layer.matrix(W if weight == 1 else W.T), W.T)
+    assert (layer.axis, layer.bias) == (-1 if weight == 1 else -2, None)
+
+
+def test_gemm_without_bias() -> None:
+    node = gs.Node("Gemm", inputs=[gs.Variable("A"), gs.Variable("B"), gs.Variable.empty()])
+    assert LinearLayer.from_node(node, weight=1).bias is None
