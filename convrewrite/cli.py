@@ -170,19 +170,23 @@ def explain(
     passes = {pass_.name: (sys.modules[pass_.__module__].__doc__ or "").strip() for pass_ in ALL}
     reasons = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons()}
     if subject is None:
-        print("passes")
-        for text in passes.values():
-            print(f"  {text.splitlines()[0]}")
-        print("reasons")
-        for code, (meaning, _) in reasons.items():
-            print(f"  {code}\n      {meaning}")
+        lines = ["passes", *(f"  {text.splitlines()[0]}" for text in passes.values()), "reasons"]
+        _answer([*lines, *(f"  {code}\n      {meaning}" for code, (meaning, _) in reasons.items())])
     elif subject in passes:
-        print(passes[subject])
+        _answer([passes[subject]])
     elif subject in reasons:
         meaning, remedy = reasons[subject]
-        print(f"{subject}\n  What it means: {meaning}.\n  What helps: {remedy}.")
+        _answer([subject, f"  What it means: {meaning}.", f"  What helps: {remedy}."])
     else:
         raise UsageError(f"there is no pass or reason '{subject}'", remedy="run 'convrewrite explain' for the list")
+
+
+def _answer(lines: list[str]) -> None:
+    """Print what was asked for. (typer would end with 1 where the reader is gone, which means a failed check here.)"""
+    from convrewrite.atomic import write_errors
+
+    with write_errors("to standard output"):
+        print("\n".join(lines), flush=True)
 
 
 def _paths(source: str | None, target: str | None) -> tuple[str, str]:
@@ -299,9 +303,6 @@ def main() -> None:
     except KeyboardInterrupt:
         code = Interrupted.exit_code
         _say("interrupted")
-    except BrokenPipeError:
-        code = UsageError.exit_code
-        _say("error: the reader of standard output went away")
     except Exception as error:  # the last resort: never a traceback without --debug
         code = ConvrewriteError.exit_code
         _tell(ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}"))

@@ -162,18 +162,19 @@ def _already(window: Window, pass_: Fcn) -> str:
     return text
 
 
-def compare(source: str, target: str, size: Sequence[int] | None, options: Options) -> Outcome:
+def compare(source: str, target: str, size: Sequence[int] | None, options: Options, **more: Any) -> Outcome:
     """Verify that two model files are the same function; a fully convolutional `target` is held against its windows.
 
-    Whatever stops it is the outcome's `error`; `Outcome.check` raises it.
+    Whatever stops it is the outcome's `error`; `Outcome.check` raises it. `more` goes to `verification.verify`, before
+    what `options` say: several `sizes`, a `batch`, `where`, ...
     """
     log = Log(Outcome("verify", options.provider, "error"))
     with log.until_error():
-        _compare(source, target, size, options, log)
+        _compare(source, target, {"size": size, **_common(options), **more}, log)
     return log.outcome
 
 
-def _compare(source: str, target: str, size: Sequence[int] | None, options: Options, log: Log) -> None:
+def _compare(source: str, target: str, given: dict[str, Any], log: Log) -> None:
     runtime.check_installation()
     if STREAM in (source, target):
         raise UsageError("verify reads two files, and none from standard input", remedy="give both paths")
@@ -184,10 +185,12 @@ def _compare(source: str, target: str, size: Sequence[int] | None, options: Opti
     log.note(output=_input_facts(after, target))
     if window is not None and Window.from_metadata(before.metadata) is None:
         log.note(window=window)
-        cut = _cut(before, window)
-        found = verification.verify_fcn(source, target, window, cut, size=size, **_common(options))
+        if given.pop("shapes", None) or given.pop("reference", "onnxruntime") != "onnxruntime":
+            remedy = "leave --shape and --reference out; --size and --batch are for it"
+            raise UsageError("a model that fcn wrote is compared window by window", remedy=remedy)
+        found = verification.verify_fcn(source, target, window, _cut(before, window), **given)
     else:
-        found = verification.verify(source, target, size=size, **_common(options))
+        found = verification.verify(source, target, **given)
     log.note(verification=found, provider=found.provider, window=window)
     found.check()
     log.note(status="compared")

@@ -16,7 +16,6 @@ import contextlib
 import importlib.metadata
 import json
 import platform
-import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -113,7 +112,8 @@ def write(outcome: Outcome, target: str) -> None:
     """Write the JSON report, whole or not at all. Raises UsageError where the target cannot be written."""
     text = json.dumps(to_dict(outcome), indent=2, allow_nan=False) + "\n"
     if target == STREAM:
-        sys.stdout.write(text)
+        with write_errors("the report to standard output"):
+            print(text, end="", flush=True)
         return
     path = Path(target)
     refuse_target(path)
@@ -197,6 +197,8 @@ def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) ->
         notes += [str(case) for case in group if case.error is None]
     if found.deviation is not None:
         notes.append(str(found.deviation))
+    if outcome.command != "verify":  # which prints them beside its own figures
+        notes += [f"warning: {line}" for line in found.warnings]
     if not rows:
         return notes
     header = (f"on {outcome.provider}", "max error", "tolerance", "own noise", "")

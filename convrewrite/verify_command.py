@@ -1,14 +1,14 @@
 """``convrewrite verify A B``: are two models the same function? What the command takes, and the figures it prints.
 
-    convrewrite verify a.onnx b.onnx --size 224,512 --save-failing case.npz --where
-    convrewrite verify a.onnx b.onnx --data case.npz                         replays what failed
+convrewrite verify a.onnx b.onnx --size 224,512 --save-failing case.npz --where
+convrewrite verify a.onnx b.onnx --data case.npz                         replays what failed
 """
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from convrewrite.outcome import Outcome
     from convrewrite.verification import Progress, Verification
     from convrewrite.verification.verdicts import Case
+
+PLAIN = ("outputs", "ahead of the final operator")
+"""Checks whose name says no more than the output's."""
 
 SHORT = 8
 """Up to so many comparisons are listed without --verbose."""
@@ -153,16 +156,18 @@ def register(app: typer.Typer, run: Run) -> None:
         run("verify", provider, work, report, [file for file in (a, b) if file != "-"], quiet=quiet, verbose=verbose)
 
 
-def _tell(
-    found: Verification, save_failing: Path | None, replay: Sequence[str], *, quiet: bool, verbose: bool
-) -> None:
+def _tell(found: Verification, save_failing: Path | None, replay: Sequence[str], *, quiet: bool, verbose: bool) -> None:
     """Keep the failing case, and print the figures that stand in no other place."""
     console = Console(stderr=True, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 200
     measured = [case for case in found.cases if case.metrics is not None]
     if not quiet and measured and (verbose or len(measured) <= SHORT):
         console.print(_table(measured))
     lines = [str(found.divergence)] if found.divergence is not None else []
     lines += [f"warning: {line}" for line in found.warnings]
+    if verbose or found.provider != "cpu":
+        lines += [f"nodes of the {model}: {_counts(nodes)}" for model, nodes in found.nodes.items() if nodes]
     if save_failing is not None and found.failing is not None:
         found.failing.save(save_failing)
         lines.append(f"the failing inputs are in {save_failing}; replay them with: {shlex.join(replay)}")
@@ -175,9 +180,9 @@ def _tell(
 def _table(cases: Sequence[Case]) -> Table:
     """Further figures of every output; the error in units of the model's own noise first."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("output", overflow="fold")
+    table.add_column("output", no_wrap=True)
     for column in ("max error", "x own noise", "rms ratio", "1 - cosine", "max absolute", "same class"):
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     for case in cases:
         metrics = case.metrics
         assert metrics is not None
@@ -186,8 +191,14 @@ def _table(cases: Sequence[Case]) -> Table:
         top1 = "-" if metrics.top1_agreement is None else f"{metrics.top1_agreement:.0%}"
         figures = [_figure(value) for value in (metrics.rms_ratio, apart, metrics.max_absolute)]
         first = [_figure(case.error), "-" if times is None else f"{times:.1f}"]
-        table.add_row(escape(f"{case.name}, {case.output}"), *first, *figures, top1)
+        check, _, at = case.name.partition(" at ")
+        name = f"{case.output}{at and f' at {at}'}" if check in PLAIN else f"{case.output}, {case.name}"
+        table.add_row(escape(name), *first, *figures, top1)
     return table
+
+
+def _counts(nodes: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} on {provider}" for provider, count in nodes.items())
 
 
 def _figure(value: float | None) -> str:

@@ -101,7 +101,8 @@ def test_over_2_gb_cannot_go_to_standard_output(
 @pytest.mark.parametrize("words", [("fcn", str(LENET), "-"), ("explain", "fcn")])
 def test_a_reader_that_goes_away_is_one_line(words: Sequence[str]) -> None:
     with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
         process.stdout.close()
         text = process.stderr.read().decode()
     assert process.returncode == 2
@@ -177,7 +178,7 @@ def test_a_terminal_gets_a_bar_and_folded_lines(source: Path, target: Path) -> N
 def test_elsewhere_there_is_no_bar_and_no_line_is_folded(source: Path, target: Path) -> None:
     result = run("fcn", source, target, env={"COLUMNS": "40"})
     text = result.stderr.decode()
-    assert "\x1b" not in text and "━" not in text and "\r" not in text
+    assert not {"\x1b", "━", "\r"} & set(text)
     assert all(line == line.rstrip() for line in text.splitlines())
     assert any(len(line) > 80 for line in text.splitlines())
 

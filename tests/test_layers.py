@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 import pytest
-from helpers import session
 from onnx import TensorProto, helper
 
 from convrewrite.layers import ConvLayer, LinearLayer, PoolLayer, Sliding
+from helpers import session
 
 GEOMETRIES = [
     {"strides": [s, s + 1], "dilations": [d, 1], "pads": list(pads)}

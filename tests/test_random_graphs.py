@@ -669,10 +669,10 @@ def check(net: RandomNet, extra: Sequence[int]) -> None:
     draw_numbers = numbers(np.random.default_rng(net.seed))
     tolerance = 0.0 if net.exact else ROUNDING
     window = made.window
-    if window.axes != net.axes:  # without any layer that slides, one image row can as well be one pixel's channels
-        event(f"{net.axes} read as {window.axes}")
     feeds: Feeds = {"x": draw_numbers(net.native), "v": draw_numbers((net.native[0], 3))}
     oracles.check_native(made, feeds, tolerance)
+    if window.axes != net.axes:  # without any layer that slides, one image row can as well be one pixel's channels
+        event(f"{net.axes} read as {window.axes}")
     elif net.clean:
         assert window.equivalence == "windows" or "Softmax" in window.why, window.why
     positions = (3, 2)[: len(window.size)]

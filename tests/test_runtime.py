@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -154,3 +155,89 @@ def test_external_data_of_a_model_in_bytes(tmp_path):
 def test_importing_the_module_does_not_import_onnxruntime():
     code = "import sys, convrewrite.runtime; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_session_says_which_nodes_run_where(path):
+    session = open_session(path)
+    assert session.placement in ({"cpu": ("Relu",)}, {})  # {}: ONNX Runtime below 1.24 does not say
+    assert session.nodes in ({"cpu": 1}, {})
+    assert session.warning == ""
+    assert session.tf32 is False
+    assert open_session(path, tf32=True).tf32 is False  # the CPU never rounds
+
+
+def test_nodes_that_fell_to_the_cpu_are_a_warning(path):
+    placement = {"cuda": ("Conv", "Relu"), "cpu": ("Shape", "Gather", "Shape")}
+    session = replace(open_session(path), provider="cuda", placement=placement)
+    assert session.warning == f"3 of the 5 nodes of {path} run on the CPU, not on cuda: Gather, 2 Shape"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64"])
+def test_a_bound_run_gives_the_same(tmp_path, dtype):
+    onnx.save(_model("Abs", helper.np_dtype_to_tensor_dtype(np.dtype(dtype))), tmp_path / "m.onnx")
+    session = open_session(tmp_path / "m.onnx")
+    feeds = {"x": np.arange(-6, 6).reshape(4, 3).astype(dtype)[::2]}
+    bound = session.bind(feeds)
+    for _ in range(2):
+        bound.run()
+    np.testing.assert_array_equal(bound.outputs()["y"], session.run(feeds)["y"])
+
+
+def test_a_bound_run_fails_in_one_line(path):
+    session = open_session(path)
+    with pytest.raises(RunFailed, match="failed while running"):
+        session.bind({"nosuch": np.zeros((1, 3), np.float32)})
+    bound = session.bind({"x": np.zeros((1, 4), np.float32)})
+    with pytest.raises(RunFailed, match="failed while running"):
+        bound.run()
+
+
+def test_a_profile_is_a_file(path, tmp_path):
+    session = open_session(path, profile=tmp_path / "profile")
+    session.run({"x": np.zeros((1, 3), np.float32)})
+    file = session.end_profile()
+    assert file.parent == tmp_path
+    assert "Relu" in file.read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no descriptor 2 to look at")
+def test_the_log_of_onnx_runtime_is_shown_only_where_wanted(path, capfd):
+    if "CUDAExecutionProvider" not in runtime._onnxruntime().get_available_providers():
+        pytest.skip("this ONNX Runtime has nothing to log here")
+    if open_session(path, "auto").provider != "cpu":
+        pytest.skip("CUDA loads here")
+    assert capfd.readouterr().err == ""
+    with runtime.log_shown():
+        open_session(path, "auto")
+    assert "CUDAExecutionProvider" in capfd.readouterr().err
+    open_session(path, "auto")
+    assert capfd.readouterr().err == ""
+
+
+def test_auto_goes_on_where_a_provider_breaks(path, monkeypatch):
+    """A driver that is too old raises while the session is made; "auto" then runs on the CPU, "cuda" says why."""
+    ort = runtime._onnxruntime()
+    real = ort.InferenceSession
+
+    def breaking(source, options, providers, **more):
+        if providers[0][0] != "CPUExecutionProvider":
+            raise RuntimeError("CUDA failure 35: driver version is insufficient")
+        return real(source, options, providers=providers, **more)
+
+    monkeypatch.setattr(ort, "InferenceSession", breaking)
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "_load_error", lambda library: "")
+    assert open_session(path, "auto").provider == "cpu"
+    with pytest.raises(UsageError, match="cannot be used here: CUDA failure 35: driver version is insufficient; pip"):
+        open_session(path, "cuda")
+
+
+def test_the_missing_library_and_the_missing_driver_are_named(path, monkeypatch):
+    ort = runtime._onnxruntime()
+    found = {runtime._DRIVER: f"{runtime._DRIVER}: no such file"}
+    monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
+    monkeypatch.setattr(runtime, "_load_error", lambda library: found.get(library, "libcublas.so.13: no such file"))
+    monkeypatch.setattr(runtime, "_not_loaded", lambda ort, provider: "it did not load (libcublas.so.13)")
+    text = str(runtime._not_obtained(ort, "cuda"))
+    assert "it did not load (libcublas.so.13), and there is no NVIDIA driver (" in text
+    assert runtime._DRIVER in text

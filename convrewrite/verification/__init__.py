@@ -116,7 +116,14 @@ def verify(
     every = every or [None if size is None else tuple(size)]
     common: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "tolerance": tolerance}
     if window is not None and _window_of(a_path) is None:
-        options: dict[str, Any] = {"size": size, "sizes": sizes, "batch": batch, "provider": provider, "where": where, "progress": progress}
+        options: dict[str, Any] = {
+            "size": size,
+            "sizes": sizes,
+            "batch": batch,
+            "provider": provider,
+            "where": where,
+            "progress": progress,
+        }
         return verify_fcn(a_path, b_path, window, **common, **options)
     models = _open(a_path, b_path, provider, reference)
     same_outputs(models.reference, models.rewritten)

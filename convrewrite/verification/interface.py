@@ -167,6 +167,6 @@ def command(
     for name, limit in limits.items():
         if limit is not None:
             words.append(f"--max-output-error {shlex.quote(f'{name}={limit:g}') if name else f'{limit:g}'}")
-    if provider != "cpu":
+    if provider != "auto":
         words.append(f"--provider {provider}")
     return " ".join(words)

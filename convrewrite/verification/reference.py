@@ -1,4 +1,4 @@
-"""The original in onnx's own reference evaluator, for ``--reference onnx``: slow, and nothing in common with ONNX Runtime.
+"""The original in onnx's own reference evaluator, for ``--reference onnx``: slow, with no code of ONNX Runtime in it.
 
 Where ONNX Runtime itself has a fault, both models would show it and agree. The evaluator is the standard's text in
 numpy: it says what is right, while the noise still is ONNX Runtime's.

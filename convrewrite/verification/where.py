@@ -24,7 +24,7 @@ from convrewrite.verification.specimens import session_of
 from convrewrite.verification.verdicts import Divergence
 
 Array = np.ndarray[Any, Any]
-Values = Mapping[str, Array]
+Values = Mapping[str, Any]
 
 AT_A_TIME = 32
 """So many tensors are kept in memory at once."""
@@ -107,7 +107,7 @@ def _extents(array: Array) -> list[int]:
     return [extent for extent in array.shape if extent != 1]
 
 
-def _settled(values: Array, want: Array) -> Array:
+def _settled(values: Any, want: Any) -> Any:
     """A mask of -Inf inside a model is no fault: what is infinite in the original, and equal, counts as 0."""
     if not isinstance(values, np.ndarray) or finite(values) or values.size != want.size:
         return values

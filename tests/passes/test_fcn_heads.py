@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Net, check_lifted, convert
 from onnx import TensorProto, helper
+
+from helpers import Net, check_lifted, convert
 
 Head = Callable[[Net, str], str]
 
@@ -105,11 +106,13 @@ FLOATS: dict[str, Head] = {
 }
 
 
-@pytest.mark.parametrize("opset", [7, 11, 12, 13, 18])
-@pytest.mark.parametrize("head", FLOATS)
+FROM_OPSET_11 = ("softmax-last", "hardmax")  # they count the axis from the end
+
+
+@pytest.mark.parametrize(
+    ("head", "opset"), [(h, o) for h in FLOATS for o in (7, 11, 12, 13, 18) if o >= 11 or h not in FROM_OPSET_11]
+)
 def test_rounding_operator(head: str, opset: int) -> None:
-    if opset < 11 and head in ("softmax-last", "hardmax"):
-        pytest.skip("negative axes came with opset 11")
     net = Net("batch", 2, 9, 12, opset=opset)
     check_lifted(net.model(FLOATS[head](net, hidden(net))), exact=False)
 
@@ -118,9 +121,10 @@ def test_rounding_operator(head: str, opset: int) -> None:
 def test_softmax_normalises_over_the_classes_alone(opset: int) -> None:
     net = Net(1, 2, 9, 12, opset=opset)
     made = check_lifted(net.model(net.Softmax(hidden(net), axis=1)), exact=False)
-    transposed = ["Transpose", "Softmax", "Transpose"]
-    assert made.operators[-3:] == (transposed if opset < 13 else ["Conv", "Softmax"][-3:]) or opset >= 13
-    assert opset < 13 or "Transpose" not in made.operators
+    if opset < 13:
+        assert made.operators[-3:] == ["Transpose", "Softmax", "Transpose"]
+    else:
+        assert made.operators[-2:] == ["Conv", "Softmax"]
 
 
 @pytest.mark.parametrize("keepdims", [0, 1])
@@ -168,7 +172,7 @@ def test_output_without_class_axis() -> None:
     net = Net("batch", 2, 9, 12)
     one = net.with_axes("Squeeze", hidden(net, 1), [1])
     made = check_lifted(net.model(one))
-    assert [d.dim_param for d in made.model.graph.output[0].type.tensor_type.shape.dim][0] == "batch"
+    assert made.model.graph.output[0].type.tensor_type.shape.dim[0].dim_param == "batch"
 
 
 @pytest.mark.parametrize("shape", [[1, 1], [1], [], [1, 1, 1, 1]])

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from helpers import Conversion, Net, check_lifted
 from onnx import TensorProto, helper, numpy_helper
+
+from helpers import Conversion, Net, check_lifted, convert
 
 FEATURES = 45
 
@@ -192,8 +193,6 @@ def test_other_float_types(dtype: type) -> None:
 
 def made_of(net: Net, dtype: type) -> None:
     """ONNX Runtime has no float64 Conv on the CPU, so only the types are checked there."""
-    from helpers import convert
-
     result, model = convert(net.model("scores"))
     assert result.changed, str(result)
     kinds = {t.name: t.data_type for t in model.graph.initializer}

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from helpers import Net, convert
 from onnx import helper, numpy_helper
 
 from convrewrite.errors import UsageError
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.fcn.reasons import REASONS
+from helpers import Net, convert
 
 Case = Callable[[], onnx.ModelProto]
 CASES: list[tuple[str, str, Case]] = []

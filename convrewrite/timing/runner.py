@@ -1,0 +1,289 @@
+"""`bench`: which cells there are, one worker process for each, and what the results mean together."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from convrewrite import runtime
+from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, UsageError
+from convrewrite.timing.process import CellFailed, Event, events
+from convrewrite.timing.protocol import Part, Subject, Task
+from convrewrite.timing.result import Bench, Cell, Cost, Missed
+from convrewrite.timing.statistics import NO_DIFFERENCE, Comparison, Rounds, compare
+from convrewrite.timing.subjects import Candidate, Size, by, check_inputs, extents, shapes_at, sliding
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One cell to measure: `subjects` and images per model in the order A, B; `twice` is the one with the A/A pair."""
+
+    size: Size
+    batches: tuple[int, ...]
+    subjects: tuple[Subject, Subject]
+    macs: tuple[tuple[int | None, ...], tuple[int | None, ...]]
+    images: int
+    elements: int
+    twice: int = 0
+    windows: int = 0
+    limit: float | None = None
+
+    @property
+    def label(self) -> str:
+        """As `Cell.label`."""
+        batch = "" if self.windows else f", batch {self.batches[0]}"
+        return f"{by(self.size)}{batch}".removeprefix(", ")
+
+
+@dataclass
+class Findings:
+    """What is known so far of all cells."""
+
+    cells: list[Cell] = field(default_factory=list)
+    missed: list[Missed] = field(default_factory=list)
+    ready: Event = field(default_factory=dict)
+
+
+def bench(
+    a: str | Path,
+    b: str | Path,
+    *,
+    sizes: Sequence[Sequence[int]] = (),
+    batches: Sequence[int] = (),
+    seconds: float = 10.0,
+    provider: str = "auto",
+    tf32: bool = False,
+    min_speedup: float | None = None,
+    profile: bool = False,
+    windows: bool = False,
+    memory: bool = True,
+    threads: int | None = None,
+    sets: int = 10,
+    seed: int = 0,
+    verbose: bool = False,
+    progress: Progress | None = None,
+) -> Bench:
+    """Time two models against each other; `statistics` tells when one is called faster.
+
+    The inputs must agree in name, type and shape. Every cell (a size with a batch) has a worker process of its own, so
+    that sessions of the caller are not disturbed, and a cell that dies costs that cell alone; larger ones are then not
+    tried, if it was memory that ran out. Ctrl-C keeps what was measured.
+
+    Args:
+        a, b: model files. With `windows`, a is the original and b what `fcn` made of it.
+        sizes: of the image; one number stands for all axes. Left out: the models' own.
+        batches: with `windows`, those tried for the original (1, 8, 32 by default).
+        seconds: of rounds per cell; making sessions and warming up come on top. A slow model takes longer: five sets
+            of one round at least.
+        provider: "auto", "cpu", "cuda" or "tensorrt". tf32: let CUDA use it.
+        min_speedup: a gate on the *median* of every cell, with the interval in the message; gating on its lower end
+            would fail a true speedup on a noisy day. A verdict of no difference counts as 1, so that 1 means "not
+            slower". A cell that could not be measured misses the gate.
+        profile: find the most expensive nodes as well, in processes of their own.
+        memory: measure peak memory as well, in processes of their own.
+        threads: of the shared pool; by default the cores that this process may use.
+        sets: of fresh sessions, fewer where making them takes long.
+        seed: of inputs and orders.
+        progress: called with a text, what is done, and what there is to do.
+
+    Returns:
+        What was found. Where a cell failed, the gate was missed or Ctrl-C came, `error` says so and `check` raises it.
+
+    Raises:
+        UsageError: the models or the options do not fit, or no session could be made.
+    """
+    if not (math.isfinite(seconds) and seconds > 0):
+        raise UsageError(f"--seconds {seconds} is no time", remedy="give a number above 0")
+    runtime.check_installation()
+    pair = Candidate.read(a), Candidate.read(b)
+    plans = sorted(_plans(*pair, sizes, batches, windows), key=lambda plan: plan.elements)
+    cores = threads or _cores()
+    task = Task(
+        "time",
+        plans[0].subjects[0],
+        provider=provider,
+        tf32=tf32,
+        threads=cores,
+        seconds=seconds,
+        sets=max(sets, 1),
+        seed=seed,
+        verbose=verbose,
+    )
+    found, error = Findings(), None
+    try:
+        too_large = math.inf
+        for number, plan in enumerate(plans):
+            if plan.elements >= too_large:
+                found.missed.append(Missed(plan.label, "not tried, since a smaller size ran out of memory"))
+                continue
+            try:
+                _measure(plan, task, found, memory, profile, _teller(progress, plan.label, number, len(plans)))
+            except CellFailed as failure:
+                found.missed.append(Missed(plan.label, failure.message))
+                too_large = plan.elements if failure.memory else too_large
+    except KeyboardInterrupt:
+        error = Interrupted(f"interrupted; {len(found.cells)} of {len(plans)} sizes were measured")
+    except UsageError as failure:
+        if not found.cells:
+            raise
+        error = failure
+    result = Bench(
+        a=str(a),
+        b=str(b),
+        provider=found.ready.get("provider", ""),
+        tf32=bool(found.ready.get("tf32", tf32)),
+        threads=cores,
+        seconds=seconds,
+        cells=tuple(found.cells),
+        missed=tuple(found.missed),
+        nodes=tuple(found.ready.get("nodes", ())),
+        warnings=tuple(found.ready.get("warnings", ())),
+    )
+    return replace(result, error=error or _failure(result, min_speedup))
+
+
+def _plans(
+    a: Candidate, b: Candidate, sizes: Sequence[Sequence[int]], batches: Sequence[int], windows: bool
+) -> Iterator[Plan]:
+    """The cells. Raises UsageError where one does not fit, before any is run."""
+    wanted: list[Size | None] = [tuple(size) for size in sizes] or [None]
+    if windows:
+        for size in wanted:
+            yield _windows_plan(a, b, size, batches)
+        return
+    check_inputs(a, b)
+    for size in wanted:
+        for batch in list(batches) or [None]:
+            shapes = shapes_at(a, b, size, batch)
+            shape, window = shapes[a.image.name], b.window or a.window
+            extent, images = extents(shape, window.axes if window is not None else "")
+            yield Plan(
+                extent,
+                (images,),
+                (Subject.plain(a.path, shapes), Subject.plain(b.path, shapes)),
+                ((a.macs(shapes),), (b.macs(shapes),)),
+                images,
+                math.prod(shape),
+            )
+
+
+def _windows_plan(original: Candidate, fcn: Candidate, size: Size | None, batches: Sequence[int]) -> Plan:
+    work = sliding(original, fcn, size, batches)
+    macs = tuple(_way_macs(original, way) for way in work.original.ways)
+    return Plan(
+        work.size,
+        work.batches,
+        (work.original, Subject.plain(fcn.path, work.image)),
+        (macs, (fcn.macs(work.image),)),
+        1,
+        math.prod(work.size),
+        twice=1,
+        windows=work.windows,
+        limit=work.limit,
+    )
+
+
+def _way_macs(model: Candidate, way: Sequence[Part]) -> int | None:
+    counts = [(model.macs(part.shapes), part.count) for part in way]
+    return sum((macs or 0) * count for macs, count in counts) if all(macs for macs, _ in counts) else None
+
+
+def _measure(
+    plan: Plan, task: Task, found: Findings, memory: bool, profile: bool, tell: Callable[[int, int], None]
+) -> None:
+    """Measure one cell, and add it to what was found; of an interrupted one, what there is."""
+    bytes_used = [_once(replace(task, kind="memory", first=s)).get("bytes") if memory else None for s in plan.subjects]
+    timed = replace(task, first=plan.subjects[plan.twice], second=plan.subjects[1 - plan.twice])
+    done: list[Rounds] = []
+    nodes: list[tuple[dict[str, Any], ...]] = [(), ()]
+    ready: Event = {}
+    complete = False
+    try:
+        for event in events(timed):
+            if event["event"] == "ready":
+                ready = event
+            elif event["event"] == "set":
+                done.append(Rounds(*(tuple(event[name]) for name in ("first", "again", "second"))))
+                tell(event["finished"], event["sets"])
+        complete = True
+        if profile:
+            with tempfile.TemporaryDirectory(prefix="convrewrite-bench-") as folder:
+                profiled = [replace(task, kind="profile", first=s, folder=folder) for s in plan.subjects]
+                nodes = [tuple(_once(one).get("nodes", ())) for one in profiled]
+    finally:
+        if done:
+            found.ready = ready if plan.twice == 0 else {**ready, "nodes": ready["nodes"][::-1]}
+            found.cells.append(_cell(plan, compare(done, task.seed), ready, bytes_used, nodes, complete))
+
+
+def _once(task: Task) -> Event:
+    """The last event of a worker that tells one thing."""
+    last: Event = {}
+    for last in events(task):
+        pass
+    return last
+
+
+def _cell(
+    plan: Plan,
+    found: Comparison,
+    ready: Event,
+    memory: Sequence[int | None],
+    nodes: Sequence[tuple[dict[str, Any], ...]],
+    complete: bool,
+) -> Cell:
+    way = ready["ways"]["second"] if plan.windows else 0
+    seconds = (found.first, found.second)
+    if plan.twice:
+        seconds, found = seconds[::-1], _seen_from_the_other(found)
+    a, b = (
+        Cost(seconds[i], plan.images, plan.macs[i][way if plan.windows and i == 0 else 0], memory[i], nodes[i])
+        for i in (0, 1)
+    )
+    return Cell(plan.size, plan.batches[way], a, b, found, complete, plan.windows, plan.limit)
+
+
+def _seen_from_the_other(found: Comparison) -> Comparison:
+    """The same comparison, where `first` is B."""
+    swapped = {"faster": "slower", "slower": "faster"}
+    verdict = swapped.get(found.verdict, found.verdict)
+    return replace(found, speedup=found.speedup.inverse(), verdict=verdict)
+
+
+def _failure(result: Bench, min_speedup: float | None) -> ConvrewriteError | None:
+    """What the result fails for, if it does."""
+    if result.missed:
+        first, others = result.missed[0], len(result.missed) - 1
+        more = f" (and {others} more)" if others else ""
+        ran = f"; {len(result.cells)} other sizes were measured" if result.cells else ""
+        return CellFailed(f"could not measure {first.label}{more}: {first.reason}{ran}")
+    for cell in result.cells if min_speedup is not None else ():
+        got = cell.comparison.speedup
+        held = got.median if cell.comparison.verdict != NO_DIFFERENCE else max(got.median, 1.0)
+        if min_speedup is not None and held < min_speedup:
+            return CheckFailed(
+                f"the speedup at {cell.label} is {got.text()}, below --min-speedup {min_speedup:g} "
+                f"({cell.comparison.verdict}; A/A {cell.comparison.control.low:.2f} to "
+                f"{cell.comparison.control.high:.2f})"
+            )
+    return None
+
+
+def _teller(progress: Progress | None, label: str, number: int, total: int) -> Callable[[int, int], None]:
+    def tell(done: int, sets: int) -> None:
+        if progress is not None:
+            progress(f"timing at {label}", number * sets + done, total * sets)
+
+    return tell
+
+
+def _cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

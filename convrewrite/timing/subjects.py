@@ -1,0 +1,216 @@
+"""The two models: do they take the same inputs, at which shapes are they run, how many multiply-accumulates is that."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from convrewrite import costs, model_io
+from convrewrite.errors import UsageError
+from convrewrite.graph import infer_shapes
+from convrewrite.model_io import Model
+from convrewrite.runtime import TensorInfo
+from convrewrite.sampling import fill
+from convrewrite.timing.protocol import Part, Shapes, Subject
+from convrewrite.windows import Window
+
+WINDOW_BATCHES = (1, 8, 32)
+"""What `--windows` tries for the original."""
+WINDOW_POSITIONS = 9
+"""Windows per axis where no size is given."""
+
+Size = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model file, as far as timing needs to know it."""
+
+    path: str
+    model: Model
+    inputs: tuple[TensorInfo, ...]
+    window: Window | None
+
+    @classmethod
+    def read(cls, path: str | Path) -> Candidate:
+        """Read a file. Raises UsageError."""
+        if str(path) == "-":
+            raise UsageError("bench reads two files, and none from standard input", remedy="give both paths")
+        model = model_io.load(path)
+        inputs = tuple(
+            TensorInfo(t.name, _dtype(t.dtype), tuple(d if isinstance(d, int) else None for d in t.shape or ()), "?")
+            for t in model.graph.inputs
+        )
+        if not inputs:
+            raise UsageError(f"{path} has no input")
+        return cls(str(path), model, inputs, Window.from_metadata(model.metadata))
+
+    @property
+    def image(self) -> TensorInfo:
+        """The input that sizes and batches are about: the one with most axes."""
+        window = self.window
+        named = [info for info in self.inputs if window is not None and info.name == window.input]
+        return max(named or self.inputs, key=lambda info: len(info.shape))
+
+    def macs(self, shapes: Shapes) -> int | None:
+        """Multiply-accumulates of one run; None where shapes do not follow from the inputs."""
+        with contextlib.suppress(onnx.shape_inference.InferenceError):
+            return costs.graph_macs(self.model.graph, infer_shapes(self.model.graph, shapes))
+        return None
+
+
+def _dtype(dtype: object) -> np.dtype[np.generic]:
+    with contextlib.suppress(TypeError):
+        if dtype is not None and not isinstance(dtype, int):
+            return np.dtype(dtype)  # type: ignore[call-overload, no-any-return]
+    return np.dtype("object")
+
+
+def check_inputs(a: Candidate, b: Candidate) -> None:
+    """Raise UsageError where the inputs differ: then times of the two say nothing of each other."""
+    mine, its = {info.name: info for info in a.inputs}, {info.name: info for info in b.inputs}
+    if set(mine) != set(its):
+        raise UsageError(
+            f"the models take different inputs: {a.path} takes {', '.join(mine)}; {b.path} takes {', '.join(its)}",
+            remedy="give both the same input names",
+        )
+    for name, info in mine.items():
+        other = its[name]
+        if info.dtype != other.dtype or len(info.shape) != len(other.shape):
+            raise UsageError(f"input '{name}' is {_described(info)} in {a.path}, and {_described(other)} in {b.path}")
+
+
+def shapes_at(a: Candidate, b: Candidate, size: Size | None, batch: int | None) -> Shapes:
+    """The shape of every input, the same for both. Raises UsageError where that cannot be."""
+    if size is None and not _all_fixed(a) and not _all_fixed(b):
+        window = b.window or a.window
+        size = None if window is None else window.size
+    found = []
+    for one, other in ((a, b), (b, a)):
+        known = {info.name: info.shape for info in other.inputs}
+        specs = (fill(info, size, known[info.name], batch) for info in one.inputs)
+        shapes = {spec.name: spec.shape for spec in specs}
+        if size is not None and not _is_at(shapes[one.image.name], size):
+            raise UsageError(
+                f"--size {by(size)} does not fit: input '{one.image.name}' of {one.path} is fixed "
+                f"at {by(shapes[one.image.name])}",
+                remedy="'convrewrite fcn' makes a model of any size; --windows compares one with its original",
+            )
+        found.append(shapes)
+    for name, shape in found[0].items():
+        if shape != found[1][name]:
+            raise UsageError(
+                f"input '{name}' is {by(shape)} in {a.path}, and {by(found[1][name])} in {b.path}",
+                remedy="compare models of one size; --windows compares an fcn model with its original",
+            )
+    return found[0]
+
+
+def by(extents: Sequence[int]) -> str:
+    """`224x224`."""
+    return "x".join(map(str, extents))
+
+
+def extents(shape: Sequence[int], axes: str = "") -> tuple[Size, int]:
+    """Size and batch of an image input; without the letters of its axes, channels are last where only that fits."""
+    if not axes:
+        if len(shape) < 3:
+            return tuple(shape[1:]), shape[0] if shape else 1
+        last = len(shape) > 3 and shape[-1] in (1, 3) and shape[1] not in (1, 3)
+        axes = "N" + "".join("?" * (len(shape) - 2)) + "C" if last else "NC" + "?" * (len(shape) - 2)
+    named = list(zip(axes, shape, strict=True))
+    return tuple(n for letter, n in named if letter not in "NC"), next((n for c, n in named if c == "N"), 1)
+
+
+def _is_at(shape: Sequence[int], size: Size) -> bool:
+    places = (shape[2:], shape[1:-1], shape[1:])
+    return any(place and tuple(place) == (size * len(place) if len(size) == 1 else size) for place in places)
+
+
+def _all_fixed(one: Candidate) -> bool:
+    return all(isinstance(dim, int) for dim in one.image.shape[1:])
+
+
+def _described(info: TensorInfo) -> str:
+    return f"{info.dtype.name} {'x'.join('?' if d is None else str(d) for d in info.shape)}"
+
+
+@dataclass(frozen=True)
+class Sliding:
+    """A fully convolutional model on one image, and its original on all windows of that image.
+
+    Attributes:
+        image: shapes for the one pass. original: the original over all windows, a way per batching.
+        batches: of those ways. windows: their number. size: of the image.
+        limit: multiply-accumulates of all windows over those of the pass; None where they are not known.
+    """
+
+    image: Shapes
+    original: Subject
+    batches: tuple[int, ...]
+    windows: int
+    size: Size
+    limit: float | None
+
+
+def check_windows(original: Candidate, fcn: Candidate) -> Window:
+    """Raise UsageError where `--windows` has nothing to compare."""
+    if fcn.window is None:
+        swapped = original.window is not None
+        remedy = f"swap them: bench {fcn.path} {original.path} --windows" if swapped else "make it with 'convrewrite fcn'"
+        raise UsageError(f"{fcn.path} carries no convrewrite.window, which --windows needs of B", remedy=remedy)
+    if len(original.inputs) != 1 or len(fcn.inputs) != 1:
+        raise UsageError("--windows compares models of one input", remedy="leave --windows out")
+    return fcn.window
+
+
+def sliding(original: Candidate, fcn: Candidate, size: Size | None, batches: Sequence[int]) -> Sliding:
+    """What to run for an image of that size (None: the smallest of 9 x 9 windows). Raises UsageError."""
+    window = check_windows(original, fcn)
+    if size is None:
+        fixed = extents([d or 1 for d in fcn.image.shape], window.axes)[0] if _all_fixed(fcn) else None
+        size = fixed or window.image_size([WINDOW_POSITIONS] * len(window.size))
+    size = size * len(window.size) if len(size) == 1 else size
+    if len(size) != len(window.size):
+        raise UsageError(f"--size {by(size)} has {len(size)} numbers, the windows {len(window.size)}")
+    count = math.prod(window.positions(size))
+    if not count:
+        raise UsageError(f"--size {by(size)} is smaller than the window, {by(window.size)}")
+    channels = fcn.image.shape[window.axes.index("C")] if "C" in window.axes else None
+    image, crop = (_image_shape(window, extent, channels or 1) for extent in (size, window.size))
+    for one, shape in ((fcn, image), (original, crop)):
+        if any(have not in (None, want) for have, want in zip(one.image.shape, shape, strict=False) if want != 1):
+            raise UsageError(f"{one.path} does not run at {by(shape)}: its input is {_described(one.image)}")
+    axis = window.axes.index("N") if "N" in window.axes else None
+    held = 1 if axis is None else original.image.shape[axis]
+    if held is not None and batches and tuple(batches) != (held,):
+        raise UsageError(f"--batch does not fit: {original.path} has the fixed batch {held}", remedy="leave --batch out")
+    tried = (held,) if held is not None else tuple(b for b in batches or WINDOW_BATCHES if b <= count) or (count,)
+    name = original.image.name
+    ways = []
+    for batch in tried:
+        full, rest = divmod(count, batch)
+        if held is not None and rest:
+            full, rest = full + 1, 0  # the last batch is filled up
+        sizes = [(batch, full), (rest, 1)]
+        ways.append(tuple(Part({name: _with_batch(crop, axis, b)}, runs) for b, runs in sizes if b and runs))
+    shapes = {fcn.image.name: image}
+    one_window = original.macs({name: _with_batch(crop, axis, held or 1)})
+    one_pass = fcn.macs(shapes)
+    limit = one_window / (held or 1) * count / one_pass if one_window and one_pass else None
+    return Sliding(shapes, Subject(original.path, tuple(ways)), tried, count, size, limit)
+
+
+def _image_shape(window: Window, size: Sequence[int], channels: int) -> Size:
+    rest = iter(size)
+    return tuple({"N": 1, "C": channels}.get(letter) or next(rest) for letter in window.axes)
+
+
+def _with_batch(shape: Size, axis: int | None, batch: int) -> Size:
+    return shape if axis is None else (*shape[:axis], batch, *shape[axis + 1 :])

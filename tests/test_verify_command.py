@@ -1,0 +1,195 @@
+"""`convrewrite verify` from the command line: options, exit codes, the case that is kept, one line for bad input."""
+
+from __future__ import annotations
+
+import json
+import shlex
+
+import numpy as np
+import onnx
+import pytest
+import typer
+from onnx import numpy_helper
+from typer.testing import CliRunner
+
+from convrewrite import cli, pipeline, verification, verify_command
+from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.models import build
+from convrewrite.outcome import Options
+from convrewrite.passes.fcn import Fcn
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """a.onnx, the same network; b.onnx, with a conv scaled by 1.001; fcn.onnx, its convolutional form; bad.onnx."""
+    model = build("lenet5")
+    onnx.save(model, tmp_path / "a.onnx")
+    for tensor in model.graph.initializer:
+        if tensor.name == "c3.weight":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
+    onnx.save(model, tmp_path / "b.onnx")
+    pipeline.fcn(str(tmp_path / "a.onnx"), str(tmp_path / "fcn.onnx"), Fcn(), Options("cpu")).check()
+    converted = onnx.load(tmp_path / "fcn.onnx")
+    for tensor in converted.graph.initializer:
+        if tensor.name == "c3.weight":
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
+    onnx.save(converted, tmp_path / "bad.onnx")
+    return tmp_path
+
+
+def verify(*words: object):
+    """Exit code and what was printed, the error's line last."""
+    app = typer.Typer()
+    verify_command.register(app, cli._run)
+    result = CliRunner().invoke(app, [str(word) for word in words])
+    error = result.exception
+    if isinstance(error, ConvrewriteError):
+        return error.exit_code, f"{result.output}{error}"
+    assert error is None or isinstance(error, SystemExit), error
+    return result.exit_code, result.output
+
+
+def test_the_same_model_passes(folder):
+    code, text = verify(folder / "a.onnx", folder / "a.onnx")
+    assert code == 0
+    assert "verified" in text
+
+
+@pytest.mark.parametrize("provider", ["cuda", "tensorrt"])
+def test_a_provider_that_is_not_there_is_exit_2_with_cause_and_mend(folder, provider):
+    code, text = verify(folder / "a.onnx", folder / "a.onnx", "--provider", provider)
+    if code == 0:
+        pytest.skip(f"{provider} works here")
+    assert code == 2
+    assert f"provider '{provider}' cannot be used here: " in text
+    assert 'pip install "convrewrite[cuda]"' in text
+
+
+def test_the_figures_and_the_place(folder):
+    code, text = verify(folder / "a.onnx", folder / "b.onnx", "--where")
+    assert code == 1
+    for word in ("x own noise", "rms ratio", "same class", "'c3' (Conv", "not equivalent"):
+        assert word in text
+    assert "x own noise" not in verify(folder / "a.onnx", folder / "b.onnx", "--quiet")[1]
+
+
+@pytest.mark.parametrize(("a", "b"), [("a", "b"), ("a", "bad")])
+def test_the_failing_case_is_kept_and_its_command_replays_it(folder, a, b):
+    kept = folder / "a case.npz"
+    code, text = verify(folder / f"{a}.onnx", folder / f"{b}.onnx", "--save-failing", kept)
+    assert code == 1
+    replay = next(line for line in text.splitlines() if "replay" in line).partition("with: ")[2]
+    words = shlex.split(replay)
+    assert words[:2] == ["convrewrite", "verify"]
+    code, again = verify(*words[2:])
+    assert code == 1
+    assert "not equivalent" in again
+    code, again = verify(folder / "a.onnx", folder / ("a.onnx" if b == "b" else "fcn.onnx"), *words[4:])
+    assert "not equivalent" not in again
+
+
+def test_a_failure_on_a_larger_image_is_kept_whole(folder):
+    """Only a window away from the origin fails: the kept image is the larger one."""
+    model = onnx.load(folder / "fcn.onnx")
+    entry = next(e for e in model.metadata_props if e.key == "convrewrite.window")
+    entry.value = json.dumps(json.loads(entry.value) | {"stride": [8, 4]})
+    onnx.save(model, folder / "stride.onnx")
+    kept = folder / "case.npz"
+    code, text = verify(folder / "a.onnx", folder / "stride.onnx", "--save-failing", kept)
+    assert code == 1, text
+    with np.load(kept) as arrays:
+        assert max(arrays["image"].shape) > 32
+    code, text = verify(folder / "a.onnx", folder / "stride.onnx", "--data", kept)
+    assert code == 1
+    assert "the data's own image" in text or "not equivalent" in text
+    code, text = verify(folder / "a.onnx", folder / "fcn.onnx", "--data", kept, "--report", folder / "r.json")
+    names = [case["name"] for case in json.loads((folder / "r.json").read_text())["verify"]["cases"]]
+    assert any(name.startswith("every window of") for name in names)
+    assert code in (0, 1)
+    assert "not equivalent" not in text
+
+
+def test_nothing_failed_so_nothing_is_kept(folder):
+    code, text = verify(folder / "a.onnx", folder / "a.onnx", "--save-failing", folder / "case.npz")
+    assert code == 0
+    assert "was not written" in text
+    assert not (folder / "case.npz").exists()
+    assert verify(folder / "a.onnx", folder / "a.onnx", "--save-failing", folder / "no" / "case.npz")[0] == 2
+
+
+def test_the_report_holds_the_new_fields(folder):
+    code, _ = verify(folder / "a.onnx", folder / "b.onnx", "--where", "--report", folder / "r.json")
+    assert code == 1
+    report = json.loads((folder / "r.json").read_text())["verify"]
+    assert {"rms_ratio", "cosine", "max_absolute", "top1_agreement"} <= set(report["cases"][0])
+    assert report["nodes"]["rewritten"] in ({"cpu": 13}, {})  # {}: ONNX Runtime below 1.24 does not say
+    assert report["tf32"] is False
+    assert report["warnings"] == []
+    assert report["where"]["tensor"] == "c3"
+
+
+@pytest.mark.parametrize("sizes", [["--size", "40x36,48x48"], ["--size", "40x36", "--size", "48x48"]])
+def test_a_fully_convolutional_form_at_several_sizes(folder, sizes):
+    code, text = verify(folder / "a.onnx", folder / "fcn.onnx", *sizes, "--verbose")
+    assert code == 0, text
+    assert "every window of 40x36" in text
+    assert "every window of 48x48" in text
+    assert "nodes of the rewritten" in text
+
+
+def test_tolerances(folder):
+    args = folder / "a.onnx", folder / "b.onnx"
+    assert verify(*args, "--max-output-error", "0.1")[0] == 0
+    assert verify(*args, "--max-output-error", "probabilities=0.1")[0] == 0
+    assert verify(*args, "--max-output-error", "1e-9", "--max-output-error", "probabilities=0.1")[0] == 0
+    for bad in ("x", "probabilities=", "nan", "-1", "other=0.1"):
+        assert verify(*args, "--max-output-error", bad)[0] == 2, bad
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--size", "16x16"], "--size 16x16 does not fit"),
+        (["--batch", "2"], "fixed batch 1"),
+        (["--shape", "image=1x1x16x16"], "does not fit"),
+        (["--shape", "image"], "not a shape"),
+        (["--images", "nosuch"], "no such folder"),
+        (["--mean", "0.5"], "belong to --images"),
+        (["--images", ".", "--data", "x.npz"], "exclude each other"),
+        (["--reference", "torch"], "unknown reference"),
+        (["--data", "nosuch.npz"], "cannot read"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(folder, words, text):
+    code, said = verify(folder / "a.onnx", folder / "a.onnx", *words)
+    assert code == 2
+    assert text in said
+
+
+@pytest.mark.parametrize("words", [["--reference", "onnx"], ["--shape", "image=1x1x32x32"]])
+def test_a_fully_convolutional_form_takes_no_other_reference(folder, words):
+    code, text = verify(folder / "a.onnx", folder / "fcn.onnx", *words)
+    assert code == 2
+    assert "window by window" in text
+
+
+def test_arrays_that_do_not_fit(folder):
+    np.savez(folder / "other.npz", other=np.zeros((1, 1, 32, 32), np.float32))
+    np.savez(folder / "type.npz", image=np.zeros((1, 1, 32, 32), np.int32))
+    np.savez(folder / "shape.npz", image=np.zeros((1, 3, 32, 32), np.float32))
+    for name, text in [("other", "no array 'image'"), ("type", "is int32"), ("shape", "has shape 1x3x32x32")]:
+        code, said = verify(folder / "a.onnx", folder / "a.onnx", "--data", folder / f"{name}.npz")
+        assert code == 2
+        assert text in said
+
+
+def test_the_reference_evaluator(folder):
+    code, text = verify(folder / "a.onnx", folder / "a.onnx", "--reference", "onnx")
+    assert code == 0, text
+    model = onnx.load(folder / "a.onnx")
+    relu = next(node for node in model.graph.node if node.op_type == "Relu")
+    relu.op_type, relu.domain = "Gelu", "com.microsoft"
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, folder / "custom.onnx")
+    with pytest.raises(UsageError, match="reference evaluator cannot run"):
+        verification.verify(folder / "custom.onnx", folder / "custom.onnx", reference="onnx")
