@@ -1,47 +1,159 @@
-"""Multiply-accumulates and parameters of layers, counted from static shapes.
+"""What layers cost: multiply-accumulates, parameters and bytes moved, counted from shapes alone.
 
-A MAC is one multiplication with its addition: a Conv of weight [O, I/g, *kernel] has O * I/g * prod(kernel) of them per
-output cell and sample, a Gemm M * N * K, a MatMul the product of its broadcast output shape and the contracted
-extent. Pools, activations and normalisations count nothing, as in the literature.
+A MAC is one multiplication with its addition (2 FLOPs), of the operators that multiply by matrices or kernels:
+
+    Conv            output cells x C/g x prod(kernel)          k x k on an R x R map, M to N: k^2 R^2 M N
+    ConvTranspose   input cells x M/g x prod(kernel)
+    Gemm, MatMul    output cells x the contracted extent
+    Einsum          the product of the extents of all its letters
+    LSTM, GRU, RNN  directions x steps x batch x gates x hidden x (input + hidden)
+
+and their quantized and fused forms. Pools, activations, normalisations and other element-wise operators count nothing,
+as in the literature; so do subgraphs (If, Loop, Scan), of which it is not known how often they run. Padding counts in
+full. Bytes moved are what a layer must at least read and write: its inputs, weights included, once each, and its
+outputs once; what caches and fusion spare or blocking adds is not in it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
+import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
+from convrewrite.graph import infer_shapes
+
 Shape = tuple[int, ...]
+
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+CONVS = frozenset("Conv ConvInteger QLinearConv FusedConv NhwcFusedConv DeformConv".split())
+PRODUCTS = frozenset("MatMul MatMulInteger QLinearMatMul FusedMatMul".split())
+GEMMS = frozenset("Gemm FusedGemm".split())
+WEIGHTED = CONVS | PRODUCTS | GEMMS | frozenset(GATES) | {"ConvTranspose", "Einsum"}
+"""Operators that have MACs."""
+
+QUANTIZED = {"QLinearConv": (0, 3), "QLinearMatMul": (0, 3)}
+"""Where data and weight stand among the inputs; the others have them first."""
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One node.
+
+    Attributes:
+        name: of its first output, which is unique in a graph. op: its operator.
+        output: shape of the first output; None where it is not known.
+        macs: None where they do not follow from the shapes that are known.
+        parameters: entries of its floating-point constants; a constant that nodes share counts at each of them.
+        bytes_moved: inputs and outputs, each once; None where a shape or type is not known.
+    """
+
+    name: str
+    op: str
+    output: Shape | None
+    macs: int | None
+    parameters: int
+    bytes_moved: int | None
+
+    @property
+    def flops(self) -> int | None:
+        """Two per MAC."""
+        return None if self.macs is None else 2 * self.macs
+
+    @property
+    def intensity(self) -> float | None:
+        """FLOPs per byte moved: where it is low, memory sets the time and fewer MACs change little."""
+        return None if self.flops is None or not self.bytes_moved else self.flops / self.bytes_moved
+
+
+@dataclass(frozen=True)
+class Costs:
+    """The layers of a graph. It prints itself as a table.
+
+    Attributes:
+        layers: every node, in order.
+        parameters: of the graph: a shared constant counts once.
+    """
+
+    layers: tuple[LayerCost, ...]
+    parameters: int
+
+    @property
+    def macs(self) -> int:
+        """Of all layers whose shapes are known."""
+        return sum(layer.macs or 0 for layer in self.layers)
+
+    @property
+    def bytes_moved(self) -> int:
+        """Of all layers whose shapes are known."""
+        return sum(layer.bytes_moved or 0 for layer in self.layers)
+
+    @property
+    def unknown(self) -> tuple[str, ...]:
+        """Names of the layers whose MACs could not be counted."""
+        return tuple(layer.name for layer in self.layers if layer.macs is None)
+
+    def __str__(self) -> str:
+        """The layers that have MACs or parameters, and the sum over all."""
+        header = ("layer", "op", "output", "MACs", "parameters", "bytes moved", "FLOPs/byte")
+        shown = [layer for layer in self.layers if layer.macs != 0 or layer.parameters]
+        rows = [header, *map(_row, shown)]
+        rows.append(("all", "", "", f"{self.macs:,}", f"{self.parameters:,}", f"{self.bytes_moved:,}", ""))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(c.rjust(w) if i > 2 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            for row in rows
+        )
+
+
+def _row(layer: LayerCost) -> tuple[str, ...]:
+    def number(value: float | None, form: str = ",") -> str:
+        return "?" if value is None else f"{value:{form}}"
+
+    output = "?" if layer.output is None else "x".join(map(str, layer.output))
+    figures = number(layer.macs), f"{layer.parameters:,}", number(layer.bytes_moved), number(layer.intensity, ".1f")
+    return layer.name, layer.op, output, *figures
+
+
+def count(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Costs:
+    """Costs of every layer.
+
+    Args:
+        graph: it is not changed, and no weight is read.
+        input_shapes: by name of the graph input; by default the graph's own, as far as they are numbers.
+
+    Raises:
+        onnx.shape_inference.InferenceError: where the graph does not run at the given shapes.
+    """
+    given = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
+    for tensor in graph.inputs:
+        own = _static(tensor)
+        if own is not None:
+            given.setdefault(tensor.name, own)
+    shapes = infer_shapes(graph, given)
+    return Costs(tuple(layer_cost(node, shapes) for node in graph.nodes), parameters(graph))
+
+
+def layer_cost(node: gs.Node, shapes: Mapping[str, Shape]) -> LayerCost:
+    """The cost of one node at the given shapes."""
+    constants = {t.name: t for t in node.inputs if isinstance(t, gs.Constant)}
+    return LayerCost(
+        name=node.outputs[0].name if node.outputs else node.name,
+        op=node.op,
+        output=_shape(node.outputs, 0, shapes),
+        macs=_macs(node, shapes),
+        parameters=sum(math.prod(t.shape) for t in constants.values() if _is_float(t)),
+        bytes_moved=_bytes_moved(node, shapes),
+    )
 
 
 def macs(node: gs.Node, shapes: Mapping[str, Shape]) -> int:
     """MACs of one node; 0 for operators without multiplications by weights, or where a shape is unknown."""
-
-    def shape(tensors: list[gs.Tensor], index: int) -> Shape | None:
-        if index >= len(tensors):
-            return None
-        known = shapes.get(tensors[index].name)
-        return known if known is not None else _static(tensors[index])
-
-    output = shape(node.outputs, 0)
-    data, weight = shape(node.inputs, 0), shape(node.inputs, 1)
-    if output is None or data is None or weight is None:
-        return 0
-    if node.op in ("Conv", "ConvInteger"):
-        return math.prod(output) * math.prod(weight[1:])
-    if node.op == "ConvTranspose":
-        return math.prod(data) * math.prod(weight[1:])
-    if node.op == "Gemm":
-        return math.prod(output) * (data[0] if node.attrs.get("transA", 0) else data[1])
-    if node.op in ("MatMul", "MatMulInteger") and data:
-        return math.prod(output) * data[-1]
-    return 0
-
-
-def _static(tensor: gs.Tensor) -> Shape | None:
-    shape = tensor.shape
-    return tuple(shape) if shape is not None and all(isinstance(dim, int) for dim in shape) else None
+    return _macs(node, shapes) or 0
 
 
 def graph_macs(graph: gs.Graph, shapes: Mapping[str, Shape]) -> int:
@@ -59,4 +171,85 @@ def parameters(graph: gs.Graph) -> int:
         value = node.attrs.get("value")
         if node.op == "Constant" and isinstance(value, gs.Constant):
             used[node.outputs[0].name] = value
-    return sum(math.prod(c.shape) for c in used.values() if str(c.dtype).startswith(("float", "bfloat")))
+    return sum(math.prod(c.shape) for c in used.values() if _is_float(c))
+
+
+def _macs(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
+    """None where a shape is not known."""
+    if node.op not in WEIGHTED:
+        return 0
+    if node.op == "Einsum":
+        return _einsum(node, shapes)
+    places = QUANTIZED.get(node.op, (0, 1))
+    output = _shape(node.outputs, 0, shapes)
+    data, weight = (_shape(node.inputs, place, shapes) for place in places)
+    if data is None or weight is None:
+        return None
+    if node.op in GATES:
+        # W [directions, gates * hidden, input]; a recurrent weight [directions, gates * hidden, hidden] beside it
+        directions, rows, incoming = weight
+        steps_and_batch = data[0] * data[1]
+        return directions * steps_and_batch * rows * (incoming + rows // GATES[node.op])
+    if node.op == "ConvTranspose":
+        return math.prod(data) * math.prod(weight[1:])
+    if output is None:
+        return None
+    if node.op in CONVS:
+        channels_last = node.op == "NhwcFusedConv"
+        per_cell = math.prod(weight[1:]) if not channels_last else math.prod(weight) // max(1, output[-1])
+        return math.prod(output) * per_cell
+    if node.op in GEMMS:
+        return math.prod(output) * (data[0] if node.attrs.get("transA", 0) else data[1])
+    return math.prod(output) * data[-2 if node.attrs.get("transA", 0) else -1] if data else None
+
+
+def _einsum(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
+    """Naive evaluation; an ellipsis is not followed."""
+    terms = str(node.attrs.get("equation", "")).replace(" ", "").partition("->")[0].split(",")
+    extents: dict[str, int] = {}
+    for index, term in enumerate(terms):
+        shape = _shape(node.inputs, index, shapes)
+        if shape is None or not re.fullmatch("[A-Za-z]*", term) or len(shape) != len(term):
+            return None
+        for letter, extent in zip(term, shape, strict=True):
+            extents[letter] = max(extent, extents.get(letter, 1))
+    return math.prod(extents.values()) if len(terms) > 1 else 0
+
+
+def _bytes_moved(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
+    total = 0
+    tensors = {t.name: t for t in (*node.inputs, *node.outputs) if t.name}
+    for tensor in tensors.values():
+        shape = shapes.get(tensor.name) or _static(tensor)
+        size = _item_size(tensor, node)
+        if shape is None or size is None:
+            return None
+        total += math.prod(shape) * size
+    return total
+
+
+def _item_size(tensor: gs.Tensor, node: gs.Node) -> int | None:
+    """Bytes of an entry; a tensor whose type the file does not list is taken to be of its node's first typed one."""
+    typed = [t.dtype for t in (tensor, *node.inputs, *node.outputs) if t.dtype is not None]
+    if not typed:
+        return None
+    first = typed[0]
+    if isinstance(first, int):
+        first = onnx.helper.tensor_dtype_to_np_dtype(first)
+    return int(np.dtype(first).itemsize)
+
+
+def _shape(tensors: Sequence[gs.Tensor], index: int, shapes: Mapping[str, Shape]) -> Shape | None:
+    if index >= len(tensors):
+        return None
+    known = shapes.get(tensors[index].name)
+    return known if known is not None else _static(tensors[index])
+
+
+def _static(tensor: gs.Tensor) -> Shape | None:
+    shape = tensor.shape
+    return tuple(shape) if shape is not None and all(isinstance(dim, int) for dim in shape) else None
+
+
+def _is_float(constant: gs.Constant) -> bool:
+    return str(constant.dtype).startswith(("float", "bfloat"))

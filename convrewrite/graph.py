@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
+from onnx_graphsurgeon.ir.tensor import LazyValues
 
 Shape = tuple[int, ...]
 
@@ -23,14 +24,10 @@ SMALL = 1024
 """Constants of up to this many entries keep their values where a skeleton of the graph is made."""
 
 
-def is_constant(tensor: gs.Tensor) -> bool:
-    """Whether a tensor is an initializer (Constant nodes are resolved by `Constants`)."""
-    return isinstance(tensor, gs.Constant)
-
-
-def named(tensors: Sequence[gs.Tensor], index: int) -> gs.Tensor | None:
-    """The tensor at `index`, or None where an optional one was left out."""
-    return tensors[index] if index < len(tensors) and tensors[index].name else None
+def values_of(constant: gs.Constant) -> np.ndarray[Any, Any]:
+    """The values of a constant, read without keeping them: lazy ones stay lazy, and in the file."""
+    values = constant._values
+    return np.asarray(values.load() if isinstance(values, LazyValues) else values)
 
 
 def producer(tensor: gs.Tensor) -> gs.Node | None:
@@ -79,7 +76,7 @@ def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | No
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Constant) and name:
             if math.prod(tensor.shape) <= SMALL:
-                initializers.append(onnx.numpy_helper.from_array(np.asarray(tensor.values), name))
+                initializers.append(onnx.numpy_helper.from_array(values_of(tensor), name))
             else:
                 inputs.append(onnx.helper.make_tensor_value_info(name, _elem_type(tensor), list(tensor.shape)))
     outputs = [
@@ -180,7 +177,7 @@ class Constants:
         if tensor is None or not tensor.name:
             return None
         if isinstance(tensor, gs.Constant):
-            return np.asarray(tensor.values)
+            return values_of(tensor)
         if tensor.name not in self._values:
             self._values[tensor.name] = self._fold(tensor)
         return self._values[tensor.name]
@@ -217,7 +214,7 @@ class Constants:
         if needed is None:
             return None
         if len(needed) == 1 and needed[0].op == "Constant" and "value" in needed[0].attrs:
-            return np.asarray(needed[0].attrs["value"].values)
+            return values_of(needed[0].attrs["value"])
         members = {id(node) for node in needed}
         nodes: list[onnx.NodeProto] = []
         feeds: dict[str, np.ndarray[Any, Any]] = {}
@@ -227,7 +224,7 @@ class Constants:
             proto = gs.exporters.onnx_exporter.OnnxExporter.export_node(node)
             if node.op in ("Shape", "Size"):
                 feeds[node.inputs[0].name] = np.broadcast_to(np.float32(0), self._shapes[node.inputs[0].name])
-            feeds.update((t.name, np.asarray(t.values)) for t in node.inputs if isinstance(t, gs.Constant))
+            feeds.update((t.name, values_of(t)) for t in node.inputs if isinstance(t, gs.Constant))
             nodes.append(proto)
         inputs = [onnx.helper.make_tensor_value_info(name, _elem_type_of(value), None) for name, value in feeds.items()]
         output = onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.UNDEFINED, None)

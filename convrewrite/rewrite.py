@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.errors import ConvrewriteError
+from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.graph import skeleton
 
 
@@ -171,6 +171,7 @@ def run_pass(
 
     Raises:
         ConvrewriteError: the pass broke the contract (an internal error: the result does not pass the checks).
+        UsageError: the result does not pass the checks, but neither does the graph itself.
     """
     work = graph.copy()
     sites: list[Site] = []
@@ -244,13 +245,22 @@ def _check(pass_: Pass, before: gs.Graph, after: gs.Graph) -> None:
         types = [(t.name, _dtype(t)) for t in old], [(t.name, _dtype(t)) for t in new]
         if types[0] != types[1]:
             raise ConvrewriteError(f"pass {pass_.name} changed the graph's {kind}s from {types[0]} to {types[1]}")
-    model = skeleton(after)
+    fault = _fault(after)
+    if fault and _fault(before):
+        raise UsageError(f"the model is not valid ONNX: {_fault(before)}")
+    if fault:
+        raise ConvrewriteError(f"pass {pass_.name} built a graph that is not valid ONNX: {fault}")
+
+
+def _fault(graph: gs.Graph) -> str:
+    """What the ONNX checker, and shape and type inference, have against a graph; empty where nothing."""
+    model = skeleton(graph)
     try:
         onnx.checker.check_model(model)
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        text = " ".join(str(error).split())
-        raise ConvrewriteError(f"pass {pass_.name} built a graph that is not valid ONNX: {text}") from None
+        return " ".join(str(error).split())
+    return ""
 
 
 def _dtype(tensor: gs.Tensor) -> str:

@@ -1,7 +1,8 @@
 """The onnx package's own backend cases through the pass: what ONNX Runtime passes before must pass after.
 
     own        the case as it is; below opset 7 also brought to opset 13
-    head       the case with a fully connected layer behind its first output, so that its operator is a trunk
+    head       the case with a fully connected layer behind its first output, so that its operator is a trunk; all
+               inputs but the first become weights
 
 Each is converted twice, with graphsurgeon alone and through the project's reader and writer. It must be rewritten to
 the same function (on larger images too), declined or refused with a known reason; the reader may refuse it as input.
@@ -60,7 +61,7 @@ def model_of(case: Any) -> onnx.ModelProto:
     """The model of a case, with an IR version that ONNX Runtime reads."""
     model = onnx.ModelProto()
     model.CopyFrom(case.model if case.model is not None else onnx.load(Path(case.model_dir) / "model.onnx"))
-    model.ir_version = min(model.ir_version, IR_VERSION)
+    model.ir_version = max(4, min(model.ir_version, IR_VERSION))
     return model
 
 
@@ -120,8 +121,12 @@ def upgraded(model: onnx.ModelProto) -> onnx.ModelProto | None:
         return None
 
 
-def with_head(model: onnx.ModelProto, values: Feeds) -> onnx.ModelProto | None:
-    """The model with Flatten and MatMul behind its first output; None where that is no batch of float maps."""
+def with_head(model: onnx.ModelProto, feeds: Feeds, values: Feeds) -> onnx.ModelProto | None:
+    """The model with Flatten and MatMul behind its first output; None where that is no batch of float maps.
+
+    Args:
+        feeds: its inputs; all but the first become weights. values: its outputs.
+    """
     name, first = next(iter(values.items()))
     if first.dtype != np.float32 or first.ndim < 3 or first.size == 0:
         return None
@@ -130,6 +135,11 @@ def with_head(model: onnx.ModelProto, values: Feeds) -> onnx.ModelProto | None:
     result = onnx.ModelProto()
     result.CopyFrom(model)
     graph = result.graph
+    weights = {name: numpy_helper.from_array(feeds[name], name) for name in list(feeds)[1:]}
+    kept = [info for info in graph.input if info.name not in weights]
+    del graph.input[:]
+    graph.input.extend(kept)
+    graph.initializer.extend(weights.values())
     graph.node.append(helper.make_node("Flatten", [name], ["head/flat"], name="head/flat", axis=1))
     graph.node.append(helper.make_node("MatMul", ["head/flat", "head/weight"], ["head/classes"], name="head/fc"))
     graph.initializer.append(numpy_helper.from_array(weight, "head/weight"))
@@ -153,9 +163,10 @@ def variants(form: str, case: Any) -> Iterator[tuple[onnx.ModelProto, Feeds]]:
         if form == "own":
             yield candidate, feeds
         elif not (old and candidate is model):
-            headed = with_head(candidate, values or {})
-            if headed is not None and outputs_before(headed, feeds) is not None:
-                yield headed, feeds
+            headed = with_head(candidate, feeds, values or {})
+            image = dict(list(feeds.items())[:1])
+            if headed is not None and outputs_before(headed, image) is not None:
+                yield headed, image
 
 
 def check(model: onnx.ModelProto, feeds: Feeds) -> list[str]:

@@ -48,6 +48,7 @@ class Lifter:
         graph: the original; it is not changed. image: its image input. axes: that input's letters, "NCHW".
         native: shapes of all its tensors at the native size. constants: folds them on demand.
         global_pools: anchors of the whole-map pools that stay global.
+        period: pixels by which the image may grow where a map is upsampled later, per spatial letter.
         trim: drop trailing pads that no native window sees. new_size: extents to fix, or None for symbols.
     """
 
@@ -64,6 +65,7 @@ class Lifter:
     breaks: list[str] = field(default_factory=list)
     cut_holds: bool = True
     slides: bool = False
+    period: dict[str, int] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     progress: int = 0
 

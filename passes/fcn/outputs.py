@@ -61,7 +61,8 @@ def finish(lifter: Lifter, inputs: list[gs.Variable]) -> Lifted:
         axes = " x ".join(f"({part})" for part in letters(view.axes))
         raise Refuse("fcn/position-in-output", f"output '{name}' {axes} has no head over the whole map")
     stride = {
-        letter: math.lcm(*(view.fields[letter].stride for view in views.values())) for letter in lifter.spatial_letters
+        letter: math.lcm(lifter.period.get(letter, 1), *(view.fields[letter].stride for view in views.values()))
+        for letter in lifter.spatial_letters
     }
     outputs = [_output(lifter, tensor, views.get(tensor.name), stride) for tensor in lifter.graph.outputs]
     for tensor in [] if lifter.sites else lifter.graph.outputs:  # nothing computed: a Flatten or a Squeeze that is gone

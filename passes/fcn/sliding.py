@@ -132,6 +132,7 @@ def _upsampled(
         scale, old = scales[place], fields[letter]
         if scale < 1 or scale != int(scale) or old.stride % int(scale):
             raise Refuse("fcn/no-rule", f"{lifter.label(node)} gives the map a stride that is no whole pixel")
+        lifter.period[letter] = math.lcm(lifter.period.get(letter, 1), old.stride)
         reach = old.stride if kernel is None else (kernel[place] - 1) // int(scale) * old.stride
         fields[letter] = replace(
             old, stride=old.stride // int(scale), size=old.size + 2 * reach, offset=old.offset - reach
