@@ -1,6 +1,6 @@
 """A process that keeps one core busy until it is ended: what timing has to live with on a shared machine.
 
-    python benchmarks/busy.py
+python benchmarks/busy.py
 """
 
 from __future__ import annotations

@@ -159,7 +159,7 @@ def verify(
 @app.command()
 def explain(
     subject: Annotated[
-        str | None, typer.Argument(metavar="[PASS|REASON]", help="A pass, or a reason such as fcn/flat-input.")
+        str | None, typer.Argument(metavar="PASS|REASON", help="A pass, or a reason such as fcn/flat-input.")
     ] = None,
     debug: DebugOption = False,
 ) -> None:

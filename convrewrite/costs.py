@@ -20,6 +20,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx
@@ -35,6 +36,11 @@ PRODUCTS = frozenset("MatMul MatMulInteger QLinearMatMul FusedMatMul".split())
 GEMMS = frozenset("Gemm FusedGemm".split())
 WEIGHTED = CONVS | PRODUCTS | GEMMS | frozenset(GATES) | {"ConvTranspose", "Einsum"}
 """Operators that have MACs."""
+
+FIXED_SIZES = dict.fromkeys("Shape Size ArgMax ArgMin NonZero".split(), 8)
+FIXED_SIZES |= dict.fromkeys("ConvInteger MatMulInteger".split(), 4)
+FIXED_SIZES |= dict.fromkeys("Equal Greater GreaterOrEqual Less LessOrEqual Not And Or Xor IsNaN IsInf".split(), 1)
+"""Bytes per entry of what these give, whatever they take."""
 
 QUANTIZED = {"QLinearConv": (0, 3), "QLinearMatMul": (0, 3)}
 """Where data and weight stand among the inputs; the others have them first."""
@@ -134,12 +140,12 @@ def count(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]] | None = No
         own = _static(tensor)
         if own is not None:
             given.setdefault(tensor.name, own)
-    shapes = infer_shapes(graph, given)
-    return Costs(tuple(layer_cost(node, shapes) for node in graph.nodes), parameters(graph))
+    shapes, sizes = infer_shapes(graph, given), item_sizes(graph)
+    return Costs(tuple(layer_cost(node, shapes, sizes) for node in graph.nodes), parameters(graph))
 
 
-def layer_cost(node: gs.Node, shapes: Mapping[str, Shape]) -> LayerCost:
-    """The cost of one node at the given shapes."""
+def layer_cost(node: gs.Node, shapes: Mapping[str, Shape], sizes: Mapping[str, int]) -> LayerCost:
+    """The cost of one node, given the shape and the bytes per entry of each tensor."""
     constants = {t.name: t for t in node.inputs if isinstance(t, gs.Constant)}
     return LayerCost(
         name=node.outputs[0].name if node.outputs else node.name,
@@ -147,7 +153,7 @@ def layer_cost(node: gs.Node, shapes: Mapping[str, Shape]) -> LayerCost:
         output=_shape(node.outputs, 0, shapes),
         macs=_macs(node, shapes),
         parameters=sum(math.prod(t.shape) for t in constants.values() if _is_float(t)),
-        bytes_moved=_bytes_moved(node, shapes),
+        bytes_moved=_bytes_moved(node, shapes, sizes),
     )
 
 
@@ -216,27 +222,48 @@ def _einsum(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
     return math.prod(extents.values()) if len(terms) > 1 else 0
 
 
-def _bytes_moved(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
+def _bytes_moved(node: gs.Node, shapes: Mapping[str, Shape], sizes: Mapping[str, int]) -> int | None:
     total = 0
     tensors = {t.name: t for t in (*node.inputs, *node.outputs) if t.name}
-    for tensor in tensors.values():
-        shape = shapes.get(tensor.name) or _static(tensor)
-        size = _item_size(tensor, node)
-        if shape is None or size is None:
+    for name, tensor in tensors.items():
+        shape = shapes.get(name) or _static(tensor)
+        if shape is None or name not in sizes:
             return None
-        total += math.prod(shape) * size
+        total += math.prod(shape) * sizes[name]
     return total
 
 
-def _item_size(tensor: gs.Tensor, node: gs.Node) -> int | None:
-    """Bytes of an entry; a tensor whose type the file does not list is taken to be of its node's first typed one."""
-    typed = [t.dtype for t in (tensor, *node.inputs, *node.outputs) if t.dtype is not None]
-    if not typed:
-        return None
-    first = typed[0]
-    if isinstance(first, int):
-        first = onnx.helper.tensor_dtype_to_np_dtype(first)
-    return int(np.dtype(first).itemsize)
+def item_sizes(graph: gs.Graph) -> dict[str, int]:
+    """Bytes per entry by tensor name; where the file lists no type, what the operator makes of its inputs' types."""
+    sizes: dict[str, int] = {}
+    for tensor in (*graph.tensors().values(), *graph.inputs):
+        if tensor.dtype is not None:
+            sizes[tensor.name] = _item_size(tensor.dtype)
+    for node in graph.nodes:
+        size = _made(node, sizes)
+        for tensor in node.outputs:
+            if size is not None and tensor.name:
+                sizes.setdefault(tensor.name, size)
+    return sizes
+
+
+def _made(node: gs.Node, sizes: Mapping[str, int]) -> int | None:
+    """Bytes per entry of what a node gives."""
+    if node.op in FIXED_SIZES:
+        return FIXED_SIZES[node.op]
+    if node.op == "Cast" and "to" in node.attrs:
+        return _item_size(node.attrs["to"])
+    last = node.op in ("QuantizeLinear", "QLinearConv", "QLinearMatMul") and len(node.inputs) > 2
+    place = {"DequantizeLinear": 1, "Where": 1, "QLinearConv": 7, "QLinearMatMul": 7}.get(node.op, 2 if last else 0)
+    value = node.attrs.get("value")
+    if node.op == "Constant" and isinstance(value, gs.Constant):
+        return _item_size(value.dtype)
+    return sizes.get(node.inputs[place].name) if place < len(node.inputs) else None
+
+
+def _item_size(dtype: Any) -> int:
+    kind = onnx.helper.tensor_dtype_to_np_dtype(dtype) if isinstance(dtype, int) else dtype
+    return int(np.dtype(kind).itemsize)
 
 
 def _shape(tensors: Sequence[gs.Tensor], index: int, shapes: Mapping[str, Shape]) -> Shape | None:

@@ -150,7 +150,7 @@ def _next(options: Options, source: str, target: str, window: Window) -> str:
     if not options.verify:
         return "it was NOT verified; leave --no-verify out to do so"
     steps = window.stride
-    corner = ", ".join(f"{step}{letter}" for step, letter in zip(steps, "ijk", strict=False))
+    corner = ", ".join(f"{step if step > 1 else ''}{letter}" for step, letter in zip(steps, "ijk", strict=False))
     cell = ", ".join("ijk"[: len(steps)])
     return f"run it on a larger image: output cell ({cell}) is the window whose first pixel is ({corner})"
 

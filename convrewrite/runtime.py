@@ -40,9 +40,6 @@ CUDA_MEND = 'pip install "convrewrite[cuda]", or use --provider cpu'
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
 
-_DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
-_log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
-
 _ORT_NAMES = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
@@ -53,13 +50,21 @@ _DTYPES = {"float": "float32", "double": "float64"} | {
     name: name for name in "float16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
 }
 
+_OF_DEVICE = re.compile(
+    r"(cuda|cudnn|cublas)\w* (failure|error)|allocate memory|out of memory|bad_alloc", re.IGNORECASE
+)
+
 Array = np.ndarray[Any, Any]
 
 
 class RunFailed(ConvrewriteError):
-    """A session was made, but running it failed: shapes that do not fit, out of memory, a provider that died."""
+    """A session was made, but running it failed: shapes that do not fit, an operator that gave up."""
 
     exit_code = 2
+
+
+class DeviceFailed(RunFailed):
+    """It failed for want of memory, or since the provider died: that says nothing of the model."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +154,8 @@ class Session:
         try:
             yield
         except Exception as error:
-            raise RunFailed(f"ONNX Runtime failed while running {self.label}: {one_line(error)}") from None
+            kind = DeviceFailed if _OF_DEVICE.search(str(error)) else RunFailed
+            raise kind(f"ONNX Runtime failed while running {self.label}: {one_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -195,8 +201,7 @@ def open_session(
         optimize: all graph optimizations of ONNX Runtime, or none.
         threads: of the CPU inside an operator; None leaves it to ONNX Runtime.
         tf32: let CUDA round float32 factors to 10 bits (its own default, and faster).
-        label: name of the model in messages; the path by default.
-        data_folder: where the external data of a model in bytes lies.
+        label: name of the model in messages. data_folder: where the external data of a model in bytes lies.
         verbose: let ONNX Runtime's own log through; None does as `log_shown` says.
         shared_threads: use the process-wide pool (`onnxruntime.set_global_thread_pool_sizes`).
         profile: prefix of the file that the time of every node goes to, until `Session.end_profile`.
@@ -278,8 +283,7 @@ def check_installation(installed: Mapping[str, str] | None = None) -> None:
 
 def one_line(error: BaseException | str) -> str:
     """What ONNX Runtime says, without its prefixes and source positions, on one line of reasonable length."""
-    text = " ".join(str(error).split())
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
     text = re.sub(r"\S*/onnxruntime/\S+:\d+ (?:\S+ )*?\S+\([^)]*\) ?", "", text)
     return text if len(text) <= 300 else text[:297] + "..."
 
@@ -317,12 +321,14 @@ def _usable(ort: ModuleType, provider: str) -> list[str]:
 
 
 def _provider_options(name: str, tf32: bool) -> dict[str, str]:
-    """Options of one provider; TF32 is stated either way."""
+    """Options of one provider; TF32 is stated either way. (TensorRT follows the variable of NVIDIA's libraries.)"""
+    if name == "tensorrt" and not tf32:
+        os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     return {"use_tf32": "1" if tf32 else "0"} if name == "cuda" else {}
 
 
 def _rounds(provider: str, tf32: bool) -> bool:
-    """Whether TF32 is on. TensorRT has no option for it, but follows the variable of NVIDIA's libraries."""
+    """Whether TF32 is on."""
     if provider == "tensorrt":
         return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
     return tf32 and provider == "cuda"

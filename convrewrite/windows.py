@@ -221,8 +221,9 @@ class Window:
             window._check()
             return window
         except (ValueError, KeyError, TypeError, AttributeError) as error:
+            lacks = f"it lacks {error}" if isinstance(error, KeyError) else "it is not what fcn writes"
             raise UsageError(
-                f"metadata {METADATA_KEY} is damaged ({type(error).__name__}: {error})",
+                f"the model's metadata entry {METADATA_KEY} is damaged: {lacks}",
                 remedy="convert the original model again with 'convrewrite fcn'",
             ) from None
 

@@ -14,6 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from convrewrite.errors import CheckFailed, UsageError
+from convrewrite.runtime import DeviceFailed, Session
 from convrewrite.sampling import Images, InputSpec, read_data
 from convrewrite.verification import verify
 
@@ -396,4 +397,21 @@ def test_images_that_cannot_be_used(tmp_path):
     with pytest.raises(UsageError, match=r"cannot read the image .*1\.png: ") as caught:
         Images(folder).samples([spec])
     assert "\n" not in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("message", ["CUDA failure 700: an illegal memory access", "Failed to allocate memory for 9"])
+def test_a_provider_that_dies_is_no_difference_between_the_models(tmp_path, monkeypatch, message):
+    """The rewritten model dies with its provider: that is exit code 2, and not "not equivalent"."""
+    real = Session.run
+
+    def run(self, feeds, outputs=None):
+        if self.label.endswith("b.onnx") and "variant" not in self.label:
+            with self._failing():
+                raise RuntimeError(message)
+        return real(self, feeds, outputs)
+
+    monkeypatch.setattr(Session, "run", run)
+    with pytest.raises(DeviceFailed, match="failed while running") as caught:
+        check(tmp_path, network(weights()), network(weights()))
     assert caught.value.exit_code == 2

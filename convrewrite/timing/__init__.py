@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+from convrewrite.timing import plot
 from convrewrite.timing.process import CellFailed
 from convrewrite.timing.result import Bench, Cell, Cost, Missed
 from convrewrite.timing.runner import bench
@@ -40,6 +41,7 @@ __all__ = [
     "compare",
     "estimate",
     "geometric_mean",
+    "plot",
     "ratios",
     "tells_apart",
 ]

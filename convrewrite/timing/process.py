@@ -86,7 +86,7 @@ def _told(event: Event) -> ConvrewriteError:
     if not event.get("ran"):
         return UsageError(event["message"], remedy=event.get("remedy"))
     memory = bool(re.search(r"alloc|out of memory", event["message"], re.IGNORECASE))
-    return CellFailed(f"out of memory: {event['message']}" if memory else event["message"], memory=memory)
+    return CellFailed(event["message"], memory=memory)
 
 
 def _died(code: int, errors: TextIO) -> CellFailed:

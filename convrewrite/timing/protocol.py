@@ -1,9 +1,9 @@
 """What the benchmark and its worker process say to each other: one task as JSON in, one event per line out.
 
-    parent  -> {"kind": "time", "first": {"path": ..., "ways": [...]}, ...}
-    worker  -> {"event": "ready", "provider": "cpu", ...}
-               {"event": "set", "first": [...], "again": [...], "second": [...]}   once per set
-               {"event": "error", "exit_code": 2, "message": ..., "remedy": ...}   instead of a result
+parent  -> {"kind": "time", "first": {"path": ..., "ways": [...]}, ...}
+worker  -> {"event": "ready", "provider": "cpu", ...}
+           {"event": "set", "first": [...], "again": [...], "second": [...]}   once per set
+           {"event": "error", "exit_code": 2, "message": ..., "remedy": ...}   instead of a result
 """
 
 from __future__ import annotations

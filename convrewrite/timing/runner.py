@@ -116,7 +116,8 @@ def bench(
         seed=seed,
         verbose=verbose,
     )
-    found, error = Findings(), None
+    found = Findings()
+    error: ConvrewriteError | None = None
     try:
         too_large = math.inf
         for number, plan in enumerate(plans):
@@ -160,7 +161,7 @@ def _plans(
         return
     check_inputs(a, b)
     for size in wanted:
-        for batch in list(batches) or [None]:
+        for batch in batches or (None,):
             shapes = shapes_at(a, b, size, batch)
             shape, window = shapes[a.image.name], b.window or a.window
             extent, images = extents(shape, window.axes if window is not None else "")
@@ -225,10 +226,7 @@ def _measure(
 
 def _once(task: Task) -> Event:
     """The last event of a worker that tells one thing."""
-    last: Event = {}
-    for last in events(task):
-        pass
-    return last
+    return list(events(task))[-1]
 
 
 def _cell(
@@ -262,7 +260,7 @@ def _failure(result: Bench, min_speedup: float | None) -> ConvrewriteError | Non
     if result.missed:
         first, others = result.missed[0], len(result.missed) - 1
         more = f" (and {others} more)" if others else ""
-        ran = f"; {len(result.cells)} other sizes were measured" if result.cells else ""
+        ran = f"; measured: {'; '.join(cell.label for cell in result.cells)}" if result.cells else ""
         return CellFailed(f"could not measure {first.label}{more}: {first.reason}{ran}")
     for cell in result.cells if min_speedup is not None else ():
         got = cell.comparison.speedup

@@ -118,7 +118,7 @@ class Rounds:
 
     def logs(self) -> Floats:
         """Logarithms, one row per session."""
-        return np.log(np.array([self.first, self.again, self.second]))
+        return np.asarray(np.log([self.first, self.again, self.second]), np.float64)
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _bootstrap(values: Floats, seed: int) -> Estimate:
     """Median of log ratios of the sets, with its interval, as ratios."""
     picks = np.random.default_rng(seed).integers(0, len(values), (BOOTSTRAPS, len(values)))
     low, high = np.quantile(np.median(values[picks], axis=1), [(1 - NOMINAL) / 2, (1 + NOMINAL) / 2])
-    return Estimate(*(math.exp(x) for x in (float(np.median(values)), float(low), float(high))), len(values))
+    return Estimate(math.exp(np.median(values)), math.exp(low), math.exp(high), len(values))
 
 
 def _verdict(speedup: Estimate, control: Estimate, p: float) -> str:

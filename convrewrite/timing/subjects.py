@@ -59,10 +59,25 @@ class Candidate:
         return max(named or self.inputs, key=lambda info: len(info.shape))
 
     def macs(self, shapes: Shapes) -> int | None:
-        """Multiply-accumulates of one run; None where shapes do not follow from the inputs."""
-        with contextlib.suppress(onnx.shape_inference.InferenceError):
-            return costs.graph_macs(self.model.graph, infer_shapes(self.model.graph, shapes))
-        return None
+        """Multiply-accumulates of one run; None where shapes do not follow from the inputs.
+
+        Raises:
+            UsageError: nothing is left of an image so small (ONNX Runtime would end the process).
+        """
+        graph = self.model.graph
+        try:
+            found = infer_shapes(graph, shapes)
+        except onnx.shape_inference.InferenceError:
+            return None
+        for node in graph.nodes:
+            shape = found.get(node.outputs[0].name, ())
+            if node.op in costs.CONVS and any(extent < 1 for extent in shape[2:]):
+                image = by(shapes[self.image.name])
+                raise UsageError(
+                    f"{self.path} does not run at {image}: '{node.outputs[0].name}' would be {by(shape)}",
+                    remedy="give a larger --size",
+                )
+        return costs.graph_macs(graph, found)
 
 
 def _dtype(dtype: object) -> np.dtype[np.generic]:
@@ -128,6 +143,10 @@ def extents(shape: Sequence[int], axes: str = "") -> tuple[Size, int]:
     return tuple(n for letter, n in named if letter not in "NC"), next((n for c, n in named if c == "N"), 1)
 
 
+def _number(dim: int | str | None) -> int | None:
+    return dim if isinstance(dim, int) else None
+
+
 def _is_at(shape: Sequence[int], size: Size) -> bool:
     places = (shape[2:], shape[1:-1], shape[1:])
     return any(place and tuple(place) == (size * len(place) if len(size) == 1 else size) for place in places)
@@ -163,7 +182,9 @@ def check_windows(original: Candidate, fcn: Candidate) -> Window:
     """Raise UsageError where `--windows` has nothing to compare."""
     if fcn.window is None:
         swapped = original.window is not None
-        remedy = f"swap them: bench {fcn.path} {original.path} --windows" if swapped else "make it with 'convrewrite fcn'"
+        remedy = (
+            f"swap them: bench {fcn.path} {original.path} --windows" if swapped else "make it with 'convrewrite fcn'"
+        )
         raise UsageError(f"{fcn.path} carries no convrewrite.window, which --windows needs of B", remedy=remedy)
     if len(original.inputs) != 1 or len(fcn.inputs) != 1:
         raise UsageError("--windows compares models of one input", remedy="leave --windows out")
@@ -171,26 +192,29 @@ def check_windows(original: Candidate, fcn: Candidate) -> Window:
 
 
 def sliding(original: Candidate, fcn: Candidate, size: Size | None, batches: Sequence[int]) -> Sliding:
-    """What to run for an image of that size (None: the smallest of 9 x 9 windows). Raises UsageError."""
+    """What to run for an image of that size (None: its own, or the smallest of 9 x 9 windows). Raises UsageError."""
     window = check_windows(original, fcn)
-    if size is None:
-        fixed = extents([d or 1 for d in fcn.image.shape], window.axes)[0] if _all_fixed(fcn) else None
-        size = fixed or window.image_size([WINDOW_POSITIONS] * len(window.size))
+    if size is None:  # that of a model with a fixed size, else that of 9 x 9 windows
+        held_at = [_number(d) or 0 for c, d in zip(window.axes, fcn.image.shape, strict=False) if c in window.letters]
+        size = tuple(held_at) if all(held_at) else window.image_size([WINDOW_POSITIONS] * len(window.size))
     size = size * len(window.size) if len(size) == 1 else size
     if len(size) != len(window.size):
         raise UsageError(f"--size {by(size)} has {len(size)} numbers, the windows {len(window.size)}")
     count = math.prod(window.positions(size))
     if not count:
         raise UsageError(f"--size {by(size)} is smaller than the window, {by(window.size)}")
-    channels = fcn.image.shape[window.axes.index("C")] if "C" in window.axes else None
+    channels = _number(fcn.image.shape[window.axes.index("C")]) if "C" in window.axes else None
     image, crop = (_image_shape(window, extent, channels or 1) for extent in (size, window.size))
     for one, shape in ((fcn, image), (original, crop)):
-        if any(have not in (None, want) for have, want in zip(one.image.shape, shape, strict=False) if want != 1):
+        pairs = list(zip(one.image.shape, shape, window.axes, strict=False))
+        if len(one.image.shape) != len(shape) or any(h not in (None, want) for h, want, c in pairs if c != "N"):
             raise UsageError(f"{one.path} does not run at {by(shape)}: its input is {_described(one.image)}")
     axis = window.axes.index("N") if "N" in window.axes else None
-    held = 1 if axis is None else original.image.shape[axis]
+    held = 1 if axis is None else _number(original.image.shape[axis])
     if held is not None and batches and tuple(batches) != (held,):
-        raise UsageError(f"--batch does not fit: {original.path} has the fixed batch {held}", remedy="leave --batch out")
+        raise UsageError(
+            f"--batch does not fit: {original.path} has the fixed batch {held}", remedy="leave --batch out"
+        )
     tried = (held,) if held is not None else tuple(b for b in batches or WINDOW_BATCHES if b <= count) or (count,)
     name = original.image.name
     ways = []

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import RunFailed
+from convrewrite.runtime import DeviceFailed, RunFailed
 from convrewrite.verification import trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.exposure import read_sketch
@@ -164,6 +164,8 @@ def _verify_at(
         ledger.inputs = sample.feeds
         try:
             got = rewritten.run(sample.feeds)
+        except DeviceFailed:
+            raise
         except RunFailed as error:
             ledger.fail("outputs", f"{error}; {sample.source}")
             break

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from convrewrite.runtime import RunFailed
+from convrewrite.runtime import DeviceFailed, RunFailed
 from convrewrite.sampling import Feeds, InputSpec, random_array
 from convrewrite.verification.comparison import relative_error
 from convrewrite.verification.specimens import undecided
@@ -42,6 +42,8 @@ def native(subject: Subject) -> None:
         ledger.inputs = sample.feeds
         try:
             got = subject.converted.run(sample.feeds)
+        except DeviceFailed:
+            raise
         except RunFailed as error:
             ledger.fail(check, f"the converted model does not run: {error}")
             return
@@ -70,6 +72,8 @@ def run_converted(subject: Subject, image: LargeImage, check: str) -> Values | N
     subject.ledger.inputs = image.feeds
     try:
         values = subject.converted.run(image.feeds)
+    except DeviceFailed:
+        raise
     except RunFailed as error:
         subject.ledger.fail(check, f"the converted model does not run on an image of {image.name}: {error}")
         return None

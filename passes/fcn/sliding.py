@@ -218,6 +218,8 @@ def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} reduces over axes that depend on an input")
     rank = len(view.axes)
     given = lifter.parameter(node, "axes", 1)
+    if given is not None and not np.size(given):
+        given = None
     if given is None and node.attrs.get("noop_with_empty_axes", 0):
         return [view]
     axes = sorted(int(a) % rank for a in (range(rank) if given is None else np.atleast_1d(given)))
@@ -228,12 +230,12 @@ def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
     if not large(removed):
         return [reduce_channels(lifter, node, view, axes, keepdims)]
     if node.outputs[0].name in lifter.global_pools:
-        return _reduced_globally(lifter, node, view)
+        return _reduced_globally(lifter, node, view, axes)
     if node.op not in POOLS_OF_REDUCTIONS:
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} over the map has no pool that does the same")
     pooled = _pool_of_reduction(lifter, node, view, {a.letter for a in removed if a.spatial})
     if any(a.letter == "C" and a.extent > 1 for a in removed):
-        if node.op == "ReduceL2":
+        if node.op in ("ReduceL2", "ReduceSumSquare"):
             raise Refuse("fcn/no-rule", f"{lifter.label(node)} runs over channels and positions at once")
         return [reduce_channels(lifter, node, pooled, axes, keepdims, again=True)]
     left = tuple(() if i in axes else axis for i, axis in enumerate(pooled.axes) if keepdims or i not in axes)
@@ -269,9 +271,11 @@ def _pool_of_reduction(lifter: Lifter, node: gs.Node, view: View, letters: set[s
     return replace(pooled, axes=axes)
 
 
-def _reduced_globally(lifter: Lifter, node: gs.Node, view: View) -> list[State]:
+def _reduced_globally(lifter: Lifter, node: gs.Node, view: View, axes: Sequence[int]) -> list[State]:
     lifter.check_windows(node, over_space=True)
     view = lifter.as_it_is(node, view)
+    if any(a.spatial for i, axis in enumerate(view.axes) if i not in axes for a in axis):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} reduces over one axis of the map and leaves another")
     inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
     name = node.outputs[0].name
     lifter.rewrote(node, "stays over the whole map", "exact")
