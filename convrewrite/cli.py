@@ -21,9 +21,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from convrewrite import __version__
+from convrewrite import __version__, verify_command
 from convrewrite.cli_options import (
-    CHECK,
     MAKE,
     DataOption,
     DebugOption,
@@ -123,37 +122,6 @@ def fcn(
 
     files = [source or "-", target or "-"]
     _run("fcn", provider, work, report, files[1:] if files[0] == "-" else files, quiet=quiet, verbose=verbose)
-
-
-@app.command()
-def verify(
-    a: Annotated[str, typer.Argument(metavar="A", help="The original model.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="The rewritten model.")],
-    size: Annotated[
-        Size | None,
-        typer.Option(
-            parser=parse_size, metavar="HxW", rich_help_panel=CHECK, help="Compare at this size, where inputs are open."
-        ),
-    ] = None,
-    provider: ProviderOption = Provider.auto,
-    max_output_error: ErrorOption = None,
-    samples: SamplesOption = 3,
-    seed: SeedOption = 0,
-    data: DataOption = None,
-    report: ReportOption = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Run two models in ONNX Runtime and say whether they are the same function; B may be what `fcn` wrote."""
-
-    def work(tell: Tell | None) -> Outcome:
-        from convrewrite import pipeline
-
-        options = _options(provider, True, max_output_error, samples, seed, data, None, None, tell)
-        return pipeline.compare(a, b, size, options)
-
-    _run("verify", provider, work, report, [file for file in (a, b) if file != "-"], quiet=quiet, verbose=verbose)
 
 
 @app.command()
@@ -279,6 +247,9 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
             bar.update(task, description=text, completed=done, total=total)
 
         yield tell
+
+
+verify_command.register(app, _run)
 
 
 def main() -> None:

@@ -247,7 +247,8 @@ def open_session(
         raise _not_obtained(ort, provider)
     got = next(name for name in ("tensorrt", "cuda", "cpu") if name in obtained)
     infos = _infos(raw.get_inputs()), _infos(raw.get_outputs())
-    return Session(label, got, *infos, raw, _rounds(got, tf32), _placement(raw))
+    rounds = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" if got == "tensorrt" else tf32 and got == "cuda"
+    return Session(label, got, *infos, raw, rounds, _placement(raw))
 
 
 @contextlib.contextmanager
@@ -325,13 +326,6 @@ def _provider_options(name: str, tf32: bool) -> dict[str, str]:
     if name == "tensorrt" and not tf32:
         os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     return {"use_tf32": "1" if tf32 else "0"} if name == "cuda" else {}
-
-
-def _rounds(provider: str, tf32: bool) -> bool:
-    """Whether TF32 is on."""
-    if provider == "tensorrt":
-        return os.environ.get("NVIDIA_TF32_OVERRIDE") != "0"
-    return tf32 and provider == "cuda"
 
 
 def _placement(raw: Any) -> dict[str, tuple[str, ...]]:

@@ -58,7 +58,7 @@ def import_graph(model: onnx.ModelProto) -> gs.Graph:
 
 def export_graph(result: PassResult, model: onnx.ModelProto) -> onnx.ModelProto:
     """The result of a pass as a model, without the project's own writer."""
-    exported = gs.export_onnx(result.graph, do_type_check=False)
+    exported: onnx.ModelProto = gs.export_onnx(result.graph, do_type_check=False)
     exported.ir_version = max(4, min(model.ir_version, 10))
     return exported
 

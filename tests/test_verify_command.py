@@ -12,7 +12,7 @@ import typer
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from convrewrite import cli, pipeline, verification, verify_command
+from convrewrite import cli, pipeline, runtime, verification, verify_command
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.models import build
 from convrewrite.outcome import Options
@@ -193,3 +193,55 @@ def test_the_reference_evaluator(folder):
     onnx.save(model, folder / "custom.onnx")
     with pytest.raises(UsageError, match="reference evaluator cannot run"):
         verification.verify(folder / "custom.onnx", folder / "custom.onnx", reference="onnx")
+
+
+def test_memory_that_runs_out_on_a_large_image_names_what_ran(folder, monkeypatch):
+    real = runtime.Session.run
+
+    def run(self, feeds, outputs=None):
+        if feeds["image"].shape[2] >= 48:
+            with self._failing():
+                raise RuntimeError("Failed to allocate memory for requested buffer of size 1")
+        return real(self, feeds, outputs)
+
+    monkeypatch.setattr(runtime.Session, "run", run)
+    report = folder / "r.json"
+    code, text = verify(folder / "a.onnx", folder / "fcn.onnx", "--size", "40x36,48x48", "--report", report)
+    assert code == 2
+    assert "allocate memory" in text
+    assert "it ran at 32x32, 40x36" in text
+    found = json.loads(report.read_text())["verify"]
+    assert found["verdict"] == "skipped"
+    assert any(case["name"] == "every window of 40x36" for case in found["cases"])
+
+
+def test_a_folder_with_a_broken_image(folder):
+    pil = pytest.importorskip("PIL.Image")
+    images = folder / "images"
+    images.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+        pil.fromarray(pixels).save(images / f"{number}.jpg")
+    words = "--mean", "0.5", "--std", "0.25", "--samples", "2"
+    code, text = verify(folder / "a.onnx", folder / "fcn.onnx", "--images", images, *words)
+    assert code == 0, text
+    assert verify(folder / "a.onnx", folder / "b.onnx", "--images", images)[0] == 1
+    (images / "1.jpg").write_bytes(b"no image")
+    code, text = verify(folder / "a.onnx", folder / "a.onnx", "--images", images)
+    assert code == 2
+    assert "cannot read the image" in text
+    assert "1.jpg" in text
+
+
+def test_a_batch_of_a_fully_convolutional_form(folder):
+    model = onnx.load(folder / "a.onnx")
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "N"
+    onnx.save(model, folder / "free.onnx")
+    pipeline.fcn(str(folder / "free.onnx"), str(folder / "free_fcn.onnx"), Fcn(), Options("cpu")).check()
+    code, text = verify(folder / "free.onnx", folder / "free_fcn.onnx", "--batch", "2", "--where")
+    assert code == 0, text
+    assert "where: all" in text
+    code, text = verify(folder / "a.onnx", folder / "fcn.onnx", "--batch", "2")
+    assert code == 2
+    assert "fixed batch 1" in text

@@ -23,6 +23,8 @@ def check(target: str | Path) -> None:
 def draw(result: Bench, target: str | Path) -> None:
     """Write the plot: milliseconds over pixels, both logarithmic, a line per model and batch."""
     figure_type = _matplotlib()
+    from matplotlib.ticker import LogLocator
+
     figure = figure_type(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     labels = {_pixels(cell): by(cell.size) for cell in result.cells}
@@ -37,6 +39,8 @@ def draw(result: Bench, target: str | Path) -> None:
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xticks(list(labels), labels=list(labels.values()))
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.minorticks_off()
     axes.set_xlabel("size of the image")
     axes.set_ylabel("milliseconds")

@@ -130,7 +130,7 @@ def bench(
                 found.missed.append(Missed(plan.label, failure.message))
                 too_large = plan.elements if failure.memory else too_large
     except KeyboardInterrupt:
-        error = Interrupted(f"interrupted; {len(found.cells)} of {len(plans)} sizes were measured")
+        error = Interrupted(f"interrupted; {sum(c.complete for c in found.cells)} of {len(plans)} sizes were measured")
     except UsageError as failure:
         if not found.cells:
             raise

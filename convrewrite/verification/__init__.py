@@ -235,7 +235,7 @@ def verify_fcn(
     ledger = evidence.ledger(seed, tolerance, original)
     spec = next(spec for spec in specs if spec.name == window.input)
     subject = Subject(window, original, converted, evidence, ledger, spec, seed, progress)
-    deviation = None
+    deviation, stopped = None, None
     wanted = [tuple(extents) for extents in sizes] or ([tuple(size)] if size is not None else [])
     if _metadata_holds(subject):
         subject.grids = _grids(subject)
@@ -243,15 +243,21 @@ def verify_fcn(
         claimed = window.equivalence == "windows"
         plans = _window_plans(window) if claimed else _native_size_plans(window)
         images = large_images(subject, plans, wanted, given)
-        if not images:
-            ledger.skip("larger images", "the converted model takes images of the native size alone")
-        elif claimed:
-            window_checks.windows(subject, images)
-        else:
-            deviation = trunk_oracle.check(subject, cut, images, provider)
+        ran = ["x".join(map(str, window.size))]
+        try:
+            if not images:
+                ledger.skip("larger images", "the converted model takes images of the native size alone")
+            elif not claimed:
+                deviation = trunk_oracle.check(subject, cut, images, provider)
+            for image in images if claimed else []:
+                window_checks.windows(subject, [image])
+                ran.append(image.name)
+        except DeviceFailed as error:
+            stopped = DeviceFailed(f"{error.message} (it ran at {', '.join(ran)})")
     at = Shapes(wanted[0] if len(wanted) == 1 else None, batch)
     repeat = command(original_path, converted_path, seed, samples, at, tolerance, provider, isinstance(data, Mapping))
-    found = Verification(ledger.cases, deviation, evidence.vacuous, repeat, failing=ledger.failing, **models.facts())
+    facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, **models.facts()}
+    found = Verification(ledger.cases, deviation, evidence.vacuous, repeat, **facts)
     return replace(found, divergence=_locate(models, evidence, ledger, provider)) if where else found
 
 

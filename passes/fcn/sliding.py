@@ -164,6 +164,8 @@ def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, fa
     anchor = node.outputs[0].name
     slid, sliding = _slid(lifter, node, view, layer.sliding, layer.op)
     attrs: dict[str, Any] = {"kernel_shape": list(sliding.kernel), "strides": list(sliding.strides)}
+    if any(dilation != 1 for dilation in sliding.dilations):
+        attrs["dilations"] = list(sliding.dilations)
     if any((*sliding.begin, *sliding.end)):
         attrs["pads"] = [*sliding.begin, *sliding.end]
         if layer.op == "AveragePool":
