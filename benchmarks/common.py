@@ -1,4 +1,4 @@
-"""What the benchmarks share: statistics, interleaved timing, models, the machine's description, tables.
+"""What the benchmarks share: interleaved timing, models, the machine's description, tables.
 
 How to time two models is a lesson of its own. Two sessions with private thread pools disturb each other, so all share
 one pool; contestants take turns, so that a slow minute hits each of them; and the same thing is timed against itself
@@ -8,15 +8,12 @@ beside them (A/A), because a difference inside that spread is no difference.
 from __future__ import annotations
 
 import importlib.metadata
-import math
 import os
 import platform
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,59 +27,6 @@ CONVERT = (sys.executable, "-m", "convrewrite", "fcn", "{source}", "{target}", "
 """The public way to convert a model; verification is switched off because it is not what is timed."""
 
 PACKAGES = ("convrewrite", "numpy", "onnx", "onnx-graphsurgeon", "onnxruntime-gpu", "onnxruntime")
-
-
-# Statistics
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """The median of some samples, and an interval that holds the true median 95 times in 100."""
-
-    median: float
-    low: float
-    high: float
-    count: int
-
-    def text(self, unit: float = 1.0, digits: int = 2) -> str:
-        """`12.3 (12.1 to 12.6)`, in the given unit."""
-        median, low, high = (f"{value / unit:.{digits}f}" for value in (self.median, self.low, self.high))
-        return f"{median} ({low} to {high})"
-
-
-def estimate(samples: Sequence[float]) -> Estimate:
-    """Median with its order-statistics interval, which assumes nothing about the distribution.
-
-    The number of samples below the true median is binomial(n, 1/2), so the k-th smallest and the k-th largest sample
-    enclose it with probability 1 - 2 P(X < k). Below six samples not even the extremes reach 95 %: they are given.
-    """
-    if not samples:
-        raise ValueError("no samples")
-    ordered = sorted(samples)
-    count, k, tail = len(ordered), 0, 0.0
-    while k < count // 2:
-        tail += math.comb(count, k) / 2**count
-        if tail > 0.025:
-            break
-        k += 1
-    first = max(k - 1, 0)
-    return Estimate(statistics.median(ordered), ordered[first], ordered[count - 1 - first], count)
-
-
-def ratios(numerators: Sequence[float], denominators: Sequence[float]) -> list[float]:
-    """Ratio per round: what slows a whole round down cancels."""
-    return [a / b for a, b in zip(numerators, denominators, strict=True)]
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """The mean for ratios: twice as fast and half as fast cancel."""
-    return statistics.geometric_mean(values)
-
-
-def tells_apart(ratio: float, spread: Estimate) -> bool:
-    """Whether a ratio lies outside what the same thing against itself shows (A/A, in either direction)."""
-    low, high = min(spread.low, 1 / spread.high), max(spread.high, 1 / spread.low)
-    return not low <= ratio <= high
 
 
 def verdict(met: bool) -> str:

@@ -27,7 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from benchmarks.common import CONVERT, Estimate
+from benchmarks.common import CONVERT
+from convrewrite.timing.statistics import Estimate, estimate, ratios, tells_apart
 
 NAME = "convert_vgg16"
 COPY = (
@@ -94,8 +95,8 @@ def report(
     date: str = "",
 ) -> dict[str, Any]:
     """What `--out` writes."""
-    time_ratio = common.estimate(common.ratios(seconds["convert"], seconds["copy"]))
-    memory = {name: common.estimate(values) for name, values in peaks.items()}
+    time_ratio = estimate(ratios(seconds["convert"], seconds["copy"]))
+    memory = {name: estimate(values) for name, values in peaks.items()}
     memory_ratio = memory["convert"].median / memory["copy"].median
     return {
         "benchmark": NAME,
@@ -104,9 +105,9 @@ def report(
         "machine": common.machine(),
         "versions": common.versions(),
         "model_bytes": model_bytes,
-        "seconds": {name: asdict(common.estimate(values)) for name, values in seconds.items()},
+        "seconds": {name: asdict(estimate(values)) for name, values in seconds.items()},
         "peak_bytes": {name: asdict(value) for name, value in memory.items()},
-        "again": asdict(common.estimate(common.ratios(seconds["again"], seconds["copy"]))),
+        "again": asdict(estimate(ratios(seconds["again"], seconds["copy"]))),
         "time_ratio": asdict(time_ratio),
         "memory_ratio": memory_ratio,
         "time_goal_met": time_ratio.median <= TIME_GOAL,
@@ -117,7 +118,7 @@ def report(
 def goals(data: Mapping[str, Any]) -> list[str]:
     """The two ratios and the goals in words."""
     ratio, again = Estimate(**data["time_ratio"]), Estimate(**data["again"])
-    unclear = "" if common.tells_apart(ratio.median, again) else ", inside the A/A spread: no difference"
+    unclear = "" if tells_apart(ratio.median, again) else ", inside the A/A spread: no difference"
     if data["rehearsal"]:
         return [
             f"A rehearsal: the goals are for the whole model. Time {ratio.text()}, memory {data['memory_ratio']:.2f}."

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.windows_worker import Cell, Task
+from convrewrite.timing.statistics import geometric_mean, tells_apart
 
 NAME = "fcn_vs_windows"
 MODELS = {
@@ -63,7 +64,7 @@ def measure(task: Task) -> Iterator[Cell]:
 def summary(cells: Sequence[Cell]) -> dict[str, Any]:
     """The figures that the goals are about."""
     smallest = min(cells, key=lambda cell: cell.share)
-    mean = common.geometric_mean(cell.share for cell in cells)
+    mean = geometric_mean(cell.share for cell in cells)
     return {
         "geometric_mean": mean,
         "smallest": smallest.share,
@@ -90,7 +91,7 @@ def report(cells: Sequence[Cell], *, threads: int = 2, rehearsal: bool = False, 
 def row(cell: Cell) -> list[str]:
     """One line of the table."""
     sampled = "*" if cell.timed < cell.batches else ""
-    unclear = "" if common.tells_apart(cell.speedup.median, cell.again) else " (no difference)"
+    unclear = "" if tells_apart(cell.speedup.median, cell.again) else " (no difference)"
     return [
         MODELS[cell.model],
         f"{cell.positions}x{cell.positions}",

@@ -28,8 +28,8 @@ import numpy as np
 import onnxruntime
 
 from benchmarks import common
-from benchmarks.common import Estimate
 from convrewrite import costs, graph, model_io
+from convrewrite.timing.statistics import Estimate, estimate, ratios
 from convrewrite.windows import Window
 
 BATCHES = (1, 8, 32)
@@ -172,22 +172,22 @@ class Bench:
         rivals = {f"batch {b}": b for b in BATCHES if first[b] <= HOPELESS * best}
         chosen = {name: m for name, m in contestants.items() if name in ("fcn", "again") or name in rivals}
         samples = common.interleave(chosen, self.task.seconds, self.task.rounds)
-        winner = min(rivals, key=lambda name: common.estimate(samples[name]).median)
+        winner = min(rivals, key=lambda name: estimate(samples[name]).median)
         batch = rivals[winner]
-        medians = {b: common.estimate(samples[name]).median for name, b in rivals.items()}
+        medians = {b: estimate(samples[name]).median for name, b in rivals.items()}
         return Cell(
             model=self.task.model,
             positions=positions,
             image=image.shape[2:],
             windows=len(crops),
-            fcn=common.estimate(samples["fcn"]),
-            sliding=common.estimate(samples[winner]),
+            fcn=estimate(samples["fcn"]),
+            sliding=estimate(samples[winner]),
             batch=batch,
             by_batch={str(b): medians.get(b, first[b]) for b in BATCHES},
             timed=sweeps[batch].timed,
             batches=sweeps[batch].full,
-            speedup=common.estimate(common.ratios(samples[winner], samples["fcn"])),
-            again=common.estimate(common.ratios(samples["again"], samples["fcn"])),
+            speedup=estimate(ratios(samples[winner], samples["fcn"])),
+            again=estimate(ratios(samples["again"], samples["fcn"])),
             limit=flop_limit(
                 macs(self.original, self.native, self.window.input),
                 len(crops),

@@ -19,11 +19,11 @@ import pytest
 sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is not installed
 
 from benchmarks import common, convert_vgg16, fcn_vs_windows, render, windows_worker
-from benchmarks.common import Estimate
 from benchmarks.windows_worker import Cell, Sweep
 from convrewrite import model_io
 from convrewrite.passes.fcn import Fcn
 from convrewrite.rewrite import run_pass
+from convrewrite.timing.statistics import Estimate, estimate, geometric_mean, ratios, tells_apart
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -77,41 +77,41 @@ def a_cell(model: str = "vgg16", speedup: float = 16.0, limit: float = 16.0) -> 
 
 
 def test_the_interval_of_few_samples_is_their_range() -> None:
-    assert common.estimate([3.0, 1.0, 2.0]) == Estimate(2.0, 1.0, 3.0, 3)
-    assert common.estimate([5.0]) == Estimate(5.0, 5.0, 5.0, 1)
+    assert estimate([3.0, 1.0, 2.0]) == Estimate(2.0, 1.0, 3.0, 3)
+    assert estimate([5.0]) == Estimate(5.0, 5.0, 5.0, 1)
 
 
 @pytest.mark.parametrize(("count", "rank"), [(6, 1), (8, 1), (9, 2), (20, 6), (50, 18), (100, 40)])
 def test_the_interval_follows_the_published_order_statistics(count: int, rank: int) -> None:
     samples = [float(i) for i in range(1, count + 1)]
     random.Random(0).shuffle(samples)
-    found = common.estimate(samples)
+    found = estimate(samples)
     assert (found.low, found.high) == (rank, count + 1 - rank)
     assert found.median == statistics.median(samples)
 
 
 def test_the_interval_holds_the_median_as_often_as_it_says() -> None:
     rng = np.random.default_rng(0)
-    found = [common.estimate(rng.exponential(size=21).tolist()) for _ in range(2000)]
+    found = [estimate(rng.exponential(size=21).tolist()) for _ in range(2000)]
     assert np.mean([e.low <= math.log(2) <= e.high for e in found]) >= 0.94
 
 
 def test_no_samples_have_no_median() -> None:
     with pytest.raises(ValueError, match="no samples"):
-        common.estimate([])
+        estimate([])
 
 
 def test_a_slow_round_cancels_in_the_ratios() -> None:
-    assert common.ratios([10.0, 30.0], [5.0, 15.0]) == [2.0, 2.0]
+    assert ratios([10.0, 30.0], [5.0, 15.0]) == [2.0, 2.0]
 
 
 def test_the_mean_of_ratios_is_geometric() -> None:
-    assert common.geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
+    assert geometric_mean([0.5, 2.0]) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("ratio", "told"), [(1.05, False), (0.93, False), (1.08, False), (1.2, True), (0.8, True)])
 def test_a_ratio_inside_the_spread_is_no_difference(ratio: float, told: bool) -> None:
-    assert common.tells_apart(ratio, Estimate(1.0, 0.92, 1.06, 9)) is told
+    assert tells_apart(ratio, Estimate(1.0, 0.92, 1.06, 9)) is told
 
 
 # Timing

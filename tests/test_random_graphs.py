@@ -43,6 +43,7 @@ SETTINGS = settings(
 ALLOWED = frozenset(
     {
         "fcn/already-convolutional",
+        "fcn/dynamic-shape",
         "fcn/position-in-output",
         "fcn/position-dependent-constant",
         "fcn/mixed-axes",

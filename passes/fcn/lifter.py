@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite import costs
+from convrewrite import axes, costs
 from convrewrite.axes import Atom, atoms, letters
 from convrewrite.graph import Constants, Shape, live_nodes, subgraph_tensors, unique_name
 from convrewrite.passes.fcn import channels, elementwise, joining, linear, shapes, sliding
@@ -247,7 +247,15 @@ class Lifter:
         results = RULES[node.op](self, node, states)
         for tensor, result in zip(node.outputs, results, strict=False):
             if tensor.name:
+                self._check_shape(node, tensor, result)
                 self.states[tensor.name] = self._with_cut(tensor, result, before)
+
+    def _check_shape(self, node: gs.Node, tensor: gs.Tensor, state: State) -> None:
+        """Shape inference of onnx counts the windows of some pools with ceil_mode otherwise than ONNX Runtime does."""
+        found = self.native.get(tensor.name)
+        if isinstance(state, View) and found not in (None, axes.shape(state.axes)):
+            text = f"{self.label(node)} gives {list(axes.shape(state.axes))}, shape inference says {list(found or ())}"
+            raise Refuse("fcn/dynamic-shape", text)
 
     def _with_cut(self, tensor: gs.Tensor, state: State, before: Sequence[View]) -> State:
         """Remember the last spatial tensors: this one where each of its spatial axes stands alone."""

@@ -45,6 +45,8 @@ def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     if any(size != 1 for size in stored[:-2]):
         raise Refuse("fcn/uncontracted-channels", f"{lifter.label(node)} multiplies by a stack of matrices")
     result = _product(lifter, node, layer, data)
+    missing = len(lifter.shape(node.outputs[0])) - len(result.axes)  # a weight [1, F, K] adds an axis of extent 1
+    result = replace(result, axes=((),) * missing + result.axes)
     lifter.states[node.outputs[0].name] = result
     return [result]
 
