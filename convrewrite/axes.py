@@ -76,6 +76,17 @@ def letters(layout: Layout) -> tuple[str, ...]:
     return tuple(name(axis) for axis in layout)
 
 
+def channel_factors(layout: Layout) -> tuple[int, ...]:
+    """Extents of the letters C that `letters` writes, in order."""
+    factors: list[int] = []
+    for axis in layout:
+        real = [a for a in axis if a.extent > 1] or list(axis[:1])
+        for letter, group in itertools.groupby(real, key=lambda a: a.letter):
+            if letter == "C":
+                factors.append(extent(group))
+    return tuple(factors)
+
+
 def only(axis: Iterable[Atom], letter: str) -> bool:
     """Whether an axis holds no atom but those of that letter (an empty axis holds none)."""
     return all(atom.letter == letter for atom in axis)

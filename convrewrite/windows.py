@@ -103,11 +103,14 @@ class OutputGrid:
         size: cells that the original's output has per spatial axis at the native size ((1, 1) for a classifier).
         layout: the original output's axes as products of the letters N, C and the spatial letters; "" is an axis of
             extent 1. ("N", "C") for class scores, ("N", "CHW") for a flattened map, ("N", "H", "W", "C") for NHWC.
+        channels: extents of the letters C, where there are several: [N, 10, 2] scores are ("N", "C", "C") and (10, 2).
+            The K channels of the new output are their product, in that order.
     """
 
     stride: tuple[int, ...]
     size: tuple[int, ...]
     layout: tuple[str, ...] = ("N", "C")
+    channels: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -178,6 +181,8 @@ class Window:
                 entry = {"stride": list(grid.stride), "size": list(grid.size)}
             if grid.layout != plain.layout:
                 entry["layout"] = list(grid.layout)
+            if len(grid.channels) > 1:
+                entry["channels"] = list(grid.channels)
             outputs[name] = entry
         return json.dumps(
             {
@@ -204,6 +209,7 @@ class Window:
                     stride=tuple(map(int, entry.get("stride", stride))),
                     size=tuple(map(int, entry.get("size", (1,) * len(size)))),
                     layout=tuple(entry.get("layout", ("N", "C"))),
+                    channels=tuple(map(int, entry.get("channels", ()))),
                 )
                 for name, entry in data["outputs"].items()
             }

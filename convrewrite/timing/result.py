@@ -253,6 +253,8 @@ def _columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
     """Rows whose cells stand below each other."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
-        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        "  ".join(
+            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
         for row in map(tuple, rows)
     ]

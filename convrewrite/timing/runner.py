@@ -225,8 +225,8 @@ def _measure(
 
 
 def _once(task: Task) -> Event:
-    """The last event of a worker that tells one thing."""
-    return list(events(task))[-1]
+    """What a worker tells that has one thing to tell."""
+    return {name: value for event in events(task) for name, value in event.items()}
 
 
 def _cell(

@@ -318,6 +318,9 @@ def _grids(subject: Subject) -> dict[str, OutputGrid]:
             subject.ledger.skip("ahead of the final operator", "its axes were moved after the ArgMax", probe.name)
             continue
         layout = [*grid.layout[:axis], "C", *grid.layout[axis + probe.keepdims :]]
+        if "".join(layout).count("C") > 1:
+            subject.ledger.skip("ahead of the final operator", "it has two channel axes", probe.name)
+            continue
         grids[probe.name] = replace(grid, layout=tuple(layout))
     return grids
 

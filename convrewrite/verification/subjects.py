@@ -103,13 +103,21 @@ def to_layout(new: Array, grid: OutputGrid, letters: str, starts: Position) -> A
     if new.ndim != len(axes) or any(stop > extent for stop, extent in zip(stops, new.shape[2:], strict=True)):
         return None
     block = new[(slice(None), slice(None), *(slice(a, b) for a, b in zip(starts, stops, strict=True)))]
-    extent = dict(zip(axes, block.shape, strict=True))
-    order = "".join(grid.layout)
-    gone = [letter for letter in axes if letter not in order]
-    if any(extent[letter] != 1 for letter in gone):
+    factors = grid.channels or block.shape[1:2]
+    if int(np.prod(factors, dtype=int)) != block.shape[1]:
         return None
-    block = block.transpose([axes.index(letter) for letter in [*gone, *order]])
-    return block.reshape([int(np.prod([extent[letter] for letter in part], dtype=int)) for part in grid.layout])
+    block = block.reshape(block.shape[0], *factors, *block.shape[2:])
+    # Every factor of the channels gets a name of its own: C0, C1, ... in the order in which the layout has them.
+    names = ["N", *(f"C{i}" for i in range(len(factors))), *letters]
+    extent = dict(zip(names, block.shape, strict=True))
+    count = itertools.count()
+    parts = [[f"C{next(count)}" if letter == "C" else letter for letter in part] for part in grid.layout]
+    order = list(itertools.chain.from_iterable(parts))
+    gone = [name for name in names if name not in order]
+    if any(extent[name] != 1 for name in gone) or not set(order) <= set(names):
+        return None
+    block = block.transpose([names.index(name) for name in [*gone, *order]])
+    return block.reshape([int(np.prod([extent[name] for name in part], dtype=int)) for part in parts])
 
 
 def split_data(data: Data | None, window: Window, specs: Sequence[InputSpec]) -> tuple[Data | None, Array | None]:

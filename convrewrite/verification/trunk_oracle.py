@@ -64,8 +64,9 @@ class TrunkOracle:
         source = "features of the original's own trunk"
         try:
             features = self.trunk.run({i.name: image.feeds[i.name] for i in self.trunk.inputs})
+            self._refuse_baked(features, image)
             self._fit(features, image)
-        except RunFailed as error:
+        except (RunFailed, BakedSize) as error:
             features = self._converted_features(image, str(error))
             source = "features of the converted model: the original's trunk does not run at that size"
             self._fit(features, image)
@@ -74,6 +75,14 @@ class TrunkOracle:
         if set(axes) != {info.name for info in self.head.inputs}:
             axes = {}
         return run_each(self.subject, self.head.run, items, axes, "head on every feature window"), source
+
+    def _refuse_baked(self, features: Mapping[str, Array], image: LargeImage) -> None:
+        """Raise BakedSize where a feature map has its native extent on a larger image: a Slice with a fixed end."""
+        for tensor in self.cut:
+            found = tuple(features[tensor.name].shape[axis] for axis in _spatial(self.subject, tensor))
+            grown = zip(found, tensor.size, self.subject.window.positions(image.size), strict=True)
+            if any(now == native and count > 1 for now, native, count in grown):
+                raise BakedSize(f"its '{tensor.name}' keeps {found} cells")
 
     def _fit(self, features: Mapping[str, Array], image: LargeImage) -> None:
         """Raise NoOracle where a feature map does not have the extents that the cut's stride promises."""
@@ -119,6 +128,10 @@ class TrunkOracle:
             if not relative_error(native[name], self.features[name]) <= SAME:
                 raise NoOracle(f"{failed}, and the converted model's '{name}' differs at the native size")
         return session.run(image.feeds, names)
+
+
+class BakedSize(NoOracle):
+    """The original's trunk runs on a larger image, but part of its size is written into it."""
 
 
 class WrongStride(NoOracle):

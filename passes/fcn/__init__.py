@@ -194,6 +194,11 @@ class Fcn:
                     raise _Stopped(lifter.progress, refusal) from None
             if lifted.window.equivalence == "windows":
                 break
+        if not lifter.slides and not lifter.spans and axes != LAYOUTS[len(axes)][0]:
+            refusal = Refuse(
+                "fcn/no-image-input", f"nothing runs over the rows and columns of '{image.name}' as {axes}"
+            )
+            raise _Stopped(0, refusal)
         if len(axes) == 2 and not lifter.slides:
             raise _Stopped(0, Refuse("fcn/flat-input", f"input '{image.name}' is {list(image.shape)}"))
         return lifted

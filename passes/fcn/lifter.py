@@ -65,6 +65,7 @@ class Lifter:
     breaks: list[str] = field(default_factory=list)
     cut_holds: bool = True
     slides: bool = False
+    spans: bool = False
     period: dict[str, int] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
     progress: int = 0

@@ -119,6 +119,7 @@ def _contracted(
     brought = lifter.emitter.bring(view, target)
     inside = set(axis)
     kernel = {letter: view.spatial(letter).extent if view.spatial(letter) in inside else 1 for letter in view.letters}
+    lifter.spans |= any(size > 1 for size in kernel.values())
     weight = _weight(lifter, node, layer, part, axis, [len(channel) and extent(channel), kernel], view, name)
     attrs = {"kernel_shape": [kernel[letter] for letter in view.letters]}
     output = f"{name}/conv"

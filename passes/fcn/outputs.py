@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Layout, atoms, large, letters
+from convrewrite.axes import Layout, atoms, channel_factors, large, letters
 from convrewrite.graph import unique_name
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, View
 from convrewrite.rewrite import Site
@@ -137,7 +137,9 @@ def _window(lifter: Lifter, views: Mapping[str, View], stride: Mapping[str, int]
     for name, view in views.items():
         own = stride if view.one_position else {letter: f.stride for letter, f in view.fields.items()}
         size = tuple(view.spatial(letter).extent for letter in order)
-        grids[name] = OutputGrid(tuple(own[letter] for letter in order), size, letters(view.axes))
+        factors = channel_factors(view.axes)
+        grid = OutputGrid(tuple(own[letter] for letter in order), size, letters(view.axes))
+        grids[name] = replace(grid, channels=factors) if len(factors) > 1 else grid
     native = lifter.native[lifter.image.name]
     return Window(
         input=lifter.image.name,
