@@ -177,31 +177,41 @@ class Fcn:
                     break
 
     def _walk(self, graph: gs.Graph, image: gs.Variable, axes: str, native: dict[str, tuple[int, ...]]) -> Lifted:
+        """Lift with trailing pads that no window sees left out; with them, where the net is padded all the same."""
         constants = Constants(graph, native)
         for trim in (True, False):
-            pools: frozenset[str] = frozenset()
-            while True:
-                lifter = Lifter(graph, image, axes, native, constants, pools, trim, self.size)
-                try:
-                    lifted = lifter.run()
-                    break
-                except MeetsLargerMap as meeting:
-                    if meeting.pools <= pools:
-                        refusal = Refuse("fcn/spatial-broadcast", "a pooled value meets a larger map")
-                        raise _Stopped(lifter.progress, refusal) from None
-                    pools |= meeting.pools
-                except Refuse as refusal:
-                    raise _Stopped(lifter.progress, refusal) from None
+            lifter, lifted = self._settled(graph, image, axes, constants, native, trim)
             if lifted.window.equivalence == "windows":
                 break
-        if not lifter.slides and not lifter.spans and axes != LAYOUTS[len(axes)][0]:
-            refusal = Refuse(
-                "fcn/no-image-input", f"nothing runs over the rows and columns of '{image.name}' as {axes}"
-            )
-            raise _Stopped(0, refusal)
         if len(axes) == 2 and not lifter.slides:
             raise _Stopped(0, Refuse("fcn/flat-input", f"input '{image.name}' is {list(image.shape)}"))
+        if not lifter.slides and not lifter.spans and axes != LAYOUTS[len(axes)][0]:
+            nothing = f"nothing runs over the rows and columns of '{image.name}' as {axes}"
+            raise _Stopped(0, Refuse("fcn/no-image-input", nothing))
         return lifted
+
+    def _settled(
+        self,
+        graph: gs.Graph,
+        image: gs.Variable,
+        axes: str,
+        constants: Constants,
+        native: dict[str, tuple[int, ...]],
+        trim: bool,
+    ) -> tuple[Lifter, Lifted]:
+        """Start again with each pool that meets a larger map kept global, until none does."""
+        pools: frozenset[str] = frozenset()
+        while True:
+            lifter = Lifter(graph, image, axes, native, constants, pools, trim, self.size)
+            try:
+                return lifter, lifter.run()
+            except MeetsLargerMap as meeting:
+                if meeting.pools <= pools:
+                    refusal = Refuse("fcn/spatial-broadcast", "a pooled value meets a larger map")
+                    raise _Stopped(lifter.progress, refusal) from None
+                pools |= meeting.pools
+            except Refuse as refused:
+                raise _Stopped(lifter.progress, refused) from None
 
 
 def _fix_output_sizes(graph: gs.Graph, lifted: Lifted) -> None:
