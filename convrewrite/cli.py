@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from convrewrite import __version__, verify_command
+from convrewrite import __version__, bench_command, verify_command
 from convrewrite.cli_options import (
     MAKE,
     DataOption,
@@ -250,6 +250,7 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
 
 
 verify_command.register(app, _run)
+bench_command.register(app, _run)
 
 
 def main() -> None:

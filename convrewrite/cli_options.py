@@ -1,13 +1,18 @@
-"""The options that commands share: each is declared once, with its help and its parser."""
+"""What commands share: options, each declared once with its help and its parser, and how a command is run."""
 
 from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
+
+if TYPE_CHECKING:
+    from convrewrite.outcome import Outcome
+    from convrewrite.verification import Progress
 
 
 class Provider(enum.StrEnum):
@@ -96,3 +101,19 @@ SkipOption = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", rich_help_panel=MAKE, help="Leave nodes or tensors of these names alone."),
 ]
+
+
+class Run(Protocol):
+    """Does the work of a command, writes its report and prints its text."""
+
+    def __call__(
+        self,
+        command: str,
+        provider: Provider,
+        work: Callable[[Progress | None], Outcome],
+        report_path: str | None,
+        models: list[str],
+        *,
+        quiet: bool,
+        verbose: bool,
+    ) -> None: ...

@@ -11,6 +11,7 @@ import numpy as np
 
 from convrewrite.errors import ConvrewriteError
 from convrewrite.rewrite import Site
+from convrewrite.timing import Bench
 from convrewrite.verification import Progress, Verification
 from convrewrite.windows import Window
 
@@ -74,6 +75,7 @@ class Outcome:
     sites: tuple[Site, ...] = ()
     window: Window | None = None
     verification: Verification | None = None
+    bench: Bench | None = None
     advice: str = ""
     error: ConvrewriteError | None = field(default=None, compare=False)
 

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite import costs, model_io, runtime, verification
+from convrewrite import costs, model_io, runtime, timing, verification
 from convrewrite.errors import Refused, UsageError
 from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
@@ -194,6 +194,23 @@ def _compare(source: str, target: str, given: dict[str, Any], log: Log) -> None:
     log.note(verification=found, provider=found.provider, window=window)
     found.check()
     log.note(status="compared")
+
+
+def time(source: str, target: str, **how: Any) -> Outcome:
+    """Time two model files against each other; `how` goes to `timing.bench`.
+
+    Whatever stops it is the outcome's `error`; sizes that were measured before stay in its `bench`.
+    """
+    log = Log(Outcome("bench", how.get("provider", "auto"), "error"))
+    with log.until_error():
+        if STREAM in (source, target):
+            raise UsageError("bench reads two files", remedy="give both paths")
+        log.note(input=_input_facts(model_io.load(source), source))
+        log.note(output=_input_facts(model_io.load(target), target))
+        result = timing.bench(source, target, **how)
+        log.note(bench=result, provider=result.provider if result.cells else log.outcome.provider, status="compared")
+        result.check()
+    return log.outcome
 
 
 def _cut(before: Model, window: Window) -> Sequence[Any]:

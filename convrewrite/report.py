@@ -73,7 +73,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "sites": [site.to_dict() for site in outcome.sites],
         "window": window,
         "verify": None if verification is None else dict(verification.to_dict()),
-        "bench": None,
+        "bench": outcome.bench.to_dict() if outcome.bench is not None and outcome.bench.cells else None,
     }
 
 
@@ -128,6 +128,8 @@ def write(outcome: Outcome, target: str) -> None:
 
 def show(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
     """Print the text for a person: what was rewritten, what a window is, how it was verified, what to do next."""
+    if outcome.bench is not None:
+        console.print(str(outcome.bench), markup=False, highlight=False)
     width = console.width if console.is_terminal else 0
     for label, lines in _sections(outcome, verbose):
         first = label

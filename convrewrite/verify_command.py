@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -26,6 +26,7 @@ from convrewrite.cli_options import (
     ProviderOption,
     QuietOption,
     ReportOption,
+    Run,
     SeedOption,
     VerboseOption,
     parse_size,
@@ -42,22 +43,6 @@ PLAIN = ("outputs", "ahead of the final operator")
 
 SHORT = 8
 """Up to so many comparisons are listed without --verbose."""
-
-
-class Run(Protocol):
-    """Does the work of a command, writes its report and prints its text."""
-
-    def __call__(
-        self,
-        command: str,
-        provider: Provider,
-        work: Callable[[Progress | None], Outcome],
-        report_path: str | None,
-        models: list[str],
-        *,
-        quiet: bool,
-        verbose: bool,
-    ) -> None: ...
 
 
 def _check(metavar: str, text: str, *names: str) -> Any:

@@ -49,7 +49,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "outcome": CHECKS,
     "report": CHECKS | {"acceptance", "outcome", "convrewrite"},
     "pipeline": TOP - {"pipeline"},
-    "cli_options": frozenset(),
+    "cli_options": CHECKS | {"outcome"},
     "verify_command": TOP | {"cli_options"},
     "bench_command": TOP | {"cli_options"},
     "cli": TOP | {"cli_options", "verify_command", "bench_command"},

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
 import onnx
 import pytest
@@ -21,9 +22,10 @@ import typer
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from convrewrite import bench_command
+from convrewrite import bench_command, cli
 from convrewrite.errors import CheckFailed, Interrupted, UsageError
 from convrewrite.models import build, lenet5_path
+from convrewrite.report import SCHEMA_FILE
 from convrewrite.timing import FASTER, NO_DIFFERENCE, SLOWER, Bench, CellFailed, Rounds, bench, compare, plot
 from convrewrite.timing import process as worker_process
 from convrewrite.timing.protocol import Part, Subject, Task
@@ -554,7 +556,7 @@ def test_the_report_part():
 @pytest.fixture
 def app():
     made = typer.Typer()
-    bench_command.register(made)
+    bench_command.register(made, cli._run)
     return made
 
 
@@ -568,6 +570,7 @@ def test_the_command(app, fake, any_size, tmp_path):
     assert (data["command"], data["outcome"], data["provider"]) == ("bench", "compared", "cpu")
     assert data["bench"]["speedup"]["median"] == pytest.approx(2.0)
     assert [cell["batch"] for cell in data["bench"]["cells"]] == [1, 2, 1, 2]
+    jsonschema.validate(data, json.loads(SCHEMA_FILE.read_text()))
     assert (tmp_path / "p.png").exists()
 
 
@@ -579,6 +582,7 @@ def test_the_command_fails_with_its_report(app, fake, any_size):
     data = json.loads(done.stdout)
     assert (data["outcome"], data["exit_code"]) == ("failed", 1)
     assert data["bench"]["verdict"] == NO_DIFFERENCE
+    jsonschema.validate(data, json.loads(SCHEMA_FILE.read_text()))
 
 
 @pytest.mark.parametrize(
