@@ -11,13 +11,18 @@ from pathlib import Path
 from convrewrite.errors import UsageError
 
 
-def refuse_target(target: Path) -> None:
-    """Raise `UsageError` where a path cannot become a file, or is a device that a rename would replace."""
+def refuse_target(target: Path) -> Path:
+    """The file that a path leads to: a rename onto a symbolic link would replace the link and leave its file stale.
+
+    Raises:
+        UsageError: it cannot become a file, or is a device that a rename would replace.
+    """
     with write_errors(target):
         if target.is_dir():
             raise UsageError(f"cannot write {target}: it is a folder")
         if target.exists() and not target.is_file():
             raise UsageError(f"cannot write {target}: it is no regular file", remedy="use - for standard output")
+        return Path(os.path.realpath(target)) if target.is_symlink() else target
 
 
 def temporary_beside(target: Path, suffix: str) -> Path:

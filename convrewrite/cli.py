@@ -217,6 +217,9 @@ def _run(
         outcome = nothing.stopped(error)
     except KeyboardInterrupt:
         outcome = nothing.stopped(Interrupted("interrupted"))
+    except MemoryError as error:
+        text = " ".join(str(error).split()) or "out of memory"
+        outcome = nothing.stopped(UsageError(f"not enough memory: {text}", remedy="choose a smaller --size"))
     except Exception as error:  # a fault of ours: the report says so too
         fault = ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}")
         fault.__cause__ = error

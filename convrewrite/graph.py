@@ -83,12 +83,24 @@ def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | No
         onnx.helper.make_tensor_value_info(t.name, _elem_type(t), None if input_shapes else t.shape)
         for t in graph.outputs
     ]
-    nodes = [gs.exporters.onnx_exporter.OnnxExporter.export_node(node) for node in graph.nodes]
+    nodes = [_exported(node) for node in graph.nodes]
     proto = onnx.helper.make_graph(nodes, graph.name or "graph", inputs, outputs, initializers)
     opsets = list(graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)])
     if not any(opset.domain in ("", "ai.onnx") for opset in opsets):
         opsets.append(onnx.helper.make_opsetid("", graph.opset))
     return onnx.helper.make_model(proto, opset_imports=opsets, ir_version=8)
+
+
+def _exported(node: gs.Node) -> onnx.NodeProto:
+    """The node as a protobuf; an empty list, whose type graphsurgeon cannot tell, is a list of integers."""
+    empty = [name for name, value in node.attrs.items() if isinstance(value, list) and not value]
+    plain = {name: value for name, value in node.attrs.items() if name not in empty}
+    bare = gs.Node(node.op, node.name, plain, domain=node.domain)
+    proto: onnx.NodeProto = gs.exporters.onnx_exporter.OnnxExporter.export_node(bare)
+    proto.input.extend(tensor.name for tensor in node.inputs)
+    proto.output.extend(tensor.name for tensor in node.outputs)
+    proto.attribute.extend(onnx.AttributeProto(name=name, type=onnx.AttributeProto.INTS) for name in empty)
+    return proto
 
 
 def _elem_type(tensor: gs.Tensor) -> int:
@@ -221,7 +233,7 @@ class Constants:
         for node in self._graph.nodes:
             if id(node) not in members:
                 continue
-            proto = gs.exporters.onnx_exporter.OnnxExporter.export_node(node)
+            proto = _exported(node)
             if node.op in ("Shape", "Size"):
                 feeds[node.inputs[0].name] = np.broadcast_to(np.float32(0), self._shapes[node.inputs[0].name])
             feeds.update((t.name, values_of(t)) for t in node.inputs if isinstance(t, gs.Constant))

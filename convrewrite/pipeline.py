@@ -8,6 +8,7 @@ IN --load--> graph --pass--> graph' --stage--> temporary file --verify--> rename
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import shlex
 import sys
@@ -70,6 +71,7 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, log: Log) -> No
     if present is not None:
         log.note(window=present, advice=_already(present, pass_))
         return _copied(model, source, target, log)
+    _check_patterns(model.graph, options)
     result = run_pass(pass_, model.graph, only=options.only, skip=options.skip)
     log.note(sites=result.sites)
     refused = result.outcome("refused")
@@ -115,7 +117,7 @@ def _publish(
             model_io.write_stream(after, sys.stdout.buffer)
         else:
             staged.commit()
-        log.note(status="rewritten", output=facts, advice=_next(options, source, target, window))
+        log.note(status="rewritten", output=facts, advice=_next(options, source, target, window, pass_.size))
 
 
 def _common(options: Options) -> dict[str, Any]:
@@ -143,12 +145,14 @@ def _repeat(source: str, target: str, pass_: Fcn, options: Options) -> str:
     return shlex.join(words)
 
 
-def _next(options: Options, source: str, target: str, window: Window) -> str:
+def _next(options: Options, source: str, target: str, window: Window, size: Sequence[int] | None) -> str:
     """What a person does with the result."""
     if not options.verify and STREAM not in (source, target) and not _same_file(source, target):
         return f"it was NOT verified; do so with: {shlex.join(['convrewrite', 'verify', source, target])}"
     if not options.verify:
         return "it was NOT verified; leave --no-verify out to do so"
+    if size is not None:
+        return f"run it on images of {_by(size)}: it takes no other size; leave --size out for any size"
     steps = window.stride
     corner = ", ".join(f"{step if step > 1 else ''}{letter}" for step, letter in zip(steps, "ijk", strict=False))
     cell = ", ".join("ijk"[: len(steps)])
@@ -261,6 +265,14 @@ def _same_file(source: str, target: str) -> bool:
     with contextlib.suppress(OSError):
         return Path(source).samefile(target)
     return False
+
+
+def _check_patterns(graph: gs.Graph, options: Options) -> None:
+    """Raise UsageError where --only matches no name of the graph: a slip of the pen must not look like success."""
+    names = [name for node in graph.nodes for name in (node.name, *(tensor.name for tensor in node.outputs)) if name]
+    if options.only and not any(fnmatch.filter(names, pattern) for pattern in options.only):
+        patterns = " ".join(options.only)
+        raise UsageError(f"--only '{patterns}' matches no node and no tensor of the model")
 
 
 def _refusal(pass_: Pass, site: Site) -> Refused:

@@ -95,8 +95,7 @@ def check_target(target: str, models: Iterable[str]) -> None:
         if STREAM not in (model, target) and _same_path(model, target):
             raise UsageError(f"--report would overwrite '{model}'", remedy="give it a path of its own")
     if target != STREAM:
-        refuse_target(Path(target))
-        probe = temporary_beside(Path(target), ".json")
+        probe = temporary_beside(refuse_target(Path(target)), ".json")
         with write_errors(target):
             probe.touch(exist_ok=False)
             probe.unlink()
@@ -115,8 +114,7 @@ def write(outcome: Outcome, target: str) -> None:
         with write_errors("the report to standard output"):
             print(text, end="", flush=True)
         return
-    path = Path(target)
-    refuse_target(path)
+    path = refuse_target(Path(target))
     temporary = temporary_beside(path, ".json")
     try:
         with write_errors(target):
@@ -181,7 +179,10 @@ def _window_lines(window: Window) -> list[str]:
     lines = [f"{size} pixels, one every {stride} (receptive field {field}); metadata convrewrite.window"]
     if window.equivalence == "windows":
         return [*lines, "windows: every output equals the original on its window of the image"]
-    return [*lines, f"native-size: equal to the original at {size}; at larger sizes it is not, since {window.why}"]
+    return [
+        *lines,
+        f"native-size: equal to the original at {size}; not claimed for windows of larger images: {window.why}",
+    ]
 
 
 def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) -> list[str]:

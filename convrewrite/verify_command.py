@@ -223,7 +223,7 @@ def _check_target(path: Path) -> None:
     """Raise UsageError where the failing case could not be written, before any work is done."""
     from convrewrite.atomic import refuse_target, temporary_beside, write_errors
 
-    refuse_target(path)
+    path = refuse_target(path)
     probe = temporary_beside(path, ".npz")
     with write_errors(path):
         probe.touch(exist_ok=False)

@@ -51,18 +51,23 @@ REARRANGING = frozenset("Reshape Transpose Flatten Squeeze Unsqueeze Expand Spac
 """Operators that only move cells about, keeping each spatial axis whole."""
 
 
-def keeps_windows(op: str, *, over_space: bool = False, sees_padding: bool = False) -> str | None:
+def keeps_windows(
+    op: str, *, over_space: bool = False, sees_padding: bool = False, beyond_map: bool = False
+) -> str | None:
     """Say why an operator breaks the window property, or None where it keeps it: the allow-list of the project.
 
     Args:
         op: ONNX operator type.
         over_space: the operator runs over a spatial axis as a whole (a Softmax over the width, a global mean).
         sees_padding: at the native size some window of the operator covers a padded cell.
+        beyond_map: the last window of a pool in ceil_mode is not full.
     """
     if over_space:
         return f"{op} runs over the spatial axes as a whole"
     if sees_padding:
         return f"{op} sees zero padding at the native size"
+    if beyond_map:
+        return f"{op} ends on a window that is partly beyond the map (ceil_mode)"
     if op in ELEMENTWISE or op in CHANNEL_WISE or op in SLIDING or op in REARRANGING:
         return None
     return f"{op} has no window rule"

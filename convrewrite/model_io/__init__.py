@@ -24,14 +24,13 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from convrewrite.atomic import discard, refuse_target, sync_folder, temporary_beside, write_durably, write_errors
 from convrewrite.errors import UsageError
+from convrewrite.model_io.checks import dangling_input, names_are_text, refuse_unusable, run_checker
 from convrewrite.model_io.external_data import move_weights_out, settle_tensors
 from convrewrite.model_io.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
 from convrewrite.model_io.protograph import export_graph, import_graph, sort_nodes, tensors
 
 MAX_FILE_BYTES = 2**31 - 1
 """What protobuf can read; a model beyond it gets its weights in a second file."""
-
-DEFAULT_DOMAIN = ("", "ai.onnx")
 
 
 @dataclass(frozen=True)
@@ -127,16 +126,18 @@ def load(source: str | Path | bytes) -> Model:
         proto = ModelProto.FromString(skeleton)
     except Exception as error:  # MalformedError, or what this release of protobuf raises
         raise UsageError(f"{label}: truncated, or not an ONNX model ({_one_line(error)})") from error
-    if not proto.HasField("graph") or not _names_are_text(proto.graph):
+    if not proto.HasField("graph") or not names_are_text(proto.graph):
         raise UsageError(f"{label}: not an ONNX model: it holds no readable graph")
     external = settle_tensors(proto.graph, payloads, path, label)
-    _guard(proto, label)
+    refuse_unusable(proto, label)
     try:
         sort_nodes(proto.graph)
-        _check(proto)
+        run_checker(proto)
         graph = import_graph(proto, payloads)
     except Exception as error:  # the checker and graphsurgeon raise what they like on a model that is wrong
-        raise UsageError(f"{label}: not a valid ONNX model: {_dangling(proto.graph) or _one_line(error)}") from error
+        raise UsageError(
+            f"{label}: not a valid ONNX model: {dangling_input(proto.graph) or _one_line(error)}"
+        ) from error
     shell = ModelProto()
     shell.CopyFrom(proto)
     for name in ("graph", "opset_import", "metadata_props", "ir_version"):
@@ -156,74 +157,6 @@ def _map(path: Path) -> MappedFile:
 def _one_line(error: Exception) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else f"{text[:300]}..."
-
-
-def _names_are_text(graph: GraphProto) -> bool:
-    """Whether the names are UTF-8; protobuf hands out bytes where they are not."""
-    infos = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
-    names: list[object] = [graph.name, *(info.name for info in infos)]
-    for node in graph.node:
-        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
-        names += [attribute.name for attribute in node.attribute]
-        if not all(_names_are_text(attribute.g) for attribute in node.attribute if attribute.HasField("g")):
-            return False
-    return all(isinstance(name, str) for name in names)
-
-
-def _dangling(graph: GraphProto) -> str:
-    """Which node of the main graph reads a tensor that nothing computes; empty where none does."""
-    made = {info.name for info in (*graph.input, *graph.initializer)} | {""}
-    made |= {tensor.values.name for tensor in graph.sparse_initializer}
-    made |= {name for node in graph.node for name in node.output}
-    for node in graph.node:
-        for name in node.input:
-            if name not in made:
-                return f"{node.op_type} '{node.name or node.output[0]}' reads '{name}', which no node computes"
-    return ""
-
-
-def _guard(proto: ModelProto, label: str) -> None:
-    """Refuse what the ONNX checker lets pass."""
-    versions = [opset.version for opset in proto.opset_import if opset.domain in DEFAULT_DOMAIN]
-    newest = onnx.defs.onnx_opset_version()
-    if not versions:
-        raise UsageError(f"{label}: declares no opset of the default domain; 7 to {newest} are supported")
-    if max(versions) > newest:
-        raise UsageError(
-            f"{label}: opset {max(versions)} is newer than the installed onnx package; 7 to {newest} are supported"
-        )
-    if not proto.graph.output:
-        raise UsageError(f"{label}: the graph has no outputs")
-    initializers = {tensor.name for tensor in proto.graph.initializer}
-    for info in proto.graph.input:
-        dims = info.type.tensor_type.shape.dim
-        if info.name not in initializers and any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in dims):
-            raise UsageError(f"{label}: input '{info.name}' has a dimension of size 0")
-
-
-def _check(proto: ModelProto) -> None:
-    """The ONNX checker on the skeleton: there, large tensors are empty, which it accepts for any type.
-
-    Tolerated, because real files have it: an empty graph name, outputs without a shape, and below IR version 4
-    initializers that are not listed as inputs (a save lists them).
-    """
-    copy = ModelProto()
-    copy.CopyFrom(proto)
-    copy.graph.name = copy.graph.name or "graph"
-    for info in copy.graph.output:
-        if info.type.HasField("tensor_type"):
-            info.type.tensor_type.shape.SetInParent()
-    if copy.ir_version < 4:
-        listed = {info.name for info in copy.graph.input}
-        for tensor in copy.graph.initializer:
-            if tensor.name not in listed:
-                added = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
-                copy.graph.input.append(added)
-    for tensor in tensors(copy.graph):
-        if marked(tensor.raw_data) is not None:
-            tensor.ClearField("raw_data")
-            tensor.dims[:] = [0]
-    onnx.checker.check_model(copy)
 
 
 def _export(model: Model) -> tuple[ModelProto, list[Payload]]:
@@ -314,7 +247,7 @@ def staged(model: Model, target: str | Path) -> Iterator[Staged]:
         UsageError: where the target cannot be written.
     """
     target = Path(target)
-    refuse_target(target)
+    target = refuse_target(target)
     result = Staged(temporary_beside(target, ".onnx"), target)
     data_file = None
     try:
@@ -366,7 +299,7 @@ def copy_bytes(model: Model, target: str | Path | BinaryIO) -> None:
             target.flush()
         return
     target = Path(target)
-    refuse_target(target)
+    target = refuse_target(target)
     if origin.external and not _copy_external(model, target):
         save(model, target)
         return

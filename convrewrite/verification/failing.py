@@ -36,7 +36,7 @@ class Failing:
 
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises UsageError where it cannot be written."""
-        refuse_target(path)
+        path = refuse_target(path)
         arrays = dict(self.inputs)
         for name, (got, want) in self.outputs.items():
             arrays[f"original/{name}"], arrays[f"rewritten/{name}"] = want, got

@@ -222,6 +222,7 @@ def measure_deviation(subject: Subject, image: LargeImage, values: Mapping[str, 
     """How far the cells are from the original on each crop; of the first output, class scores before all others."""
     step = max(1, -(-len(image.chosen) // DEVIATION_WINDOWS))
     chosen = image.chosen[::step]
+    shown = f"{'a reflected image' if image.note.endswith('reflected') else 'a random image'} of {image.name}"
     outputs = [name for name in subject.original.outputs if name in subject.grids]
     scores = [name for name in outputs if "C" in subject.grids[name].layout and values[name].dtype.kind == "f"]
     for name in scores or outputs:
@@ -232,8 +233,8 @@ def measure_deviation(subject: Subject, image: LargeImage, values: Mapping[str, 
         got, want = np.stack([block for block in blocks if block is not None]), np.stack(wants)
         if name not in scores:
             same = float(np.mean(got == want))
-            return Deviation(name, 1.0 - same, same, len(wants))
+            return Deviation(name, 1.0 - same, same, len(wants), shown)
         axis = 1 + subject.grids[name].layout.index("C")
         agreement = float(np.mean(got.argmax(axis) == want.argmax(axis))) if want.shape[axis] > 1 else None
-        return Deviation(name, relative_error(got, want), agreement, len(wants))
+        return Deviation(name, relative_error(got, want), agreement, len(wants), shown)
     return None

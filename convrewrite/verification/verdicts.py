@@ -138,19 +138,21 @@ class Deviation:
     Attributes:
         output: that was compared. error: max|d|/max|ref| over all windows.
         top1_agreement: fraction of windows where both name the same class; None where the output has no classes.
-        positions: windows that were compared.
+        positions: windows that were compared. image: that they are of; real images may deviate more than random ones.
     """
 
     output: str
     error: float
     top1_agreement: float | None
     positions: int
+    image: str = ""
 
     def __str__(self) -> str:
         text = f"against the original on each crop: {self.error:.1%} of the largest output"
         if self.top1_agreement is not None:
             text += f", same class in {self.top1_agreement:.0%}"
-        return text + f" of {self.positions} windows (a difference in meaning, not an error)"
+        where = f" of {self.positions} windows" + (f" of {self.image}" if self.image else "")
+        return text + f"{where} (a difference in meaning, not an error)"
 
     def to_dict(self) -> dict[str, Any]:
         """For the report."""

@@ -92,7 +92,9 @@ def run_converted(subject: Subject, image: LargeImage, check: str) -> Values | N
 def windows(subject: Subject, images: Sequence[LargeImage]) -> None:
     """Every cell of the maps of larger images against the original on its crop."""
     for image in images:
-        check = f"every window of {image.name}"
+        everything = len(image.chosen) == image.total
+        count = "every window" if everything else f"{len(image.chosen):,} of {image.total:,} windows"
+        check = f"{count} of {image.name}"
         values = run_converted(subject, image, check)
         if values is None:
             continue

@@ -182,10 +182,16 @@ class Lifter:
         )
 
     def check_windows(
-        self, node: gs.Node, *, over_space: bool = False, sees_padding: bool = False, op: str | None = None
+        self,
+        node: gs.Node,
+        *,
+        over_space: bool = False,
+        sees_padding: bool = False,
+        beyond_map: bool = False,
+        op: str | None = None,
     ) -> None:
         """Note where an operator breaks the window property. op: the one that stands for the node."""
-        why = keeps_windows(op or node.op, over_space=over_space, sees_padding=sees_padding)
+        why = keeps_windows(op or node.op, over_space=over_space, sees_padding=sees_padding, beyond_map=beyond_map)
         if why is not None:
             self.breaks.append(f"{why} ('{node.name or node.outputs[0].name}')")
 
@@ -259,12 +265,17 @@ class Lifter:
             raise Refuse("fcn/dynamic-shape", text)
 
     def _with_cut(self, tensor: gs.Tensor, state: State, before: Sequence[View]) -> State:
-        """Remember the last spatial tensors: this one where each of its spatial axes stands alone."""
+        """Remember the last spatial tensors: this one where each of its spatial axes stands alone.
+
+        A tensor that the new graph does not have (the result of a Transpose) is passed over: where the original's trunk
+        does not run at another size, verification reads the cut tensors from the new graph.
+        """
         if not isinstance(state, View):
             return state
         alone = all(len(axis) == 1 for axis in state.axes if any(a.spatial for a in axis))
         present = {a.letter for a in atoms(state.axes) if a.spatial}
-        if alone and present == set(state.letters) and not state.pools:
+        kept = state.tensor.name == tensor.name or not any(view.cuts for view in before)
+        if alone and present == set(state.letters) and not state.pools and kept:
             sizes = tuple(state.spatial(letter).extent for letter in self.spatial_letters)
             strides = tuple(state.fields[letter].stride for letter in self.spatial_letters)
             return replace(state, cuts=frozenset({CutTensor(tensor.name, letters(state.axes), sizes, strides)}))
@@ -278,7 +289,7 @@ class Lifter:
             return
         outputs = [gs.Variable(t.name, _known_dtype(t), getattr(t, "shape", None)) for t in node.outputs]
         inputs = [
-            s.tensor if isinstance(s, Fixed) else self.static(t) for t, s in zip(node.inputs, states, strict=True)
+            s.tensor if isinstance(s, Fixed) else self._aside(node, t) for t, s in zip(node.inputs, states, strict=True)
         ]
         for state in captured:
             if isinstance(state, Static) and not isinstance(state.tensor, gs.Constant) and state.tensor.inputs:
@@ -287,6 +298,24 @@ class Lifter:
         for tensor in outputs:
             if tensor.name:
                 self.states[tensor.name] = Fixed(tensor)
+
+    def _aside(self, node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
+        """A static operand of a fixed node. One that was read from the image's shape would freeze its native size."""
+        if not tensor.name or isinstance(tensor, gs.Constant) or not self.constants.depends_on_shape(tensor):
+            return self.static(tensor)
+        if node.op != "Reshape":
+            raise Refuse("fcn/dynamic-shape", f"{self.label(node)} computes with '{tensor.name}', a size of the image")
+        target, given = self.shape(node.outputs[0]), self.shape(node.inputs[0])
+        batch = [a.extent for a in atoms(self._image_axes()) if a.letter == "N"]
+        dims = [
+            (0 if place < len(given) and given[place] == size else -1) if [size] == batch else size
+            for place, size in enumerate(target)
+        ]
+        return self.emitter.ints(f"{tensor.name}/native", dims)
+
+    def _image_axes(self) -> tuple[tuple[Atom, ...], ...]:
+        state = self.states[self.image.name]
+        return state.base if isinstance(state, View) else ()
 
     @property
     def spatial_letters(self) -> tuple[str, ...]:

@@ -81,8 +81,10 @@ def _slid(lifter: Lifter, node: gs.Node, view: View, sliding: Sliding, op: str |
     """Book-keeping of a sliding operator: pads, window property, receptive fields. op: what stands for the node."""
     if lifter.trim:
         sliding = sliding.trimmed()
-    padded = any(sliding.sees_padding(axis) for axis in range(len(sliding.size)))
-    lifter.check_windows(node, sees_padding=padded, op=op)
+    axes = range(len(sliding.size))
+    padded = any(sliding.sees_padding(axis) for axis in axes)
+    partly = sliding.ceil_mode and not any((*sliding.begin, *sliding.end))
+    lifter.check_windows(node, sees_padding=padded and not partly, beyond_map=padded and partly, op=op)
     if padded and view.one_position and view.pools:
         lifter.cut_holds = False
     fields = dict(view.fields)
@@ -130,8 +132,13 @@ def _upsampled(
     fields = dict(view.fields)
     for place, letter in enumerate(_letters(view)):
         scale, old = scales[place], fields[letter]
+        shrink = round(1 / scale)
+        if shrink > 1 and abs(shrink * scale - 1) < 1e-6:
+            fields[letter] = replace(old, stride=old.stride * shrink, size=old.size + shrink * old.stride)
+            continue
         if scale < 1 or scale != int(scale) or old.stride % int(scale):
-            raise Refuse("fcn/no-rule", f"{lifter.label(node)} gives the map a stride that is no whole pixel")
+            what = f"by {scale:.6g}, which puts its cells between the pixels of the image"
+            raise Refuse("fcn/no-rule", f"{lifter.label(node)} resizes the map {what}")
         lifter.period[letter] = math.lcm(lifter.period.get(letter, 1), old.stride)
         reach = old.stride if kernel is None else (kernel[place] - 1) // int(scale) * old.stride
         fields[letter] = replace(
@@ -183,6 +190,7 @@ def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, fa
         tensor = lifter.emitter.emit("Mul", [tensor, scale], output=f"{name}/scaled", dtype=dtype)
     kernel = " x ".join(map(str, sliding.kernel))
     lifter.rewrote(node, f"{node.op} over the whole map -> {layer.op} {kernel}, stride 1", "reassociated")
+    lifter.spans = True
     return replace(result, tensor=tensor, pools=view.pools | {anchor})
 
 
@@ -278,6 +286,8 @@ def _reduced_globally(lifter: Lifter, node: gs.Node, view: View, axes: Sequence[
     view = lifter.as_it_is(node, view)
     if any(a.spatial for i, axis in enumerate(view.axes) if i not in axes for a in axis):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} reduces over one axis of the map and leaves another")
+    if any(large(axis) and any(a.letter == "C" and a.extent > 1 for a in axis) for axis in view.axes):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} runs over the features of a flattened map")
     inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
     name = node.outputs[0].name
     lifter.rewrote(node, "stays over the whole map", "exact")
@@ -334,10 +344,12 @@ def lift_resize(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     lifter.check_windows(node)
     view = _upsampled(lifter, node, view, scales[2:])
     inputs = [view.tensor, *(lifter.static(t) for t in node.inputs[1:])]
-    if len(node.inputs) > 3 and node.inputs[3].name:
+    by_size = len(node.inputs) > 3 and bool(node.inputs[3].name)
+    if by_size:
         factors = lifter.emitter.constant(f"{node.outputs[0].name}/scales", np.asarray(scales, np.float32))
         inputs = [view.tensor, inputs[1], factors]
-    attrs = {k: v for k, v in node.attrs.items() if k != "keep_aspect_ratio_policy"}
+    named = ("keep_aspect_ratio_policy", "axes") if by_size else ()
+    attrs = {k: v for k, v in node.attrs.items() if k not in named}
     return list(lifter.emit_like(node, inputs, _resized(view, new[2:]), attrs))
 
 

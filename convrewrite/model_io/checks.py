@@ -1,0 +1,81 @@
+"""What makes a file that parses no usable model: the ONNX checker on its skeleton, and what that lets pass."""
+
+from __future__ import annotations
+
+import onnx
+from onnx import GraphProto, ModelProto
+
+from convrewrite.errors import UsageError
+from convrewrite.model_io.protofile import marked
+from convrewrite.model_io.protograph import tensors
+
+DEFAULT_DOMAIN = ("", "ai.onnx")
+
+
+def names_are_text(graph: GraphProto) -> bool:
+    """Whether the names are UTF-8; protobuf hands out bytes where they are not."""
+    infos = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
+    names: list[object] = [graph.name, *(info.name for info in infos)]
+    for node in graph.node:
+        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
+        names += [attribute.name for attribute in node.attribute]
+        if not all(names_are_text(attribute.g) for attribute in node.attribute if attribute.HasField("g")):
+            return False
+    return all(isinstance(name, str) for name in names)
+
+
+def dangling_input(graph: GraphProto) -> str:
+    """Which node of the main graph reads a tensor that nothing computes; empty where none does."""
+    made = {info.name for info in (*graph.input, *graph.initializer)} | {""}
+    made |= {tensor.values.name for tensor in graph.sparse_initializer}
+    made |= {name for node in graph.node for name in node.output}
+    for node in graph.node:
+        for name in node.input:
+            if name not in made:
+                label = node.name or next(iter(node.output), "")
+                return f"{node.op_type} '{label}' reads '{name}', which no node computes"
+    return ""
+
+
+def refuse_unusable(proto: ModelProto, label: str) -> None:
+    """Refuse what the ONNX checker lets pass."""
+    versions = [opset.version for opset in proto.opset_import if opset.domain in DEFAULT_DOMAIN]
+    newest = onnx.defs.onnx_opset_version()
+    if not versions:
+        raise UsageError(f"{label}: declares no opset of the default domain; 7 to {newest} are supported")
+    if max(versions) > newest:
+        raise UsageError(
+            f"{label}: opset {max(versions)} is newer than the installed onnx package; 7 to {newest} are supported"
+        )
+    if not proto.graph.output:
+        raise UsageError(f"{label}: the graph has no outputs")
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    for info in proto.graph.input:
+        dims = info.type.tensor_type.shape.dim
+        if info.name not in initializers and any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in dims):
+            raise UsageError(f"{label}: input '{info.name}' has a dimension of size 0")
+
+
+def run_checker(proto: ModelProto) -> None:
+    """The ONNX checker on the skeleton: there, large tensors are empty, which it accepts for any type.
+
+    Tolerated, because real files have it: an empty graph name, outputs without a shape, and below IR version 4
+    initializers that are not listed as inputs (a save lists them).
+    """
+    copy = ModelProto()
+    copy.CopyFrom(proto)
+    copy.graph.name = copy.graph.name or "graph"
+    for info in copy.graph.output:
+        if info.type.HasField("tensor_type"):
+            info.type.tensor_type.shape.SetInParent()
+    if copy.ir_version < 4:
+        listed = {info.name for info in copy.graph.input}
+        for tensor in copy.graph.initializer:
+            if tensor.name not in listed:
+                added = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+                copy.graph.input.append(added)
+    for tensor in tensors(copy.graph):
+        if marked(tensor.raw_data) is not None:
+            tensor.ClearField("raw_data")
+            tensor.dims[:] = [0]
+    onnx.checker.check_model(copy)
