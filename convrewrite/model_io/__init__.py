@@ -24,7 +24,7 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 from convrewrite.atomic import discard, refuse_target, sync_folder, temporary_beside, write_durably, write_errors
 from convrewrite.errors import UsageError
-from convrewrite.model_io.checks import dangling_input, names_are_text, refuse_unusable, run_checker
+from convrewrite.model_io.checks import DEFAULT_DOMAIN, dangling_input, names_are_text, refuse_unusable, run_checker
 from convrewrite.model_io.external_data import move_weights_out, settle_tensors
 from convrewrite.model_io.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
 from convrewrite.model_io.protograph import export_graph, import_graph, sort_nodes, tensors
