@@ -7,12 +7,11 @@ The network is the one of ``lenet.py`` (ReLU and max pooling) with 11 classes: t
 or nothing centred here", learned from plain paper and from off-centre and cut digits. That eleventh class
 makes the class map on a large image meaningful: without it every empty window would be some digit.
 
-Seeded, single-threaded and deterministic: one machine gives the same file every time. Takes about a minute.
+Takes about a minute.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections import OrderedDict
 from typing import Any
 
@@ -21,9 +20,9 @@ import numpy.typing as npt
 import onnx
 
 from convrewrite.models import digits, lenet, lenet5_path
+from convrewrite.models.training import SEED, Recipe, classify, report, save, torch, train
 
-EPOCHS, BATCH, LEARNING_RATE, WEIGHT_DECAY, SEED = 100, 64, 2e-3, 1e-3, 0
-torch: Any = importlib.import_module("torch")  # no dependency of convrewrite: only this script needs it
+RECIPE = Recipe(epochs=100, batch=64, learning_rate=2e-3, weight_decay=1e-3)
 
 
 def network() -> Any:
@@ -47,50 +46,8 @@ def network() -> Any:
     )
 
 
-def train() -> Any:
-    """Adam with a cosine schedule on fresh random patches every epoch."""
-    torch.manual_seed(SEED)
-    torch.use_deterministic_algorithms(True)
-    torch.set_num_threads(1)
-    rng = np.random.default_rng(SEED)
-    images, labels = digits.glyphs("train")
-    net = network()
-    optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS)
-    for epoch in range(1, EPOCHS + 1):
-        inputs, targets = digits.patches(images, labels, rng)
-        order = rng.permutation(len(inputs))
-        total = 0.0
-        for start in range(0, len(order), BATCH):
-            chosen = order[start : start + BATCH]
-            logits = net(torch.from_numpy(inputs[chosen]))
-            loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets[chosen]))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.item() * len(chosen)
-        schedule.step()
-        if epoch % 10 == 0:
-            print(f"epoch {epoch:3d}  loss {total / len(order):.4f}")
-    return net.eval()
-
-
-def classify(net: Any, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Class [N] of each window [N,1,32,32]."""
-    with torch.no_grad():
-        return np.asarray(net(torch.from_numpy(inputs)).argmax(1).numpy(), np.int64)
-
-
-def report(net: Any) -> None:
-    """Print the accuracies on the held-out digits: alone, in random patches, and on a canvas."""
-    images, labels = digits.glyphs("held-out")
-    alone = classify(net, images[:, None]) == labels
-    print(f"held-out digits, centred: {alone.mean():.4f} ({alone.sum()} of {len(alone)})")
-
-    inputs, targets = digits.patches(images, labels, np.random.default_rng(SEED + 1))
-    correct = classify(net, inputs) == targets
-    print(f"held-out patches, 11 classes: {correct.mean():.4f} ({correct.sum()} of {len(correct)})")
-
+def report_canvas(net: Any) -> None:
+    """Print the accuracies on a canvas of held-out digits."""
     found, background = scan(net)
     print(f"canvas, window nearest to each digit: {found.mean():.4f} ({found.sum()} of {len(found)})")
     print(f"canvas, windows that no digit is centred in: {background.mean():.4f} are background")
@@ -115,17 +72,15 @@ def scan(net: Any, side: int = 1024, stride: int = 4) -> tuple[npt.NDArray[np.bo
 def export(net: Any) -> onnx.ModelProto:
     """The ONNX model of ``lenet.py`` with the trained weights; nothing else is in it."""
     weights = {name: value.numpy() for name, value in net.state_dict().items()}
-    model = lenet.build(classes=11, opset=13, weights=weights)
-    onnx.checker.check_model(model, full_check=True)
-    return model
+    return lenet.build(classes=11, opset=13, weights=weights)
 
 
 def main() -> None:
     """Train, print the accuracies, write the model."""
-    net = train()
+    net = train(network, RECIPE)
     report(net)
-    lenet5_path().write_bytes(export(net).SerializeToString(deterministic=True))
-    print(f"wrote {lenet5_path().name}, {lenet5_path().stat().st_size} bytes")
+    report_canvas(net)
+    save(export(net), lenet5_path())
 
 
 if __name__ == "__main__":
