@@ -1,7 +1,8 @@
-"""The lecture architectures as ONNX models, and one small trained model.
+"""The lecture architectures as ONNX models, and small trained models with the data that they were trained on.
 
 ``build(name)`` gives a network with seeded random weights, layer for layer as in its paper;
-``lenet5_path()`` is a LeNet-5 trained on handwritten digits (``train_lenet5.py`` made it).
+``trained_path(name)`` is a network trained on handwritten digits (``train_lenet5.py`` and
+``train_digit_nets.py`` made them), and ``digit_images(part)`` are such digits.
 
 This package imports nothing of the rest of convrewrite: it only supplies models to work on.
 """
@@ -9,13 +10,15 @@ This package imports nothing of the rest of convrewrite: it only supplies models
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import onnx
 
-from convrewrite.models import alexnet, lenet, mobilenet, resnet, vgg
+from convrewrite.models import alexnet, digits, lenet, mobilenet, resnet, vgg
 
-__all__ = ["NAMES", "build", "lenet5_path"]
+__all__ = ["NAMES", "TRAINED", "build", "digit_images", "lenet5_path", "trained_path"]
 
 NAMES: tuple[str, ...] = ("lenet5", "alexnet", "vgg16", "resnet18", "mobilenet_v1")
 """The names that ``build`` takes."""
@@ -42,9 +45,33 @@ def build(name: str, **options: Any) -> onnx.ModelProto:
     return _BUILDERS[name](**options)
 
 
-def lenet5_path() -> Path:
-    """Path of the trained LeNet-5: "image" [1, 1, 32, 32] in 0..1 -> "probabilities" [1, 11].
+TRAINED: tuple[str, ...] = ("lenet5", "digits_vgg", "digits_dw7")
+"""The names that ``trained_path`` takes."""
 
-    Classes 0 to 9 are the digits, 10 is "background, or nothing centred here".
+
+def trained_path(name: str) -> Path:
+    """Path of the trained network ``name`` (one of ``TRAINED``).
+
+    All map "image" [N, 1, 32, 32] in 0..1 to "probabilities" [N, 11]: classes 0 to 9 are the digits, 10 is
+    "background, or nothing centred here". N is 1 in lenet5 and open in the others.
     """
-    return Path(__file__).with_name("lenet5.onnx")
+    if name not in TRAINED:
+        raise ValueError(f"unknown trained model {name!r}; the known ones are {', '.join(TRAINED)}")
+    return Path(__file__).with_name(f"{name}.onnx")
+
+
+def lenet5_path() -> Path:
+    """Path of the trained LeNet-5."""
+    return trained_path("lenet5")
+
+
+def digit_images(
+    part: Literal["train", "held-out"] = "held-out",
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
+    """Digits as the trained networks take them: images [n, 1, 32, 32] in 0..1 and labels [n].
+
+    "held-out" are the 445 that no network was trained on, for accuracy; "train" are the other 1352, for whatever a
+    rewrite learns from data. Needs scikit-learn, which ships them; torch is not needed.
+    """
+    images, labels = digits.glyphs(part)
+    return images[:, None], labels

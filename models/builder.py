@@ -198,16 +198,25 @@ class NetBuilder:
         """Probabilities over the classes, axis 1, of a [N,K] tensor."""
         return self._node("Softmax", self._name("softmax", name), [x.name], x.shape, axis=1)
 
-    def finish(self, output: Tensor, *, name: str) -> onnx.ModelProto:
-        """The model with one input, "image", and one output, ``output``; ``name`` names the graph."""
+    def finish(self, output: Tensor, *, name: str, open_batch: bool = False) -> onnx.ModelProto:
+        """The model with one input, "image", and one output, ``output``; ``name`` names the graph.
+
+        ``open_batch`` leaves the first axis of both open, as the symbol N.
+        """
         unused = sorted(set(self._given or ()) - set(self._initializers))
         if unused:
             raise ValueError(f"weights that {name} has no layer for: {', '.join(unused)}")
+        ends = [
+            helper.make_tensor_value_info(
+                end.name, TensorProto.FLOAT, ["N" if open_batch else end.shape[0], *end.shape[1:]]
+            )
+            for end in (self.input, output)
+        ]
         graph = helper.make_graph(
             self._nodes,
             name,
-            [helper.make_tensor_value_info(self.input.name, TensorProto.FLOAT, self.input.shape)],
-            [helper.make_tensor_value_info(output.name, TensorProto.FLOAT, output.shape)],
+            ends[:1],
+            ends[1:],
             list(self._initializers.values()),
         )
         return helper.make_model(

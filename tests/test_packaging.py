@@ -19,7 +19,12 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 SYMLINKS = ("convrewrite/passes", "convrewrite/models")
-DATA = ("convrewrite/py.typed", "convrewrite/report.schema.json", "convrewrite/models/lenet5.onnx")
+MODELS = ("lenet5.onnx", "digits_vgg.onnx", "digits_dw7.onnx")
+DATA = (
+    "convrewrite/py.typed",
+    "convrewrite/report.schema.json",
+    *(f"convrewrite/models/{name}" for name in MODELS),
+)
 
 
 def run(*command: str | Path, cwd: Path, **environment: str) -> str:
@@ -123,7 +128,7 @@ def test_the_sdist_holds_each_module_once(tree: Path, dist: Path) -> None:
     folders = ("convrewrite/", "passes/", "models/")
     modules = [name for name in names if name.endswith(".py") and name.startswith(folders)]
     assert Counter(modules) == Counter(sources(tree).values())
-    data = {"convrewrite/py.typed", "convrewrite/report.schema.json", "models/lenet5.onnx"}
+    data = {"convrewrite/py.typed", "convrewrite/report.schema.json", *(f"models/{name}" for name in MODELS)}
     assert data | {"LICENSE", "README.md", "pyproject.toml"} <= set(names)
 
 
@@ -131,7 +136,8 @@ def test_the_content_is_that_of_the_tree(tree: Path, wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         for packaged, source in sources(tree).items():
             assert archive.read(packaged) == (tree / source).read_bytes(), packaged
-        assert archive.read(DATA[2]) == (tree / "models/lenet5.onnx").read_bytes()
+        for name in MODELS:
+            assert archive.read(f"convrewrite/models/{name}") == (tree / "models" / name).read_bytes(), name
 
 
 def test_the_console_script_is_declared(wheel: Path) -> None:
