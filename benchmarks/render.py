@@ -16,12 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import convert_vgg16, fcn_vs_windows
+from benchmarks import convert_vgg16, fcn_vs_windows, separable, trade_off
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     fcn_vs_windows.NAME: fcn_vs_windows.markdown,
     convert_vgg16.NAME: convert_vgg16.markdown,
+    separable.NAME: separable.markdown,
+    trade_off.NAME: trade_off.markdown,
 }
 BLOCK = re.compile(r"(<!-- benchmark: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_YET = "Not measured yet."

@@ -13,7 +13,6 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -21,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from convrewrite import __version__, bench_command, verify_command
+from convrewrite import __version__, bench_command, trade_commands, verify_command
 from convrewrite.cli_options import (
     MAKE,
     DataOption,
@@ -40,12 +39,14 @@ from convrewrite.cli_options import (
     SkipOption,
     VerboseOption,
     VerifyOption,
+    options_of,
     parse_size,
+    paths_of,
 )
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, Refused, UsageError
 
 if TYPE_CHECKING:
-    from convrewrite.outcome import Options, Outcome
+    from convrewrite.outcome import Outcome
     from convrewrite.verification import Progress as Tell
 
 app = typer.Typer(
@@ -117,8 +118,8 @@ def fcn(
         from convrewrite import pipeline
         from convrewrite.passes.fcn import Fcn
 
-        options = _options(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
-        return pipeline.fcn(*_paths(source, target), Fcn(window=window, size=size), options)
+        options = options_of(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
+        return pipeline.fcn(*paths_of(source, target), Fcn(window=window, size=size), options)
 
     files = [source or "-", target or "-"]
     _run("fcn", provider, work, report, files[1:] if files[0] == "-" else files, quiet=quiet, verbose=verbose)
@@ -155,42 +156,6 @@ def _answer(lines: list[str]) -> None:
 
     with write_errors("to standard output"):
         print("\n".join(lines), flush=True)
-
-
-def _paths(source: str | None, target: str | None) -> tuple[str, str]:
-    if source is not None and target is None:
-        raise UsageError(
-            f"nothing says where the result of '{source}' goes", remedy="give IN and OUT, or neither for a pipe"
-        )
-    return source or "-", target or "-"
-
-
-def _options(
-    provider: Provider,
-    verify: bool,
-    max_output_error: float | None,
-    samples: int,
-    seed: int,
-    data: Path | None,
-    only: list[str] | None,
-    skip: list[str] | None,
-    progress: Tell | None,
-) -> Options:
-    from convrewrite.outcome import Options
-    from convrewrite.sampling import read_data
-
-    return Options(
-        provider=provider.value,
-        verify=verify,
-        max_output_error=max_output_error,
-        samples=samples,
-        seed=seed,
-        data=None if data is None else read_data(data),
-        data_path=str(data),
-        only=tuple(only or ()),
-        skip=tuple(skip or ()),
-        progress=progress,
-    )
 
 
 def _run(
@@ -252,6 +217,7 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
         yield tell
 
 
+trade_commands.register(app, _run)
 verify_command.register(app, _run)
 bench_command.register(app, _run)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+from convrewrite.errors import UsageError
+
 if TYPE_CHECKING:
-    from convrewrite.outcome import Outcome
+    from convrewrite.outcome import Options, Outcome
     from convrewrite.verification import Progress
 
 
@@ -22,6 +24,31 @@ class Provider(enum.StrEnum):
     cpu = "cpu"
     cuda = "cuda"
     tensorrt = "tensorrt"
+
+
+class Accept(enum.StrEnum):
+    """What makes a rewrite worth it."""
+
+    smaller = "smaller"
+    faster = "faster"
+    always = "always"
+
+
+class Form(enum.StrEnum):
+    """How `separable` may factor a kernel."""
+
+    auto = "auto"
+    spatial = "spatial"
+    depthwise = "depthwise"
+    channel = "channel"
+    tucker = "tucker"
+
+
+class Fit(enum.StrEnum):
+    """What factors are to come near to."""
+
+    responses = "responses"
+    weights = "weights"
 
 
 class Size(tuple[int, ...]):
@@ -37,7 +64,8 @@ def parse_size(text: str) -> Size:
     return Size(int(part) for part in parts)
 
 
-def _finite(value: float | None) -> float | None:
+def finite(value: float | None) -> float | None:
+    """The value, where it can be a tolerance."""
     if value is not None and not (math.isfinite(value) and value >= 0):
         raise typer.BadParameter(f"{value} is not a tolerance; write a number such as 1e-5")
     return value
@@ -64,7 +92,7 @@ ErrorOption = Annotated[
     typer.Option(
         "--max-output-error",
         metavar="E",
-        callback=_finite,
+        callback=finite,
         rich_help_panel=CHECK,
         help="Allow max|a-b| / max|b| up to E for every output. Left out: 1e-5, or 10 times the model's own noise.",
     ),
@@ -101,6 +129,81 @@ SkipOption = Annotated[
     list[str] | None,
     typer.Option(metavar="GLOB", rich_help_panel=MAKE, help="Leave nodes or tensors of these names alone."),
 ]
+
+
+AcceptOption = Annotated[
+    Accept,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=MAKE,
+        help="Rewrite a layer if it has [bold]smaller[/] cost (fewer multiply-accumulates), if it is measured to be "
+        "faster and so is the whole model, or always.",
+        show_default=False,
+    ),
+]
+TimingsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="F.json", rich_help_panel=MAKE, help="Keep what --accept faster has timed in this file, and reuse it."
+    ),
+]
+TradeSizeOption = Annotated[
+    Size | None,
+    typer.Option(
+        parser=parse_size,
+        metavar="HxW",
+        rich_help_panel=MAKE,
+        help="Count, time and verify at this size, where the file leaves it open.",
+    ),
+]
+BudgetOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-output-error",
+        metavar="E",
+        callback=finite,
+        rich_help_panel=CHECK,
+        help="Rewrite only as many layers as keep max|a-b| / max|b| of every output within E of the original.",
+    ),
+]
+
+
+def paths_of(source: str | None, target: str | None) -> tuple[str, str]:
+    """IN and OUT of a rewriting command; both left out is a pipe."""
+    if source is not None and target is None:
+        raise UsageError(
+            f"nothing says where the result of '{source}' goes", remedy="give IN and OUT, or neither for a pipe"
+        )
+    return source or "-", target or "-"
+
+
+def options_of(
+    provider: Provider,
+    verify: bool,
+    max_output_error: float | None,
+    samples: int,
+    seed: int,
+    data: Path | None,
+    only: list[str] | None,
+    skip: list[str] | None,
+    progress: Progress | None,
+) -> Options:
+    """What every rewriting command takes, read."""
+    from convrewrite.outcome import Options
+    from convrewrite.sampling import read_data
+
+    return Options(
+        provider=provider.value,
+        verify=verify,
+        max_output_error=max_output_error,
+        samples=samples,
+        seed=seed,
+        data=None if data is None else read_data(data),
+        data_path=str(data),
+        only=tuple(only or ()),
+        skip=tuple(skip or ()),
+        progress=progress,
+    )
 
 
 class Run(Protocol):

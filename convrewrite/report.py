@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import platform
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
@@ -41,6 +42,9 @@ LABEL = 11
 
 SHOWN = 12
 """Sites that are listed without --verbose."""
+
+BEST = 5
+"""Sites that are listed with what they would need."""
 
 STYLES = {"verified": "bold green", "failed": "bold red", "vacuous": "bold red", "skipped": "bold yellow"}
 
@@ -146,7 +150,9 @@ def _folded(line: str, width: int) -> list[str]:
 def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]]:
     """Labels with their lines."""
     done = outcome.status in ("rewritten", "compared")
-    if verbose or done:
+    judged = [site for site in outcome.sites if site.reason.startswith("accept/")]
+    told = outcome.status == "unchanged" and any(site.reason != "accept/not-smaller" for site in judged)
+    if verbose or done or told:
         yield from _site_lines(outcome.sites, verbose)
     if outcome.window is not None and done:
         yield "window", _window_lines(outcome.window)
@@ -154,6 +160,8 @@ def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]
         yield outcome.verification.verdict, _verification_lines(outcome, outcome.verification, verbose)
     if outcome.status == "rewritten" and outcome.output is not None:
         yield "wrote", [_file_line(outcome.output, outcome.window)]
+    if outcome.status == "unchanged":
+        yield from _needs(outcome)
     if outcome.advice:
         yield ("unchanged" if outcome.status == "unchanged" else "next"), [outcome.advice]
 
@@ -161,15 +169,37 @@ def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]
 def _site_lines(sites: Sequence[Site], verbose: bool) -> Iterator[tuple[str, list[str]]]:
     shown = sites if verbose or len(sites) <= SHOWN else sites[: SHOWN - 1]
     for outcome in ("rewritten", "declined", "refused"):
-        rows = [
-            (site.anchor, site.detail, site.equivalence or f"[{site.reason}]")
-            for site in shown
-            if site.outcome == outcome
-        ]
+        rows = [(site.anchor, site.detail, _kind(site)) for site in shown if site.outcome == outcome]
         if rows:
             more = len([site for site in sites if site.outcome == outcome]) - len(rows)
             tail = [f"... and {more} more, shown with --verbose"] if more else []
             yield "rewrote" if outcome == "rewritten" else outcome, [*_columns(rows), *tail]
+
+
+def _kind(site: Site) -> str:
+    """How a rewritten site compares with the original, or why there is none."""
+    if site.equivalence != "approximate":
+        return site.equivalence or f"[{site.reason}]"
+    fitted = "" if site.response_error is None else f", its response by {site.response_error:.1e}"
+    return f"approximate: the kernel is off by {site.error:.1e}{fitted}"
+
+
+def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
+    """Where nothing was worth it: the sites that would need the smallest tolerances, and what they would save."""
+    known = [site for site in outcome.sites if site.tol_pays is not None]
+    known.sort(key=lambda site: (site.tol_halves or math.inf, site.tol_pays, site.anchor))
+    if not known:
+        return
+    total = outcome.input.macs if outcome.input is not None else None
+    rows = [("", "fewer MACs from --tol", "half from --tol", "which saves")]
+    for site in known[:BEST]:
+        half = site.macs_before - site.macs_before // 2
+        share = f" ({half / total:.1%})" if total else ""
+        halves = "-" if site.tol_halves is None else f"{site.tol_halves:.2g}"
+        saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"
+        rows.append((site.anchor, f"{site.tol_pays:.2g}", halves, saved))
+    more = [f"... and {len(known) - BEST} more, in the report"] if len(known) > BEST else []
+    yield "would need", [*_columns(rows, right=(1, 2, 3)), *more]
 
 
 def _window_lines(window: Window) -> list[str]:
@@ -211,8 +241,11 @@ def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) ->
 def _case_row(case: Case, name: str) -> tuple[str, ...]:
     figure = "{:.2%}" if case.metric == MISMATCHES else "{:.1e}"
     noise = "-" if case.noise is None else figure.format(case.noise)
-    status = "" if case.status == "passed" else case.status.upper()
-    return name, figure.format(case.error), figure.format(case.tolerance or 0.0), noise, status
+    if case.status != "stated":
+        status = "" if case.status == "passed" else case.status.upper()
+        return name, figure.format(case.error), figure.format(case.tolerance or 0.0), noise, status
+    same = None if case.metrics is None else case.metrics.top1_agreement
+    return name, figure.format(case.error), "-", noise, "" if same is None else f"same class in {same:.0%}"
 
 
 def _file_line(facts: FileFacts, window: Window | None) -> str:
@@ -220,6 +253,8 @@ def _file_line(facts: FileFacts, window: Window | None) -> str:
     size = f"{decimal(facts.bytes)}, {facts.parameters:,} parameters"
     if facts.macs is not None and window is not None:
         size += f", {facts.macs:,} MACs at {'x'.join(map(str, window.size))}"
+    elif facts.macs is not None:
+        size += f", {facts.macs:,} MACs"
     return f"{place} ({size})"
 
 

@@ -22,11 +22,15 @@ from convrewrite.graph import skeleton
 
 @dataclass(frozen=True)
 class Reason:
-    """A namespaced code for why a site was left alone, what it means, and what the user can do."""
+    """A namespaced code for why a site was left alone, what it means, and what the user can do.
+
+    `whole`: as the reason of a refusal it refuses the model, whatever else could be rewritten in it.
+    """
 
     code: str
     meaning: str
     remedy: str
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,10 @@ class Site:
         outcome: "rewritten", "declined" or "refused". reason: the code of the outcome, "" where rewritten.
         equivalence: "exact", "reassociated" or "approximate"; "" where nothing was rewritten.
         error: relative Frobenius error of an approximate rewrite, else 0.
+        response_error: relative error of the layer's response on real inputs, where the rewrite was fitted to them.
+        macs_before, macs_after: of the layer at its own size; per cell of its output where that is not known.
+        tol_pays, tol_halves: the tolerances from which on the layer would have fewer MACs, and half of them; None
+            where the pass does not trade accuracy or none is large enough.
     """
 
     pass_name: str
@@ -69,6 +77,9 @@ class Site:
     macs_after: int = 0
     params_before: int = 0
     params_after: int = 0
+    response_error: float | None = None
+    tol_pays: float | None = None
+    tol_halves: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The site as it stands in the report."""
@@ -84,7 +95,8 @@ class Plan:
     Attributes:
         sites: what the report will say, first the candidate itself.
         payload: what the pass needs to apply it; nobody else looks inside.
-        metadata: entries for the model's metadata. evidence: facts that verification needs, by name.
+        metadata: entries for the model's metadata. evidence: facts that verification needs, by name; where two plans
+            give a mapping under one name, the mappings are joined.
         last: it rewrites the graph as a whole, so that no candidate is left.
     """
 
@@ -162,7 +174,7 @@ def run_pass(
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
 ) -> PassResult:
-    """Run one pass over a copy of a graph and check the contract around it.
+    """Run one pass over a copy of a graph and check the contract around it. What a plan made is not planned again.
 
     Args:
         pass_: the pass. graph: left as it is; the copy shares its tensors.
@@ -178,8 +190,11 @@ def run_pass(
     metadata: dict[str, str] = {}
     evidence: dict[str, Any] = {}
     seen: set[str] = set()
+    old = list(work.nodes)  # kept alive, so that the identity of none of them is given to a new node
+    known = {id(node) for node in old}
     for _ in range(2 * len(graph.nodes) + 16):
-        node = next((n for n in pass_.candidates(work) if _anchor(n) not in seen), None)
+        fresh = (node for node in pass_.candidates(work) if id(node) in known and _anchor(node) not in seen)
+        node = next(fresh, None)
         if node is None:
             break
         seen.add(_anchor(node))
@@ -187,7 +202,7 @@ def run_pass(
         if isinstance(outcome, Plan):
             pass_.apply(work, outcome)
             metadata.update(outcome.metadata)
-            evidence.update(outcome.evidence)
+            _join(evidence, outcome.evidence)
             sites.extend(outcome.sites)
             seen.update(site.anchor for site in outcome.sites)
             if outcome.last:
@@ -198,6 +213,13 @@ def run_pass(
         work.cleanup(remove_unused_graph_inputs=False).toposort()
         _check(pass_, graph, work)
     return PassResult(work, tuple(sites), metadata, evidence)
+
+
+def _join(evidence: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, fact in more.items():
+        known = evidence.get(name)
+        both = isinstance(known, Mapping) and isinstance(fact, Mapping)
+        evidence[name] = {**known, **fact} if both else fact
 
 
 def _anchor(node: gs.Node) -> str:
@@ -231,7 +253,25 @@ def _plan(
         declined = declined or verdict
     if declined is None:
         raise ConvrewriteError(f"pass {pass_.name} returned no plan for {site.anchor} and no reason")
-    return replace(site, reason=declined.reason.code, detail=declined.detail, remedy=declined.reason.remedy)
+    told = declined.reason.code, declined.detail, declined.reason.remedy
+    return _left_alone(site, outcome[0], *told)
+
+
+def _left_alone(site: Site, plan: Plan, reason: str, detail: str, remedy: str) -> Site:
+    """A site whose plans the judge declined, with what the pass knows of its cost."""
+    first = plan.sites[0]
+    return replace(
+        site,
+        reason=reason,
+        detail=detail,
+        remedy=remedy,
+        macs_before=first.macs_before,
+        macs_after=first.macs_before,
+        params_before=first.params_before,
+        params_after=first.params_before,
+        tol_pays=first.tol_pays,
+        tol_halves=first.tol_halves,
+    )
 
 
 def _matches(patterns: Sequence[str], nodes: Sequence[gs.Node]) -> bool:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from convrewrite.passes.fcn import Fcn
+from convrewrite.passes.separable import Separable
 from convrewrite.rewrite import Pass
 
-ALL: tuple[type[Pass], ...] = (Fcn,)
+ALL: tuple[type[Pass], ...] = (Fcn, Separable)
 """Every pass of the project; a third party's come through the entry point `convrewrite.passes`."""

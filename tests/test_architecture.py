@@ -50,9 +50,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "report": CHECKS | {"acceptance", "outcome", "convrewrite"},
     "pipeline": TOP - {"pipeline"},
     "cli_options": CHECKS | {"outcome"},
+    "trade_commands": TOP | {"cli_options"},
     "verify_command": TOP | {"cli_options"},
     "bench_command": TOP | {"cli_options"},
-    "cli": TOP | {"cli_options", "verify_command", "bench_command"},
+    "cli": TOP | {"cli_options", "trade_commands", "verify_command", "bench_command"},
     "convrewrite": TOP,
     "__main__": TOP | {"cli"},
 }

@@ -10,7 +10,7 @@ from __future__ import annotations
 from convrewrite.timing import plot
 from convrewrite.timing.process import CellFailed
 from convrewrite.timing.result import Bench, Cell, Cost, Missed
-from convrewrite.timing.runner import bench
+from convrewrite.timing.runner import bench, cores
 from convrewrite.timing.statistics import (
     FASTER,
     NO_DIFFERENCE,
@@ -39,6 +39,7 @@ __all__ = [
     "Rounds",
     "bench",
     "compare",
+    "cores",
     "estimate",
     "geometric_mean",
     "plot",

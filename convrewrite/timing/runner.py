@@ -104,13 +104,13 @@ def bench(
     runtime.check_installation()
     pair = Candidate.read(a), Candidate.read(b)
     plans = sorted(_plans(*pair, sizes, batches, windows), key=lambda plan: plan.elements)
-    cores = threads or _cores()
+    used = threads or cores()
     task = Task(
         "time",
         plans[0].subjects[0],
         provider=provider,
         tf32=tf32,
-        threads=cores,
+        threads=used,
         seconds=seconds,
         sets=max(sets, 1),
         seed=seed,
@@ -140,7 +140,7 @@ def bench(
         b=str(b),
         provider=found.ready.get("provider", ""),
         tf32=bool(found.ready.get("tf32", tf32)),
-        threads=cores,
+        threads=used,
         seconds=seconds,
         cells=tuple(found.cells),
         missed=tuple(found.missed),
@@ -282,6 +282,6 @@ def _teller(progress: Progress | None, label: str, number: int, total: int) -> C
     return tell
 
 
-def _cores() -> int:
+def cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,101 @@
+"""Judges: each says of one legal plan whether it is worth it, and why not."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import onnx_graphsurgeon as gs
+
+from convrewrite import model_io, timing
+from convrewrite.acceptance.decisions import Decision, Decisions, device
+from convrewrite.acceptance.regions import Shapes, region
+from convrewrite.rewrite import Declined, Pass, Plan, Reason
+
+NOT_SMALLER = Reason(
+    "accept/not-smaller",
+    "within the tolerance no form has fewer multiply-accumulates than the layer as it is",
+    "raise --tol, if the model can bear it; --accept always rewrites all the same",
+)
+NOT_FASTER = Reason(
+    "accept/not-faster",
+    "no form within the tolerance was measured to be faster than the layer as it is",
+    "raise --tol, if the model can bear it; --accept smaller asks for fewer multiply-accumulates alone",
+)
+WHOLE_NOT_FASTER = Reason(
+    "accept/whole-not-faster",
+    "the layer is faster by itself, but the whole model was not measured to be",
+    "write the smaller model all the same with --accept smaller",
+)
+OVER_BUDGET = Reason(
+    "accept/over-budget",
+    "with this layer rewritten too, the model's outputs would be further off than --max-output-error allows",
+    "raise --max-output-error, or lower --tol for a more accurate form",
+)
+REASONS = (NOT_SMALLER, NOT_FASTER, WHOLE_NOT_FASTER, OVER_BUDGET)
+"""What a judge may give."""
+
+TRIES = 4
+"""Plans that are timed per site: they come ranked, the one that should be fastest first."""
+
+
+def macs(plan: Plan) -> tuple[int, int]:
+    """Multiply-accumulates before and after, over all sites of a plan."""
+    return sum(site.macs_before for site in plan.sites), sum(site.macs_after for site in plan.sites)
+
+
+def smaller(graph: gs.Graph, plan: Plan) -> Declined | None:
+    """Accept what has fewer multiply-accumulates, or as many with fewer parameters."""
+    before, after = macs(plan)
+    fewer = sum(site.params_after - site.params_before for site in plan.sites) < 0
+    if after < before or (after == before and fewer):
+        return None
+    return Declined(NOT_SMALLER, f"{before:,} multiply-accumulates would become {after:,}")
+
+
+@dataclass
+class Faster:
+    """Accept what is measured to be faster in ONNX Runtime, at the shapes that the layer has in the model.
+
+    Attributes:
+        pass_: whose plans are judged. shapes: of the model's tensors. ir_version: of the model.
+        provider, threads, seconds, sets: as for `timing.bench`. decisions: what is known already.
+    """
+
+    pass_: Pass
+    shapes: Shapes
+    ir_version: int
+    decisions: Decisions = field(default_factory=Decisions)
+    provider: str = "cpu"
+    threads: int = 1
+    seconds: float = 1.0
+    sets: int = 6
+    _tried: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, graph: gs.Graph, plan: Plan) -> Declined | None:
+        """Time the region that the plan changes."""
+        anchor = plan.sites[0].anchor
+        if (not_fewer := smaller(graph, plan)) is not None:
+            return Declined(NOT_FASTER, f"{not_fewer.detail}; not timed")
+        self._tried[anchor] += 1
+        if self._tried[anchor] > TRIES:
+            return Declined(NOT_FASTER, f"the {TRIES} forms ranked first were timed, this one was not")
+        parts = region(graph, self.pass_, plan, self.shapes, self.ir_version)
+        where = device(self.provider, self.threads)
+        decision = self.decisions.get(where, parts.key)
+        if decision is None:
+            with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+                a = model_io.save(parts.before, Path(folder) / "before.onnx")
+                b = model_io.save(parts.after, Path(folder) / "after.onnx")
+                decision = self._time(a, b)
+            self.decisions.put(where, parts.key, decision)
+        if decision.verdict == timing.FASTER:
+            return None
+        return Declined(NOT_FASTER, f"{plan.sites[0].detail}: {decision.verdict}, {decision}")
+
+    def _time(self, a: Path, b: Path) -> Decision:
+        """Time two model files; raises what `timing.bench` raises."""
+        found = timing.bench(a, b, seconds=self.seconds, sets=self.sets, provider=self.provider, memory=False)
+        return Decision.of(found.check())

@@ -1,0 +1,15 @@
+"""One command from file to file: load, rewrite, stage, verify, publish. Nothing is published before it was checked.
+
+IN --load--> graph --pass--> graph' --stage--> temporary file --verify--> rename to OUT
+               |                                    |
+            refused: exit 3                  failed: exit 1, the temporary file is removed
+"""
+
+from __future__ import annotations
+
+from convrewrite.pipeline.compare import compare, time
+from convrewrite.pipeline.fcn import fcn
+from convrewrite.pipeline.steps import GENERAL, reasons
+from convrewrite.pipeline.trading import Trade, trade
+
+__all__ = ["GENERAL", "Trade", "compare", "fcn", "reasons", "time", "trade"]

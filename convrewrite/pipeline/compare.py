@@ -1,0 +1,74 @@
+"""Two files against each other: the commands `verify` and `bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from convrewrite import model_io, runtime, timing, verification
+from convrewrite.errors import UsageError
+from convrewrite.model_io import Model
+from convrewrite.outcome import STREAM, Log, Options, Outcome
+from convrewrite.passes.fcn import Fcn
+from convrewrite.pipeline.files import input_facts
+from convrewrite.pipeline.steps import common
+from convrewrite.rewrite import run_pass
+from convrewrite.windows import Window
+
+
+def compare(source: str, target: str, size: Sequence[int] | None, options: Options, **more: Any) -> Outcome:
+    """Verify that two model files are the same function; a fully convolutional `target` is held against its windows.
+
+    Whatever stops it is the outcome's `error`; `Outcome.check` raises it. `more` goes to `verification.verify`, before
+    what `options` say: several `sizes`, a `batch`, `where`, ...
+    """
+    log = Log(Outcome("verify", options.provider, "error"))
+    with log.until_error():
+        _compare(source, target, {"size": size, **common(options), **more}, log)
+    return log.outcome
+
+
+def _compare(source: str, target: str, given: dict[str, Any], log: Log) -> None:
+    runtime.check_installation()
+    if STREAM in (source, target):
+        raise UsageError("verify reads two files, and none from standard input", remedy="give both paths")
+    before = model_io.load(source)
+    log.note(input=input_facts(before, source))
+    after = model_io.load(target)
+    window = Window.from_metadata(after.metadata)
+    log.note(output=input_facts(after, target))
+    if window is not None and Window.from_metadata(before.metadata) is None:
+        log.note(window=window)
+        if given.pop("shapes", None) or given.pop("reference", "onnxruntime") != "onnxruntime":
+            remedy = "leave --shape and --reference out; --size and --batch are for it"
+            raise UsageError("a model that fcn wrote is compared window by window", remedy=remedy)
+        found = verification.verify_fcn(source, target, window, _cut(before, window), **given)
+    else:
+        found = verification.verify(source, target, **given)
+    log.note(verification=found, provider=found.provider, window=window)
+    found.check()
+    log.note(status="compared")
+
+
+def time(source: str, target: str, **how: Any) -> Outcome:
+    """Time two model files against each other; `how` goes to `timing.bench`.
+
+    Whatever stops it is the outcome's `error`; sizes that were measured before stay in its `bench`.
+    """
+    log = Log(Outcome("bench", how.get("provider", "auto"), "error"))
+    with log.until_error():
+        if STREAM in (source, target):
+            raise UsageError("bench reads two files", remedy="give both paths")
+        log.note(input=input_facts(model_io.load(source), source))
+        log.note(output=input_facts(model_io.load(target), target))
+        result = timing.bench(source, target, **how)
+        log.note(bench=result, provider=result.provider if result.cells else log.outcome.provider, status="compared")
+        result.check()
+    return log.outcome
+
+
+def _cut(before: Model, window: Window) -> Sequence[Any]:
+    """Where the original's head begins, as the pass sees it; nothing where it refuses the original."""
+    result = run_pass(Fcn(window=window.size), before.graph)
+    cut: Sequence[Any] = result.evidence.get("cut", ())
+    return cut

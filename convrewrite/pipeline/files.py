@@ -1,0 +1,71 @@
+"""The files of a command: what it reads, what it copies, and what the report says of them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import BinaryIO
+
+from convrewrite import costs, model_io
+from convrewrite.errors import UsageError
+from convrewrite.model_io import Model
+from convrewrite.outcome import STREAM, FileFacts, Log
+
+
+def load(source: str) -> Model:
+    """Read a model from a path, or from standard input."""
+    if source != STREAM:
+        return model_io.load(source)
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError("no model on standard input", remedy="give IN and OUT, or pipe a model in")
+    return model_io.load(sys.stdin.buffer.read())
+
+
+def refuse_stream_target(target: str) -> None:
+    """Raise UsageError where standard output is a terminal."""
+    if target == STREAM and (sys.stdout is None or sys.stdout.isatty()):
+        raise UsageError(
+            "binary data is not written to a terminal", remedy="give IN and OUT, or redirect with > out.onnx"
+        )
+
+
+def as_file(model: Model, path: Path) -> Path:
+    """Copy a model that came from standard input to a path."""
+    model_io.copy_bytes(model, path)
+    return path
+
+
+def copied(model: Model, source: str, target: str, log: Log) -> None:
+    """Nothing to do: the file goes through byte for byte."""
+    if target == STREAM:
+        stream: BinaryIO = sys.stdout.buffer
+        model_io.copy_bytes(model, stream)
+    elif source == STREAM or not same_file(source, target):
+        model_io.copy_bytes(model, target)
+    facts = None if log.outcome.input is None else replace(log.outcome.input, path=target)
+    log.note(status="unchanged", output=facts)
+
+
+def same_file(source: str, target: str) -> bool:
+    """Whether two paths are one file."""
+    with contextlib.suppress(OSError):
+        return Path(source).samefile(target)
+    return False
+
+
+def input_facts(model: Model, path: str) -> FileFacts:
+    """Of a file that was read."""
+    return FileFacts(path, model.sha256, model.nbytes, costs.parameters(model.graph), None)
+
+
+def output_facts(model: Model, staged: Path, target: str) -> FileFacts:
+    """Of a file that is written but not published yet, under the name that it will have."""
+    digest, size = hashlib.sha256(), 0
+    with staged.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+            size += len(chunk)
+    return FileFacts(target, digest.hexdigest(), size, costs.parameters(model.graph), None)

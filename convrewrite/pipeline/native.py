@@ -1,0 +1,92 @@
+"""The shapes at which a model is looked at: its own, or those of `--size`, or a usual size that it runs at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from convrewrite import costs
+from convrewrite.errors import UsageError
+from convrewrite.graph import infer_shapes
+from convrewrite.model_io import Model
+from convrewrite.runtime import TensorInfo
+from convrewrite.sampling import fill
+from convrewrite.windows import Window
+
+USUAL = (224, 256, 299, 128, 64, 32, 28, 512)
+"""Sizes that are tried where the file leaves it open and the user says nothing."""
+
+
+@dataclass(frozen=True)
+class Native:
+    """Shapes of one run.
+
+    Attributes:
+        size: that was given or assumed for open inputs; None where the file fixes all.
+        assumed: nobody gave it. inputs: shapes by name. tensors: of all tensors; empty where they do not follow.
+    """
+
+    size: tuple[int, ...] | None = None
+    assumed: bool = False
+    inputs: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def macs(self, graph: gs.Graph) -> int | None:
+        """Of a graph with these inputs; None where shapes do not follow from them."""
+        if not self.inputs:
+            return None
+        try:
+            return costs.graph_macs(graph, infer_shapes(graph, self.inputs))
+        except onnx.shape_inference.InferenceError:
+            return None
+
+
+def native(model: Model, size: Sequence[int] | None) -> Native:
+    """The shapes at which a model is verified, counted and timed.
+
+    Raises:
+        UsageError: the given size does not fit an input.
+    """
+    infos = [_info(tensor) for tensor in model.graph.inputs]
+    wanted = None if size is None else tuple(size)
+    if wanted is not None or not any(_is_open(info) for info in infos):
+        return _at(model.graph, infos, wanted, assumed=False)
+    window = Window.from_metadata(model.metadata)
+    tries = [window.size] if window is not None else []
+    tries += [(extent,) for extent in USUAL]
+    for guess in tries:
+        try:
+            found = _at(model.graph, infos, guess, assumed=True)
+        except UsageError:
+            continue
+        if found.tensors and all(extent > 0 for shape in found.tensors.values() for extent in shape):
+            return found
+    return Native()
+
+
+def _at(graph: gs.Graph, infos: Sequence[TensorInfo], size: tuple[int, ...] | None, *, assumed: bool) -> Native:
+    inputs = {info.name: fill(info, size).shape for info in infos}
+    try:
+        tensors = infer_shapes(graph, inputs)
+    except onnx.shape_inference.InferenceError as error:
+        if size is not None and not assumed:
+            text = " ".join(str(error).split())[:200]
+            words = "x".join(map(str, size))
+            raise UsageError(f"the model does not run at --size {words}: {text}", remedy="try another") from None
+        tensors = {}
+    return Native(size, assumed, inputs, tensors)
+
+
+def _info(tensor: gs.Variable) -> TensorInfo:
+    shape = tuple(d if isinstance(d, int) and d > 0 else None for d in tensor.shape or ())
+    known = tensor.dtype is not None and not isinstance(tensor.dtype, int)
+    return TensorInfo(tensor.name, np.dtype(tensor.dtype if known else np.float32), shape, "?")
+
+
+def _is_open(info: TensorInfo) -> bool:
+    """Whether an extent behind the batch is open."""
+    return any(dim is None for dim in (info.shape[1:] if len(info.shape) > 1 else info.shape))

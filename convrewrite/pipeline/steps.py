@@ -1,0 +1,96 @@
+"""Steps that all commands share: checks before any work is done, and the words for what was refused."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from convrewrite import acceptance, runtime
+from convrewrite.errors import Refused, UsageError
+from convrewrite.outcome import Options
+from convrewrite.rewrite import BY_PATTERN, Pass, Reason, Site
+
+PROBE = '<ir_version: 7, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Neg(x) }'
+"""The smallest model, to see whether a provider runs."""
+
+GENERAL = (
+    BY_PATTERN,
+    Reason(
+        "verify/failed",
+        "the rewritten model is not equivalent to the original, so it was not written",
+        "repeat it with the command in the message; please report it as a fault, with the model",
+    ),
+    Reason(
+        "verify/vacuous",
+        "the outputs did not move between inputs, so that their agreement says nothing",
+        "give real inputs with --data F.npz, or write unverified with --no-verify",
+    ),
+    *acceptance.REASONS,
+)
+"""Reasons that belong to no pass."""
+
+
+def common(options: Options) -> dict[str, Any]:
+    """What `verification` takes of the options."""
+    return {
+        "samples": options.samples,
+        "seed": options.seed,
+        "data": options.data,
+        "tolerance": options.max_output_error,
+        "provider": options.provider,
+        "progress": options.progress,
+    }
+
+
+def check_provider(provider: str) -> None:
+    """Raise UsageError where a provider that was asked for by name is not usable here, even if nothing will run."""
+    if provider in ("cuda", "tensorrt"):
+        obtained(provider)
+
+
+def obtained(provider: str) -> str:
+    """What a provider comes to on this machine: "cpu" or "cuda" where it is "auto". Raises UsageError."""
+    return runtime.open_session(onnx.parser.parse_model(PROBE).SerializeToString(), provider).provider
+
+
+def check_patterns(graph: gs.Graph, options: Options) -> None:
+    """Raise UsageError where --only matches no name of the graph: a slip of the pen must not look like success."""
+    names = [name for node in graph.nodes for name in (node.name, *(tensor.name for tensor in node.outputs)) if name]
+    if options.only and not any(fnmatch.filter(names, pattern) for pattern in options.only):
+        patterns = " ".join(options.only)
+        raise UsageError(f"--only '{patterns}' matches no node and no tensor of the model")
+
+
+def refusal(pass_: Pass, site: Site) -> Refused:
+    """The error for a site that refuses the model."""
+    return Refused(why(pass_, replace(site, remedy="")), reason=site.reason, remedy=site.remedy)
+
+
+def why(pass_: Pass, site: Site) -> str:
+    """Where, what it means, what helps, and the code that `explain` takes."""
+    remedy = f"; {site.remedy}" if site.remedy else ""
+    return f"{site.detail}: {meaning(pass_, site)} [{site.reason}]{remedy}"
+
+
+def meaning(pass_: Pass, site: Site) -> str:
+    """Of the reason of a site."""
+    known = {reason.code: reason for reason in (*pass_.reasons.values(), *GENERAL)}
+    return known[site.reason].meaning if site.reason in known else "the pass gives no meaning for its reason"
+
+
+def by(extents: Sequence[int]) -> str:
+    """224x224."""
+    return "x".join(map(str, extents))
+
+
+def reasons() -> Iterator[tuple[str, str, str]]:
+    """Every reason, those of every pass first: code, meaning, remedy."""
+    from convrewrite.passes import ALL
+
+    for reason in (*(reason for pass_ in ALL for reason in pass_.reasons.values()), *GENERAL):
+        yield reason.code, reason.meaning, reason.remedy

@@ -1,0 +1,277 @@
+"""The commands that trade something, `separable` and `groups`: a rewrite is made where a judge finds it worth it.
+
+IN --load--> graph --pass, judged site by site--> graph' --stage--> temporary file --verify--> rename to OUT
+               |                    |                                    |
+            refused: exit 3     nothing worth it: IN is copied       against IN with the kernels that the rewrite
+                                                                     amounts to; its distance from IN itself is stated
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from convrewrite import acceptance, model_io, runtime, timing, verification
+from convrewrite.acceptance import Decisions, Faster
+from convrewrite.errors import UsageError
+from convrewrite.model_io import Model
+from convrewrite.outcome import STREAM, Log, Options, Outcome
+from convrewrite.passes.separable import Separable
+from convrewrite.pipeline.files import as_file, copied, input_facts, load, output_facts, refuse_stream_target, same_file
+from convrewrite.pipeline.native import Native, native
+from convrewrite.pipeline.responses import Collected
+from convrewrite.pipeline.steps import by, check_patterns, check_provider, common, obtained, refusal
+from convrewrite.rewrite import Judge, PassResult, run_pass
+from convrewrite.verification import Verification
+from convrewrite.verification.stated import joined, output_error, state
+
+ACCEPT = ("smaller", "faster", "always")
+"""The judges by name."""
+
+WHOLE_SECONDS = 5.0
+"""Of timing the whole model."""
+
+
+@dataclass(frozen=True)
+class Trade:
+    """How a rewrite that costs something is decided.
+
+    Attributes:
+        accept: one of ACCEPT. size: of the image, where the file leaves it open. timings: file of timing decisions.
+        fit: fit factors to the responses on `data`, where the pass can.
+    """
+
+    accept: str = "smaller"
+    size: tuple[int, ...] | None = None
+    timings: str | None = None
+    fit: bool = True
+
+
+@dataclass
+class _Run:
+    """One run of a command, from the model that was read to the rewritten graph."""
+
+    model: Model
+    pass_: Separable
+    options: Options
+    trade: Trade
+    at: Native
+    original: Path
+    folder: Path
+    decisions: Decisions
+    log: Log
+
+    def result(self) -> PassResult:
+        """The graph as the judge accepts it."""
+        judge = self._judge()
+        limit = self.options.max_output_error
+        if limit is None:
+            return self._pass(judge)
+        return acceptance.within(self._pass, judge, self._error, limit)
+
+    def _pass(self, judge: Judge) -> PassResult:
+        options = self.options
+        return run_pass(self.pass_, self.model.graph, judge=judge, only=options.only, skip=options.skip)
+
+    def _judge(self) -> Judge:
+        if self.trade.accept == "always":
+            return acceptance.accept_all
+        if self.trade.accept == "smaller":
+            return acceptance.smaller
+        provider = obtained(self.options.provider)
+        return Faster(self.pass_, self.at.tensors, self.model.ir_version, self.decisions, provider, timing.cores())
+
+    def _error(self, result: PassResult) -> float:
+        """How far the outputs of a rewritten graph are from the original's."""
+        path = model_io.save(replace(self.model, graph=result.graph), self.folder / "trial.onnx")
+        return output_error(state(self.original, path, **self.how))
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """What `verification` takes."""
+        taken = {**common(self.options), "size": self.at.size}
+        taken.pop("tolerance")
+        return taken
+
+    def verified(self, result: PassResult, staged: Path) -> Verification:
+        """The staged file against the original, and where it is approximate against its kernels."""
+        limit = self.options.max_output_error
+        if all(site.equivalence != "approximate" for site in result.outcome("rewritten")):
+            return verification.verify(self.original, staged, tolerance=limit, **self.how)
+        graph = acceptance.with_kernels(self.model.graph, result.evidence["kernels"])
+        reference = model_io.save(replace(self.model, graph=graph), self.folder / "reference.onnx")
+        equal = verification.verify(reference, staged, **self.how)
+        return joined(equal, state(self.original, staged, limit=limit, **self.how))
+
+    def whole(self, result: PassResult, staged: Path, target: str) -> bool:
+        """Whether the whole model is faster too; the benchmark is noted."""
+        where = acceptance.device(obtained(self.options.provider), timing.cores())
+        key = acceptance.structure_key([self.model.graph, result.graph], self.at.inputs)
+        known = self.decisions.get(where, key)
+        if known is None:
+            sizes = [] if self.at.size is None else [self.at.size]
+            found = timing.bench(
+                self.original, staged, sizes=sizes, seconds=WHOLE_SECONDS, provider=self.options.provider, memory=False
+            ).check()
+            known = acceptance.Decision.of(found)
+            self.decisions.put(where, key, known)
+            named = replace(found, a=self.log.outcome.input.path if self.log.outcome.input else "", b=target)
+            self.log.note(bench=named)
+        return known.verdict == timing.FASTER
+
+
+def trade(source: str, target: str, pass_: Separable, options: Options, how: Trade) -> Outcome:
+    """Run a pass whose rewrites cost something: read `source`, write `target` ("-" is standard input or output).
+
+    Whatever stops it is the outcome's `error`, and then nothing was written; `Outcome.check` raises it.
+    """
+    log = Log(Outcome(pass_.name, options.provider, "error"))
+    with log.until_error():
+        _trade(source, target, pass_, options, how, log)
+    return log.outcome
+
+
+def _trade(source: str, target: str, pass_: Separable, options: Options, how: Trade, log: Log) -> None:
+    runtime.check_installation()
+    check_provider(options.provider)
+    refuse_stream_target(target)
+    decisions = Decisions.read(how.timings)
+    model = load(source)
+    check_patterns(model.graph, options)
+    at = native(model, how.size)
+    log.note(input=replace(input_facts(model, source), macs=at.macs(model.graph)))
+    if how.accept == "faster" and (at.assumed or not at.tensors):
+        raise UsageError("--accept faster times layers at their real shapes, and the input is open", remedy=_SIZE)
+    with tempfile.TemporaryDirectory(prefix="convrewrite-") as name:
+        folder = Path(name)
+        original = model.path or as_file(model, folder / "original.onnx")
+        pass_ = replace(pass_, shapes=at.tensors)
+        if how.fit and options.data is not None:
+            pass_ = replace(pass_, responses=Collected.read(model, options.data, at, options.provider, options.seed))
+        run = _Run(model, pass_, options, how, at, original, folder, decisions, log)
+        result = run.result()
+        decisions.save()
+        log.note(sites=result.sites)
+        _check_refused(pass_, result)
+        if not result.changed:
+            log.note(advice=_nothing(result))
+            copied(model, source, target, log)
+        else:
+            _publish(run, result, source, target)
+            decisions.save()
+
+
+_SIZE = "give --size, as in 224x224"
+
+
+def _check_refused(pass_: Separable, result: PassResult) -> None:
+    """Raise Refused where a site refuses the model as a whole, or where there are only refused sites."""
+    refused = result.outcome("refused")
+    whole = [site for site in refused if site.reason in pass_.reasons and pass_.reasons[site.reason].whole]
+    if whole:
+        raise refusal(pass_, whole[0])
+    if refused and len(refused) == len(result.sites):
+        raise refusal(pass_, refused[0])
+
+
+def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
+    """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
+    after = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
+    path = run.folder / "rewritten.onnx" if target == STREAM else Path(target)
+    with model_io.staged(after, path) as staged:
+        facts = replace(output_facts(after, staged.path, target), macs=run.at.macs(after.graph))
+        if run.options.verify:
+            found = replace(run.verified(result, staged.path), command=_repeat(run, source, target))
+            run.log.note(verification=found, provider=found.provider)
+            found.check()
+        else:
+            run.log.note(verification=Verification.not_run("--no-verify"))
+        if run.trade.accept == "faster" and not run.whole(result, staged.path, target):
+            _taken_back(run, result, source, target)
+            return
+        if target == STREAM:
+            model_io.write_stream(after, sys.stdout.buffer)
+        else:
+            staged.commit()
+    run.log.note(status="rewritten", output=facts)
+    run.log.note(advice=_next(run, source, target))
+
+
+def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None:
+    """The whole model is not faster: the file is copied, and every site says why."""
+    reason = acceptance.WHOLE_NOT_FASTER
+    sites = tuple(
+        replace(
+            site,
+            outcome="declined",
+            reason=reason.code,
+            remedy=reason.remedy,
+            equivalence="",
+            error=0.0,
+            response_error=None,
+            macs_after=site.macs_before,
+            params_after=site.params_before,
+        )
+        if site.outcome == "rewritten"
+        else site
+        for site in result.sites
+    )
+    run.log.note(sites=sites, verification=None, advice=f"nothing to do: {reason.meaning}; copied byte for byte")
+    copied(run.model, source, target, run.log)
+
+
+def _nothing(result: PassResult) -> str:
+    """Why the file was copied."""
+    if not result.sites:
+        return "nothing to do: the model has no convolution; copied byte for byte"
+    reasons = sorted({site.reason for site in result.sites})
+    if len(result.sites) == 1:
+        site = result.sites[0]
+        return f"nothing to do: {site.detail} [{site.reason}]; copied byte for byte"
+    return f"nothing to do at any of {len(result.sites)} sites [{', '.join(reasons)}]; copied byte for byte"
+
+
+def _next(run: _Run, source: str, target: str) -> str:
+    """What it cost and what it saved; what is left to do."""
+    outcome = run.log.outcome
+    before, after = (facts.macs if facts is not None else None for facts in (outcome.input, outcome.output))
+    saved = None if not before or after is None else 1 - after / before
+    parts = [] if saved is None else [f"{saved:.0%} fewer multiply-accumulates" if saved > 0 else "no fewer MACs"]
+    stated = [c for c in outcome.verification.cases if c.status == "stated"] if outcome.verification else []
+    error = max((case.error or 0.0 for case in stated), default=None)
+    agreements = [c.metrics.top1_agreement for c in stated if c.metrics and c.metrics.top1_agreement is not None]
+    if error is not None:
+        parts.append(f"outputs moved by {error:.1e} of the largest")
+        if saved is not None and (error > max(saved, 0.0) or min(agreements, default=1.0) < 1.0):
+            parts.append("a bad trade by that measure: lower --tol, or give real inputs with --data")
+    if not run.options.verify:
+        parts.append("it was NOT verified; leave --no-verify out to do so")
+    elif run.trade.accept != "faster" and STREAM not in (source, target) and not same_file(source, target):
+        size = f" --size {by(run.at.size)}" if run.at.size else ""
+        parts.append(f"time it with: {shlex.join(['convrewrite', 'bench', source, target])}{size}")
+    return "; ".join(parts)
+
+
+def _repeat(run: _Run, source: str, target: str) -> str:
+    """The command that repeats it: the rewrite itself, which writes nothing where it fails."""
+    pass_, options, how = run.pass_, run.options, run.trade
+    words = ["convrewrite", pass_.name, source, target]
+    for field in dataclasses.fields(pass_):
+        value = getattr(pass_, field.name)
+        if field.compare and value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    words += ["--accept", how.accept] if how.accept != "smaller" else []
+    words += ["--size", by(how.size)] if how.size else []
+    words += ["--data", options.data_path] if options.data is not None else []
+    words += ["--fit", "weights"] if options.data is not None and not how.fit else []
+    words += ["--seed", str(options.seed), "--samples", str(options.samples)]
+    words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
+    words += ["--provider", options.provider] if options.provider != "auto" else []
+    words += [word for pattern in options.only for word in ("--only", pattern)]
+    words += [word for pattern in options.skip for word in ("--skip", pattern)]
+    return shlex.join(words)

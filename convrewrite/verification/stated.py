@@ -1,0 +1,55 @@
+"""How far a model is from its original, where a difference is meant: measured and stated, and judged only on request.
+
+state(a, b)              every output's error as a case that is `stated`
+state(a, b, limit=E)     the same, and a case above E is `failed`
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from convrewrite.verification.verdicts import Case, Verification
+
+NAME = "the original itself"
+"""What the check is called."""
+
+EQUAL = "the original with the new kernels"
+"""What the check is called that an approximate rewrite has to pass at rounding tolerance."""
+
+
+def state(a_path: str | Path, b_path: str | Path, *, limit: float | None = None, **how: Any) -> Verification:
+    """Compare the outputs of a model with those of its original, without a verdict on the difference.
+
+    Args:
+        a_path: the original. b_path: the approximate model. limit: error above which a case fails; None for none.
+        how: as for `verification.verify`.
+    """
+    from convrewrite.verification import verify
+
+    found = verify(a_path, b_path, tolerance=math.inf, **how)
+    return replace(found, cases=tuple(_stated(case, limit) for case in found.cases if case.name == "outputs"))
+
+
+def output_error(found: Verification) -> float:
+    """The largest error of an output of a verification that `state` made; Inf where one is NaN or did not run."""
+    errors = [math.inf if case.error is None else case.error for case in found.cases]
+    return max(errors, default=math.inf)
+
+
+def _stated(case: Case, limit: float | None) -> Case:
+    if case.status == "failed" or case.error is None:
+        return replace(case, name=NAME)
+    if limit is None:
+        return replace(case, name=NAME, tolerance=None, status="stated")
+    return replace(case, name=NAME, tolerance=limit, status="passed" if case.error <= limit else "failed")
+
+
+def joined(equal: Verification, stated: Verification) -> Verification:
+    """One verification: equal to the original with the new kernels, and so far from the original itself."""
+    renamed = [replace(case, name=EQUAL) if case.name == "outputs" else case for case in equal.cases]
+    vacuous = tuple(dict.fromkeys((*equal.vacuous, *stated.vacuous)))
+    failing = equal.failing if equal.failing is not None else stated.failing
+    return replace(equal, cases=(*renamed, *stated.cases), vacuous=vacuous, failing=failing)

@@ -1,0 +1,152 @@
+"""separable: a convolution becomes a chain of smaller ones, by singular value decomposition, within a tolerance.
+
+Before                                  After (one of)
+    x ── Conv k x k, I -> O ── y            x ── k x 1, I -> R ── 1 x k, R -> O ── y          spatial
+                                            x ── depthwise k x k ── 1 x 1 ──(+)── y           depthwise, R times, added
+                                            x ── k x k, I -> R ── 1 x 1, R -> O ── y          channel
+                                            x ── 1 x 1 ── k x k, P -> R ── 1 x 1 ── y         tucker
+
+Algebra. Written as a matrix, with some of its axes as rows and the others as columns, the kernel W has singular values
+s1 >= s2 >= ...; cut off behind the R-th it is the nearest kernel of rank R, and
+
+    || W - W~ || / || W ||  =  sqrt(s[R+1]^2 + s[R+2]^2 + ...) / sqrt(s1^2 + s2^2 + ...)
+
+so the error is known before anything is built. Rows (in, k vertical) and columns (out, k horizontal) give the spatial
+form, with R k (I + O) instead of k^2 I O multiplications per cell: O(m n) becomes O(m + n) for a kernel of rank one,
+such as Sobel's [1 2 1]^T [1 0 -1]. Each axis of the kernel belongs to one convolution of the chain, which takes its
+stride, dilation and pads; the bias goes to the last one. A BatchNormalization that follows directly is folded in first.
+
+`tol` bounds that relative error of each kernel, after the fold; 0 means what rounding costs. The forms and ranks within
+it are ranked by their cost, and a judge accepts one or leaves the layer as it is: trained kernels are rarely of low
+rank. Where real inputs are given, the factors are fitted to the layer's responses on them, within the same bound.
+
+Requires a Conv with 1, 2 or 3 spatial axes whose weight is constant: an initializer, a Constant, or computed from them
+(through Reshape, Transpose, DequantizeLinear ...).
+Refuses weights that are computed from an input, that are not floating-point, or that hold NaN.
+Sources: Jaderberg, Vedaldi and Zisserman, "Speeding up Convolutional Neural Networks with Low Rank Expansions", BMVC
+2014 (spatial); Guo, Li, Lin and Chen, "Network Decoupling", BMVC 2018 (depthwise); Zhang, Zou, He and Sun,
+"Accelerating Very Deep Convolutional Networks", TPAMI 2016 (channel, and fitting responses); Kim et al., "Compression
+of Deep Convolutional Neural Networks", ICLR 2016 (tucker).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from convrewrite.graph import infer_shapes
+from convrewrite.passes.separable.emission import Replacement, emit
+from convrewrite.passes.separable.factors import rounding
+from convrewrite.passes.separable.plans import Offers, Option, offers
+from convrewrite.passes.separable.reasons import REASONS
+from convrewrite.passes.separable.refine import Moments
+from convrewrite.passes.separable.site import ConvSite, read_site
+from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
+
+FORMS = ("spatial", "depthwise", "channel", "tucker")
+"""What `form` may be, beside "auto" for all of them."""
+
+FITTED = 3
+"""Plans that are fitted to responses, which takes seconds for large layers."""
+
+FACTOR = re.compile(r"/separable/\d+\.\d+(_\d+)?$")
+"""The end of the name of a node that this pass made."""
+
+
+class Responses(Protocol):
+    """What a convolution sees and gives on real inputs: how the pipeline hands activations to the pass."""
+
+    def __call__(self, graph: gs.Graph, site: ConvSite) -> Moments:
+        """Moments of the inputs of a Conv as the graph now computes them, and of what the original gives there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Separable:
+    """The pass.
+
+    Attributes:
+        tol: bound on the relative Frobenius error of each kernel; 0 for what rounding costs.
+        form: one of FORMS, or "auto".
+        shapes: of the graph's tensors, where they are known already. responses: fit the factors to these.
+    """
+
+    name: ClassVar[str] = "separable"
+    reasons: ClassVar[Mapping[str, Reason]] = REASONS
+    tol: float = 0.0
+    form: str = "auto"
+    shapes: Mapping[str, tuple[int, ...]] | None = field(default=None, compare=False, repr=False)
+    responses: Responses | None = field(default=None, compare=False, repr=False)
+
+    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
+        """Every Conv."""
+        for node in graph.nodes:
+            if node.op == "Conv" and (node.domain or "ai.onnx") == "ai.onnx":
+                yield node
+
+    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+        """Find the forms and ranks within the tolerance, the fastest first."""
+        label = f"Conv '{node.name or node.outputs[0].name}'"
+        if FACTOR.search(node.name):
+            return Declined(REASONS["separable/already-factored"], label)
+        site = read_site(graph, node)
+        if isinstance(site, Refusal):
+            return site
+        if not site.weight.any():
+            return Declined(REASONS["separable/zero-kernel"], label)
+        shape = self._shape(graph, node.inputs[0].name)
+        size, batch = (None, 1) if shape is None else (shape[2:], shape[0])
+        found = offers(site, self.tol, FORMS if self.form == "auto" else (self.form,), size, batch)
+        if found is None:
+            return Declined(REASONS["separable/no-form"], f"{label}: {site}")
+        fitted = self.responses is not None
+        options = found.options[:FITTED] if fitted else found.options
+        return [self._plan(graph, site, found, option) for option in options]
+
+    def apply(self, graph: gs.Graph, plan: Plan) -> None:
+        """Put the chain in the place of the Conv, and of the BatchNormalization that it holds."""
+        emit(graph, plan.payload)
+
+    def _plan(self, graph: gs.Graph, site: ConvSite, found: Offers, option: Option) -> Plan:
+        pays = option.cost.macs < found.before.macs
+        moments = None
+        if self.responses is not None and pays and option.error > rounding(site.dtype):
+            moments = self.responses(graph, site)
+        replacement = Replacement(site, option, moments, max(self.tol, rounding(site.dtype)))
+        error, response = replacement.errors
+        biases = 0 if site.bias is None else len(site.bias)
+        told = Site(
+            self.name,
+            site.anchor,
+            "Conv",
+            "rewritten",
+            detail=f"{site} -> {option}",
+            equivalence="reassociated" if error <= rounding(site.dtype) else "approximate",
+            error=error,
+            response_error=response,
+            macs_before=found.before.macs,
+            macs_after=option.cost.macs,
+            params_before=found.before.parameters + biases,
+            params_after=option.cost.parameters + (biases if moments is None else site.channels[0]),
+            tol_pays=found.tol_pays,
+            tol_halves=found.tol_halves,
+        )
+        return Plan((told,), replacement, evidence={"kernels": {site.anchor: replacement.reconstruction}})
+
+    def _shape(self, graph: gs.Graph, name: str) -> tuple[int, ...] | None:
+        """Shape of a tensor, if it is known."""
+        if self.shapes is not None:
+            return self.shapes.get(name)
+        given: dict[str, list[Any]] = {t.name: list(t.shape or ()) for t in graph.inputs}
+        if any(not isinstance(dim, int | np.integer) for dims in given.values() for dim in dims):
+            return None
+        try:
+            return infer_shapes(graph, given).get(name)
+        except onnx.shape_inference.InferenceError:
+            return None

@@ -1,0 +1,129 @@
+"""The chain of convolutions that takes the place of one, with its numbers, and what it amounts to as one kernel.
+
+The factors are stored in the type of the original weight. `reconstruction` is the kernel that the *stored* factors
+amount to, as the original Conv would hold it, in front of its BatchNormalization: the rewritten model is verified
+against the original with that kernel in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite.graph import unique_name
+from convrewrite.passes.separable.factors import Array, Factor, Factorization
+from convrewrite.passes.separable.geometry import placed
+from convrewrite.passes.separable.plans import Option
+from convrewrite.passes.separable.refine import Moments, Refined, refine
+from convrewrite.passes.separable.site import ConvSite
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """The factors of a site by one option, built when they are first asked for.
+
+    Attributes:
+        moments: what the factors are fitted to; None leaves them as the decomposition gives them. tol: bound on the
+            error of the kernel.
+    """
+
+    site: ConvSite
+    option: Option
+    moments: Moments | None
+    tol: float
+
+    @cached_property
+    def _refined(self) -> Refined | None:
+        if self.moments is None:
+            return None
+        start = self.option.decomposition.build(self.option.rank)
+        return refine(start, self.site.weight, self.site.group, self.moments, self.tol)
+
+    @cached_property
+    def factorization(self) -> Factorization:
+        """The factors, rounded to the type they are stored in."""
+        exact = (
+            self.option.decomposition.build(self.option.rank) if self._refined is None else self._refined.factorization
+        )
+        return replace(exact, branches=tuple(tuple(map(self._stored, chain)) for chain in exact.branches))
+
+    def _stored(self, factor: Factor) -> Factor:
+        return Factor(factor.weight.astype(self.site.dtype).astype(np.float64), factor.group)
+
+    @property
+    def errors(self) -> tuple[float, float | None]:
+        """Relative errors of the kernel, and of the response where the factors are fitted to it."""
+        if self._refined is None:
+            return self.option.error, None
+        return self._refined.weight_error, self._refined.response_error
+
+    @property
+    def shift(self) -> Array | None:
+        """What is added to the bias, [O]; None where nothing is."""
+        return None if self._refined is None else self._refined.bias_shift
+
+    @property
+    def bias(self) -> Array | None:
+        """Bias of the chain [O]; None where it has none."""
+        if self.shift is None or self.site.bias is None:
+            return self.site.bias if self.shift is None else self.shift
+        return self.site.bias + self.shift
+
+    def reconstruction(self) -> tuple[Array, Array | None]:
+        """(weight, what is added to the bias or None) as the original Conv would hold them, in its own type."""
+        weight, shift, scale = self.factorization.dense(), self.shift, self.site.scale
+        if scale is not None:
+            inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
+            weight = weight * inverse.reshape(-1, *[1] * (weight.ndim - 1))
+            shift = None if shift is None else shift * inverse
+        return weight.astype(self.site.dtype), None if shift is None else shift.astype(self.site.dtype)
+
+
+def emit(graph: gs.Graph, replacement: Replacement) -> None:
+    """Put the chains in the place of the Conv (and its BatchNormalization) that they stand for."""
+    site, taken = replacement.site, set(graph.tensors())
+    conv = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == site.anchor)
+    last = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == site.target)
+    data, target = conv.inputs[0], last.outputs[0]
+    dtype: Any = target.dtype or site.dtype
+    made: list[gs.Node] = []
+
+    def fresh(name: str) -> gs.Variable:
+        return gs.Variable(unique_name(name, taken), dtype)
+
+    def constant(name: str, values: Array) -> gs.Constant:
+        return gs.Constant(unique_name(name, taken), np.ascontiguousarray(values.astype(site.dtype)))
+
+    branches = replacement.factorization.branches
+    total: gs.Variable | None = None
+    for number, chain in enumerate(branches):
+        tensor = data
+        nodes = placed(tuple(factor.stage for factor in chain), site.attrs)
+        for place, (factor, node) in enumerate(zip(chain, nodes, strict=True)):
+            name = f"{site.node}/separable/{number}.{place}"
+            inputs = [tensor, constant(f"{name}/weight", factor.weight)]
+            end = place == len(chain) - 1
+            if end and number == 0 and replacement.bias is not None:
+                inputs.append(constant(f"{name}/bias", replacement.bias))
+            tensor = target if end and len(branches) == 1 else fresh(name)
+            made.append(gs.Node("Conv", name, dict(node.attrs), inputs, [tensor] if tensor is not target else []))
+        if total is not None:
+            added = target if number == len(branches) - 1 else fresh(f"{site.node}/separable/sum.{number}")
+            node = gs.Node("Add", f"{site.node}/separable/add.{number}", {}, [total, tensor])
+            made.append(node)
+            if added is not target:
+                node.outputs = [added]
+            tensor = added
+        total = tensor
+    where = graph.nodes.index(conv)
+    conv.outputs.clear()
+    last.outputs.clear()
+    made[-1].outputs = [target]
+    graph.nodes[where:where] = made
+    for node in {id(conv): conv, id(last): last}.values():
+        node.inputs.clear()
+        graph.nodes.remove(node)

@@ -1,0 +1,49 @@
+"""Why a convolution is not factored."""
+
+from __future__ import annotations
+
+from convrewrite.rewrite import Reason
+
+REASONS = {
+    reason.code: reason
+    for reason in (
+        Reason(
+            "separable/already-factored",
+            "the convolution is a factor that this pass made; factoring it again would add to its error unseen",
+            "factor the original model instead, with another --tol",
+        ),
+        Reason(
+            "separable/no-form",
+            "no form fits the kernel: a spatial form needs an extent above 1 on two axes, a depthwise one a kernel "
+            "larger than 1x1",
+            "allow other forms with --form auto",
+        ),
+        Reason(
+            "separable/zero-kernel",
+            "all weights are zero, so there is nothing to factor",
+            "remove the layer; 'convrewrite groups' drops channels that are dead",
+        ),
+        Reason(
+            "separable/weight-not-constant",
+            "the weight is computed from an input of the model, or is one",
+            "make it an initializer",
+        ),
+        Reason(
+            "separable/weight-type",
+            "the weight is not of a floating-point type that ONNX Runtime convolves",
+            "convert the model to float32 or float16",
+        ),
+        Reason(
+            "separable/unknown-rank",
+            "the weight does not have 1, 2 or 3 spatial axes",
+            "leave the layer out with --skip",
+        ),
+        Reason(
+            "separable/nan-weight",
+            "the weights hold NaN or Inf",
+            "repair the model: its training has diverged, or its file is damaged",
+            whole=True,
+        ),
+    )
+}
+"""All reasons of the pass, by code."""

@@ -1,0 +1,121 @@
+"""A convolution as the pass sees it: its kernel with a BatchNormalization behind it folded in.
+
+    Conv (W, b) ── BatchNormalization (s, t, m, v)     ==>     Conv (k W, k (b - m) + t),     k = s / sqrt(v + epsilon)
+
+The fold is made where the BatchNormalization follows directly and nothing else reads what the Conv gives. Source: the
+ONNX operator pages of Conv and BatchNormalization.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite.graph import Constants, subgraph_tensors
+from convrewrite.passes.separable.factors import Array
+from convrewrite.passes.separable.reasons import REASONS
+from convrewrite.rewrite import Refusal
+
+FLOATS = ("float16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class ConvSite:
+    """A Conv that may be factored.
+
+    Attributes:
+        anchor: name of the Conv's output. node: its own name, else the anchor.
+        target: name of the tensor that the chain must give: the anchor, or what the folded BatchNormalization gives.
+        weight: [O, I/g, *kernel] with the fold, float64. bias: [O] with the fold, float64; None where there is none.
+        scale: [O], the fold's factor per channel; None without a fold.
+        group, dtype: of the stored weight. attrs: of the node.
+    """
+
+    anchor: str
+    node: str
+    target: str
+    weight: Array
+    bias: Array | None
+    scale: Array | None
+    group: int
+    dtype: np.dtype[Any]
+    attrs: Mapping[str, Any]
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Extents."""
+        return tuple(self.weight.shape[2:])
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """(out, in) of the whole convolution."""
+        return self.weight.shape[0], self.weight.shape[1] * self.group
+
+    def __str__(self) -> str:
+        out, inputs = self.channels
+        kernel = "x".join(map(str, self.kernel))
+        grouped = f", {self.group} groups" if self.group > 1 else ""
+        return f"Conv {out} x {inputs} x {kernel}{grouped}"
+
+
+def read_site(graph: gs.Graph, node: gs.Node) -> ConvSite | Refusal:
+    """Read a Conv, or say why it cannot be factored."""
+    anchor = node.outputs[0].name
+    label = f"{node.op} '{node.name or anchor}'"
+    constants = Constants(graph)
+    weight = constants.value(node.inputs[1])
+    has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
+    bias = constants.value(node.inputs[2]) if has_bias else None
+    if weight is None or (has_bias and bias is None):
+        which = node.inputs[1 if weight is None else 2].name
+        return Refusal(REASONS["separable/weight-not-constant"], f"'{which}' of {label}")
+    if weight.dtype.name not in FLOATS:
+        return Refusal(REASONS["separable/weight-type"], f"{label} has weights of type {weight.dtype}")
+    if not 3 <= weight.ndim <= 5:
+        return Refusal(REASONS["separable/unknown-rank"], f"{label} has weights {list(weight.shape)}")
+    wide = weight.astype(np.float64)
+    shift = None if bias is None else bias.astype(np.float64)
+    if not np.isfinite(wide).all() or (shift is not None and not np.isfinite(shift).all()):
+        return Refusal(REASONS["separable/nan-weight"], label)
+    target, scale = anchor, None
+    folded = _normalization(graph, node, constants)
+    if folded is not None:
+        target, scale, offset, mean = folded
+        wide = wide * scale.reshape(-1, *[1] * (wide.ndim - 1))
+        shift = scale * ((0.0 if shift is None else shift) - mean) + offset
+    group = int(node.attrs.get("group", 1))
+    return ConvSite(anchor, node.name or anchor, target, wide, shift, scale, group, weight.dtype, dict(node.attrs))
+
+
+def _normalization(graph: gs.Graph, node: gs.Node, constants: Constants) -> tuple[str, Array, Array, Array] | None:
+    """(output, factor, offset, mean) of the BatchNormalization that can be folded into a Conv, if there is one."""
+    given = node.outputs[0]
+    readers = list(given.outputs)
+    captured = any(given.name == t.name for t in graph.outputs) or _read_by_subgraphs(graph, given.name)
+    if len(readers) != 1 or captured or readers[0].op != "BatchNormalization":
+        return None
+    norm = readers[0]
+    if (
+        norm.attrs.get("training_mode", 0)
+        or not norm.attrs.get("spatial", 1)
+        or norm.inputs[0] is not given
+        or not norm.outputs[0].name
+    ):
+        return None
+    if any(t.outputs or any(t is o for o in graph.outputs) for t in norm.outputs[1:] if t.name):
+        return None
+    values = [constants.value(tensor) for tensor in norm.inputs[1:5]]
+    if any(value is None or not np.isfinite(value).all() for value in values):
+        return None
+    weight, offset, mean, variance = (np.asarray(value, np.float64) for value in values)
+    if (variance < 0).any():
+        return None
+    return norm.outputs[0].name, weight / np.sqrt(variance + norm.attrs.get("epsilon", 1e-5)), offset, mean
+
+
+def _read_by_subgraphs(graph: gs.Graph, name: str) -> bool:
+    return any(name == tensor.name for node in graph.nodes for tensor in subgraph_tensors(node))
