@@ -1,0 +1,1 @@
+"""Rewrite a convolution as a chain of smaller ones, within a tolerance."""
