@@ -19,6 +19,8 @@ It is at most sqrt(2) times that of the best factors of those ranks. Groups shar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cached_property
 from typing import final
 
@@ -27,7 +29,7 @@ import numpy as np
 from convrewrite.passes.separable.decomposition import Decomposition, relative
 from convrewrite.passes.separable.factors import Array, Factor, Factorization, Rank, Stage
 from convrewrite.passes.separable.grouped import Axes, Grouped, Side, checked
-from convrewrite.passes.separable.spectra import NOISE, Bank, canonical, suffix_sums
+from convrewrite.passes.separable.spectra import NOISE, TRUST, Bank, canonical, suffix_sums
 
 
 @final
@@ -72,6 +74,28 @@ class Pair(Decomposition):
         return Factorization(self.form, self.name, rank, ((Factor(one, weight.group), Factor(two, weight.group)),))
 
 
+@dataclass(frozen=True)
+class _Side:
+    """The directions of one side of W, largest energy first.
+
+    Attributes:
+        basis: [g, p, n], orthonormal columns with canonical signs.
+        spectrum: [n], root of their energy. tails: [n + 1], root of the energy that the first of them leave out.
+    """
+
+    basis: Array
+    spectrum: Array
+    tails: Array
+
+
+def _side(grams: Array, most: int) -> _Side:
+    squares, vectors = np.linalg.eigh(grams)
+    basis = vectors[:, :, ::-1][:, :, :most]
+    signs = np.stack([canonical(one) for one in basis])
+    energy = np.maximum(squares[:, ::-1][:, :most], 0.0).sum(axis=0)
+    return _Side(basis * signs[:, None], np.sqrt(energy), np.sqrt(suffix_sums(energy)))
+
+
 @final
 class Triple(Decomposition):
     """Three convolutions: the first owns the axes `first`, the last owns `last`, the middle one all others."""
@@ -91,33 +115,33 @@ class Triple(Decomposition):
         return list(slices)
 
     @cached_property
-    def _bases(self) -> tuple[Array, Array]:
-        """U [g, I a, R1] and V [g, O b, R2], orthonormal columns, largest energy first, canonical signs."""
-        left: Array | float = 0.0
-        right: Array | float = 0.0
+    def _sides(self) -> tuple[_Side, _Side]:
+        """The (I a) side and the (O b) side."""
+        rows: Array | float = 0.0
+        columns: Array | float = 0.0
         for cell in self._slices():
             exact = np.asarray(cell, np.float64)
-            left = left + exact @ exact.swapaxes(1, 2)
-            right = right + exact.swapaxes(1, 2) @ exact
-        found = (
-            np.linalg.eigh(gram)[1][:, :, ::-1][:, :, :most]
-            for gram, most in zip((left, right), self.full, strict=True)
-        )
-        u, v = (vectors * np.stack([canonical(one) for one in vectors])[:, None] for vectors in found)
-        return u, v
+            rows = rows + exact @ exact.swapaxes(1, 2)
+            columns = columns + exact.swapaxes(1, 2) @ exact
+        return _side(np.asarray(rows), self.full[0]), _side(np.asarray(columns), self.full[1])
 
-    def _core(self, rank: Rank) -> list[Array]:
-        """For each cell of the middle kernel U^T W V, [g, R1, R2]."""
-        u, v = (basis[:, :, :number] for basis, number in zip(self._bases, rank, strict=True))
-        return [u.swapaxes(1, 2) @ np.asarray(cell, np.float64) @ v for cell in self._slices()]
+    def _cut(self, rank: Rank) -> tuple[Array, Array]:
+        """U [g, I a, R1] and V [g, O b, R2]."""
+        rows, columns = self._sides
+        return rows.basis[:, :, : rank[0]], columns.basis[:, :, : rank[1]]
+
+    def _core(self, rank: Rank) -> Iterator[Array]:
+        """U^T W V, [g, R1, R2], for each cell of the middle kernel."""
+        u, v = self._cut(rank)
+        for cell in self._slices():
+            yield u.swapaxes(1, 2) @ np.asarray(cell, np.float64) @ v
 
     @cached_property
     def _energy(self) -> Array:
         """[R1, R2]: squared entries of the full core, added over cells and groups."""
         energy = np.zeros(self.full)
-        u, v = self._bases
-        for cell in self._slices():
-            energy += np.sum(np.square(u.swapaxes(1, 2) @ np.asarray(cell, np.float64) @ v), axis=0)
+        for cell in self._core(self.full):
+            energy += np.sum(np.square(cell), axis=0)
         return energy
 
     @cached_property
@@ -133,9 +157,16 @@ class Triple(Decomposition):
         norm = float(self._errors[0, 0])
         return relative(max(float(self._errors[checked(rank, self.full)]), NOISE * norm), norm)
 
+    def within(self, rank: Rank, tol: float) -> bool:
+        """What one side leaves out alone may decide it, which spares the core."""
+        sides = zip(self._sides, checked(rank, self.full), strict=True)
+        least = max(relative(float(side.tails[number]), float(side.tails[0])) for side, number in sides)
+        return least <= max(1.01 * tol, TRUST) and self.error(rank) <= tol
+
     @property
     def spectra(self) -> tuple[Array, ...]:
-        return np.sqrt(self._energy.sum(axis=1)), np.sqrt(self._energy.sum(axis=0))
+        rows, columns = self._sides
+        return rows.spectrum, columns.spectrum
 
     def layout(self, rank: Rank) -> tuple[tuple[Stage, ...], ...]:
         one, two = checked(rank, self.full)
@@ -146,8 +177,8 @@ class Triple(Decomposition):
 
     def build(self, rank: Rank) -> Factorization:
         (stages,) = self.layout(rank)
-        u, v = (basis[:, :, :number] for basis, number in zip(self._bases, rank, strict=True))
-        core = np.stack(self._core(rank), axis=3)
+        u, v = self._cut(rank)
+        core = np.stack(list(self._core(rank)), axis=3)
         noise = NOISE * float(self._errors[0, 0])
         rows, columns = (_roots(np.linalg.norm(core, axis=axes), noise) for axes in ((2, 3), (1, 3)))
         core = _divided(_divided(core, rows[:, :, None, None]), columns[:, None, :, None])

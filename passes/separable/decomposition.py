@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import final
+
+from threadpoolctl import threadpool_limits
 
 from convrewrite.passes.separable.factors import Array, Factorization, Rank, Stage
 
@@ -57,12 +61,12 @@ class Decomposition(ABC):
 
         With `fits`, as for `largest`, a weight that is far from low rank costs its blurred spectrum and no more.
         """
+        top = [self.full] if fits is None else self.largest(fits)
+        if not any(self.within(rank, tol) for rank in top):
+            return []
         if len(self.full) == 2:
             corners = lowest_corners((self.full[0], self.full[1]), lambda a, b: self.within((a, b), tol))
             return [rank for rank in corners if fits is None or fits(rank)]
-        top = [self.full] if fits is None else self.largest(fits)
-        if not top or not self.within(top[0], tol):
-            return []
         return [(bisect(top[0][0], lambda number: self.within((number,), tol)),)]
 
     @final
@@ -76,6 +80,24 @@ class Decomposition(ABC):
             return list(highest_corners((self.full[0], self.full[1]), lambda a, b: fits((a, b))))
         beyond = bisect(self.full[0] + 1, lambda number: number > self.full[0] or not fits((number,)))
         return [(beyond - 1,)] if beyond > 1 else []
+
+
+def prepare(found: Iterable[Decomposition], workers: int | None = None) -> None:
+    """Compute the spectra of many forms at once, a thread for each and none inside the linear algebra.
+
+    That is faster than the threads of the linear algebra, and far faster where other processes compete for the cores.
+
+    Args:
+        workers: threads; as many as this process may use by default. Each needs about 8 times its weight in float32.
+    """
+    with threadpool_limits(1), ThreadPoolExecutor(workers or _cores()) as pool:
+        for _ in pool.map(lambda made: made.spectra, found):
+            pass
+
+
+def _cores() -> int:
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def bisect(top: int, holds: Callable[[int], bool]) -> int:
