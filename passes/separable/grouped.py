@@ -1,0 +1,89 @@
+"""A weight [O, I / g, *kernel] seen as [g, O / g, I / g, *kernel], and its axes sorted into the sides of a matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from convrewrite.passes.separable.factors import Array, Rank
+
+Axes = tuple[int, ...]
+Side = Sequence[str | int]
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """A weight and its number of groups. Spatial axes are counted from 0, whatever stands before them.
+
+    Attributes:
+        weight: [O, I / g, *kernel], any float type; converted to float64 only in parts.
+    """
+
+    weight: Array
+    group: int
+
+    @property
+    def out(self) -> int:
+        """Channels out, of the whole convolution."""
+        return int(self.weight.shape[0])
+
+    @property
+    def inputs(self) -> int:
+        """Channels in, of the whole convolution."""
+        return int(self.weight.shape[1]) * self.group
+
+    @property
+    def outs_each(self) -> int:
+        """Channels out of one group."""
+        return self.out // self.group
+
+    @property
+    def inputs_each(self) -> int:
+        """Channels in of one group."""
+        return int(self.weight.shape[1])
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Extents of the spatial axes."""
+        return tuple(int(extent) for extent in self.weight.shape[2:])
+
+    @property
+    def axes(self) -> Axes:
+        """All the spatial axes."""
+        return tuple(range(len(self.kernel)))
+
+    @cached_property
+    def norm(self) -> float:
+        """Frobenius norm of the weight."""
+        return math.sqrt(sum(float(np.sum(np.square(filters, dtype=np.float64))) for filters in self.weight))
+
+    def extents(self, axes: Axes) -> tuple[int, ...]:
+        """The kernel of a stage that owns these axes: 1 on the others."""
+        return tuple(extent if axis in axes else 1 for axis, extent in enumerate(self.kernel))
+
+    def size(self, axes: Axes) -> int:
+        """Number of cells of that kernel."""
+        return math.prod(self.extents(axes))
+
+    def sorted_into(self, *sides: Side) -> Array:
+        """The weight with its axes in another order, each side's axes made one, in its own type.
+
+        Args:
+            sides: "g", "o", "i" for groups, channels out and in of a group, numbers for the spatial axes.
+        """
+        view = self.weight.reshape(self.group, self.outs_each, self.inputs_each, *self.kernel)
+        places = {"g": 0, "o": 1, "i": 2}
+        order = [[places[a] if isinstance(a, str) else 3 + a for a in side] for side in sides]
+        extents = [math.prod(view.shape[place] for place in side) for side in order]
+        return view.transpose([place for side in order for place in side]).reshape(extents)
+
+
+def checked(rank: Rank, full: Rank) -> Rank:
+    """The rank, where a decomposition has it."""
+    if len(rank) != len(full) or not all(1 <= number <= top for number, top in zip(rank, full, strict=True)):
+        raise ValueError(f"rank {rank} is not between {tuple(1 for _ in full)} and {full}")
+    return rank
