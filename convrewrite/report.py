@@ -43,6 +43,9 @@ LABEL = 11
 SHOWN = 12
 """Sites that are listed without --verbose."""
 
+NAMES = 40
+"""Characters of a name in a table."""
+
 BEST = 5
 """Sites that are listed with what they would need."""
 
@@ -197,9 +200,14 @@ def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
         share = f" ({half / total:.1%})" if total else ""
         halves = "-" if site.tol_halves is None else f"{site.tol_halves:.2g}"
         saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"
-        rows.append((site.anchor, f"{site.tol_pays:.2g}", halves, saved))
+        rows.append((_short(site.anchor), f"{site.tol_pays:.2g}", halves, saved))
     more = [f"... and {len(known) - BEST} more, in the report"] if len(known) > BEST else []
     yield "would need", [*_columns(rows, right=(1, 2, 3)), *more]
+
+
+def _short(name: str) -> str:
+    """A name that leaves room beside it."""
+    return name if len(name) <= NAMES else f"{name[: NAMES // 2]}...{name[-NAMES // 2 + 3 :]}"
 
 
 def _window_lines(window: Window) -> list[str]:

@@ -100,12 +100,13 @@ class Filters(Decomposition):
         self.form, self.name = form, name
         self._weight = weight
         self._parts = parts
+        self._flat = tuple(axis for axis in weight.axes if not any(axis in part for part in parts))  # of extent 1
         extents = [weight.size(part) for part in parts]
         self.full = (math.prod(min(n, math.prod(extents[at + 1 :])) for at, n in enumerate(extents[:-1])),)
 
     @cached_property
     def _terms(self) -> _Terms:
-        filters = np.asarray(self._weight.sorted_into("goi", *self._parts), np.float64)
+        filters = np.asarray(self._weight.sorted_into(("g", "o", "i", *self._flat), *self._parts), np.float64)
         terms = _expanded(filters)
         order = np.argsort(-terms.sizes, axis=1, kind="stable")
         sizes = np.take_along_axis(terms.sizes, order, axis=1)
