@@ -171,6 +171,14 @@ class Images:
     layout: str = ""
     limit: int = 0
 
+    def options(self) -> list[str]:
+        """These images on the command line."""
+        words = ["--images", str(self.folder)]
+        for name, numbers, plain in (("--mean", self.mean, (0.0,)), ("--std", self.std, (1.0,))):
+            words += [name, ",".join(map(repr, numbers))] if numbers != plain else []
+        words += ["--layout", self.layout] if self.layout else []
+        return words + (["--samples", str(self.limit)] if self.limit else [])
+
     def samples(self, specs: Sequence[InputSpec]) -> list[Sample]:
         """Read the images at the size and in the batches that the input takes. Raises UsageError."""
         if len(specs) != 1:

@@ -150,23 +150,25 @@ def command(
     b: object,
     seed: int,
     samples: int,
+    sizes: Sequence[Sequence[int]],
     shapes: Shapes,
     tolerance: Tolerance,
     provider: str,
-    data: bool,
+    data: Data | None,
+    reference: str = "onnxruntime",
 ) -> str:
-    """The command that repeats a verification."""
-    words = ["convrewrite verify", shlex.quote(str(a)), shlex.quote(str(b))]
-    words.append("--data F.npz" if data else f"--seed {seed} --samples {samples}")
-    if shapes.size:
-        words.append(f"--size {by(shapes.size)}")
-    if shapes.batch:
-        words.append(f"--batch {shapes.batch}")
-    words += [f"--shape {shlex.quote(f'{name}={by(shape)}')}" for name, shape in shapes.named.items()]
+    """The command that repeats a verification; where the user's arrays came from is not known here: `F.npz`."""
+    words = ["convrewrite", "verify", str(a), str(b), "--seed", str(seed)]
+    if isinstance(data, Images):
+        words += data.options()
+    else:
+        words += ["--samples", str(samples)] if data is None else ["--data", "F.npz"]
+    words += ["--size", ",".join(map(by, sizes))] if sizes else []
+    words += ["--batch", str(shapes.batch)] if shapes.batch else []
+    words += [word for name, shape in shapes.named.items() for word in ("--shape", f"{name}={by(shape)}")]
     limits = tolerance if isinstance(tolerance, Mapping) else {"": tolerance}
     for name, limit in limits.items():
-        if limit is not None:
-            words.append(f"--max-output-error {shlex.quote(f'{name}={limit:g}') if name else f'{limit:g}'}")
-    if provider != "auto":
-        words.append(f"--provider {provider}")
-    return " ".join(words)
+        words += ["--max-output-error", f"{name}={limit!r}".removeprefix("=")] if limit is not None else []
+    words += ["--provider", provider] if provider != "auto" else []
+    words += ["--reference", reference] if reference != "onnxruntime" else []
+    return shlex.join(words)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from convrewrite.errors import CheckFailed, ConvrewriteError
+from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Metrics
 
@@ -218,9 +218,12 @@ class Verification:
         return cls((Case("verification", status="skipped", note=reason),))
 
     @classmethod
-    def merged(cls, parts: Mapping[str, Verification]) -> Verification:
-        """One verification of several, each under what sets it apart (a size); what is of no one part is the last's."""
-        if len(parts) == 1:
+    def merged(cls, parts: Mapping[str, Verification], *, alone: bool) -> Verification:
+        """One verification of several, each under what sets it apart (a size); what is of no one part is the last's.
+
+        Where one was all that was asked for (`alone`), it needs no name.
+        """
+        if alone:
             return next(iter(parts.values()))
         cases = [replace(case, name=f"{case.name} at {text}") for text, part in parts.items() for case in part.cases]
         decisive = next((part for part in parts.values() if part.verdict == "failed"), list(parts.values())[-1])
@@ -259,7 +262,9 @@ class Verification:
         return ""
 
     def check(self) -> None:
-        """Raise CheckFailed where the verification failed or says nothing."""
+        """Raise CheckFailed where the verification failed or says nothing, and Interrupted where Ctrl-C ended it."""
+        if isinstance(self.stopped, Interrupted):
+            raise self.stopped
         if self.verdict in ("failed", "vacuous"):
             raise CheckFailed(self.message(), reason=f"verify/{self.verdict}")
         if self.stopped is not None:
