@@ -116,16 +116,18 @@ def register(app: typer.Typer, run: Run) -> None:
         how += ["--where"] if where else []
         repeat = shlex.join(["convrewrite", "verify", a, b, *inputs, *how])
         replay = shlex.join(["convrewrite", "verify", a, b, *_words(data=save_failing), *how])
+        files = [file for file in (a, b, data) if file not in (None, "-")]
+        targets = [] if save_failing is None else [save_failing]
 
         def work(tell: Progress | None) -> Outcome:
-            from convrewrite import pipeline, runtime
+            from convrewrite import atomic, pipeline, runtime
             from convrewrite.outcome import Options
             from convrewrite.sampling import Images, read_data
 
             if data is not None and images is not None:
                 raise UsageError("--data and --images exclude each other")
             if save_failing is not None:
-                _check_target(save_failing)
+                atomic.check_target(save_failing, "--save-failing", files)
             given: Any = None if data is None else read_data(data)
             if images is not None:
                 given = Images(images, _numbers("--mean", mean), _numbers("--std", std), layout, samples or 0)
@@ -146,7 +148,7 @@ def register(app: typer.Typer, run: Run) -> None:
                 _tell(outcome.verification, save_failing, replay, quiet=quiet, verbose=verbose)
             return outcome
 
-        run("verify", provider, work, report, [file for file in (a, b) if file != "-"], quiet=quiet, verbose=verbose)
+        run("verify", provider, work, report, [*map(str, [*files, *targets])], quiet=quiet, verbose=verbose)
 
 
 def _tell(found: Verification, save_failing: Path | None, replay: str, *, quiet: bool, verbose: bool) -> None:
@@ -234,14 +236,3 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise UsageError(f"{option} {text} is not a list of numbers", remedy="write it as in 0.5,0.5,0.5") from None
-
-
-def _check_target(path: Path) -> None:
-    """Raise UsageError where the failing case could not be written, before any work is done."""
-    from convrewrite.atomic import refuse_target, temporary_beside, write_errors
-
-    path = refuse_target(path)
-    probe = temporary_beside(path, ".npz")
-    with write_errors(path):
-        probe.touch(exist_ok=False)
-        probe.unlink()

@@ -337,3 +337,24 @@ def test_ctrl_c_keeps_what_ran(folder, monkeypatch, kind):
     assert any("40x36" in case["name"] for case in found["verify"]["cases"])
     assert found["verify"]["verdict"] == ("failed" if kind == "fcn" else "skipped")
     assert kept.exists() == (kind == "fcn")
+
+
+@pytest.mark.parametrize(
+    ("option", "target"),
+    [
+        ("--save-failing", "a.onnx"),
+        ("--save-failing", "b.onnx"),
+        ("--save-failing", "data.npz"),
+        ("--report", "data.npz"),
+        ("--report", "case.npz"),
+    ],
+)
+def test_what_was_given_is_not_overwritten(folder, option, target):
+    np.savez(folder / "data.npz", image=np.random.default_rng(0).random((4, 1, 32, 32)).astype(np.float32))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    words = [folder / "a.onnx", folder / "b.onnx", "--data", folder / "data.npz"]
+    words += ["--save-failing", folder / "case.npz"] if option == "--report" else []
+    code, text = verify(*words, option, folder / target)
+    assert code == 2
+    assert f"{option} would overwrite" in text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
