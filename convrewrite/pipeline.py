@@ -108,7 +108,8 @@ def _publish(
         if options.verify:
             original = before.path or _as_file(before, folder / "original.onnx")
             found = verification.verify_fcn(original, staged.path, window, result.evidence["cut"], **_common(options))
-            found = replace(found, command=_repeat(source, target, pass_, options))
+            otherwise = ", or write unverified with --no-verify"
+            found = replace(found, command=_repeat(source, target, pass_, options), otherwise=otherwise)
             log.note(verification=found, provider=found.provider)
             found.check()
         else:

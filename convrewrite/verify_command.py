@@ -233,6 +233,9 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
 def _numbers(option: str, text: str) -> tuple[float, ...]:
     """Read `0.5` or `0.485,0.456,0.406`."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{option} {text} is not a list of numbers", remedy="write it as in 0.5,0.5,0.5") from None
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{option} {text} is not a list of numbers", remedy="write it as in 0.5,0.5,0.5")
+    return numbers

@@ -155,6 +155,7 @@ def test_tolerances(folder):
         (["--shape", "image"], "not a shape"),
         (["--images", "nosuch"], "no such folder"),
         (["--mean", "0.5"], "belong to --images"),
+        (["--images", ".", "--std", "nan"], "not a list of numbers"),
         (["--images", ".", "--data", "x.npz"], "exclude each other"),
         (["--reference", "torch"], "unknown reference"),
         (["--data", "nosuch.npz"], "cannot read"),

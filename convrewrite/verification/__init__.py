@@ -18,6 +18,7 @@ from typing import Any
 
 from convrewrite.errors import ConvrewriteError, Interrupted, UsageError
 from convrewrite.runtime import DeviceFailed, RunFailed, one_line
+from convrewrite.sampling import Images
 from convrewrite.verification import trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.exposure import read_sketch
@@ -190,9 +191,19 @@ def _verify_at(
     size = [at.size] if at.size else []
     repeat = command(reference.path, rewritten.path, seed, samples, size, at, tolerance, provider, data, right)
     found = Verification(
-        ledger.cases, vacuous=evidence.vacuous, command=repeat, failing=ledger.failing, **models.facts()
+        ledger.cases,
+        vacuous=evidence.vacuous,
+        command=repeat,
+        failing=ledger.failing,
+        given=_word(data),
+        **models.facts(),
     )
     return replace(found, divergence=_locate(models, evidence, ledger, provider)) if where else found
+
+
+def _word(data: Data | None) -> str:
+    """What the user gave."""
+    return "images" if isinstance(data, Images) else "" if data is None else "data"
 
 
 def _locate(models: _Models, evidence: Evidence, ledger: Ledger, provider: str) -> Divergence:
@@ -270,7 +281,7 @@ def verify_fcn(
             stopped = _stopped(error, f"it ran at {', '.join(ran)}")
     at = Shapes(None, batch)
     repeat = command(original_path, converted_path, seed, samples, wanted, at, tolerance, provider, data)
-    facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, **models.facts()}
+    facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, "given": _word(data), **models.facts()}
     found = Verification(ledger.cases, deviation, evidence.vacuous, repeat, **facts)
     wanted_where = where and stopped is None
     return replace(found, divergence=_locate(models, evidence, ledger, provider)) if wanted_where else found

@@ -15,6 +15,9 @@ from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Metrics
 
+SEEDED = "at any scale; give real inputs with --data F.npz"
+"""Of outputs that did not move although the inputs were drawn, and what helps."""
+
 Status = Literal["passed", "failed", "skipped", "stated"]
 Verdict = Literal["verified", "failed", "vacuous", "skipped"]
 
@@ -176,6 +179,7 @@ class Verification:
         divergence: where the models begin to differ, if that was asked for.
         stopped: what ended it before all sizes ran; the cases are of those that did.
         failing: inputs of the worst failure.
+        given: "data" or "images" where the inputs were the user's. otherwise: what else helps where it says nothing.
     """
 
     cases: tuple[Case, ...]
@@ -188,6 +192,8 @@ class Verification:
     divergence: Divergence | None = None
     stopped: ConvrewriteError | None = field(default=None, compare=False)
     failing: Failing | None = field(default=None, compare=False, repr=False)
+    given: str = ""
+    otherwise: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -254,8 +260,8 @@ class Verification:
         repeat = f"; repeat it with: {self.command}" if self.command else ""
         if self.verdict == "vacuous":
             return (
-                f"the verification says nothing: {', '.join(self.vacuous)} did not move between samples at any "
-                f"scale; give real inputs with --data F.npz, or write unverified with --no-verify"
+                f"the verification says nothing: {', '.join(self.vacuous)} did not move between samples "
+                f"{f'of the {self.given}; give others' if self.given else SEEDED}{self.otherwise}"
             )
         if self.verdict == "failed" and self.worst is not None:
             return _failure(self.worst) + repeat
