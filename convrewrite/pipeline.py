@@ -200,7 +200,7 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
     else:
         found = verification.verify(source, target, **given)
     found = replace(found, command=repeat or found.command)
-    log.note(verification=found, provider=found.provider, window=window)
+    log.note(verification=found, provider=found.provider)
     found.check()
     log.note(status="compared")
 

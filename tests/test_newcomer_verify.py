@@ -13,6 +13,7 @@ from onnx import numpy_helper, parser
 
 from convrewrite import pipeline, timing
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
+from convrewrite.models import lenet5_path
 from convrewrite.outcome import Options
 from convrewrite.passes.fcn import Fcn
 from convrewrite.sampling import Images, InputSpec, read_data
@@ -162,3 +163,21 @@ def test_bench_names_only_options_that_it_has(tmp_path: Path, scores: Path) -> N
     words = save(tmp_path / "words.onnx", f"{HEADER} net (string[N] x) => (string[N] y) {{ y = Identity (x) }}")
     with pytest.raises(UsageError, match="no numbers can be drawn for it"):
         timing.bench(words, words)
+
+
+def test_a_comparison_of_two_converted_models_claims_no_windows(tmp_path: Path) -> None:
+    """It printed "every output equals the original on its window", which it had not looked at."""
+    original, converted = lenet5_path(), tmp_path / "out.onnx"
+    pipeline.fcn(str(original), str(converted), Fcn(), Options("cpu")).check()
+    both = pipeline.compare(str(converted), str(converted), None, Options("cpu"), sizes=[(40, 40)]).check()
+    assert both.window is None
+    assert pipeline.compare(str(original), str(converted), None, Options("cpu")).check().window is not None
+
+
+def test_a_size_that_was_cut_short_says_so() -> None:
+    found = timing.compare([timing.Rounds((1.0,), (1.0,), (2.0,))] * 6)
+    costs = timing.Cost(1.0, 1, None, None), timing.Cost(2.0, 1, None, None)
+    cell = timing.Cell((64, 64), 1, *costs, found, complete=False)
+    text = str(timing.Bench("a.onnx", "b.onnx", "cpu", False, 1, 1.0, (cell,)))
+    assert "64x64, batch 1: stopped after 6 sets" in text
+    assert "not just the quotient" in text
