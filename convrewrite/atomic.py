@@ -25,6 +25,25 @@ def refuse_target(target: Path) -> Path:
         return Path(os.path.realpath(target)) if target.is_symlink() else target
 
 
+def check_target(target: str | Path, option: str, taken: Iterable[str | Path]) -> None:
+    """Raise UsageError where a file could not be written, or would replace one of those `taken`, before any work."""
+    for other in taken:
+        if same_path(target, other):
+            raise UsageError(f"{option} would overwrite '{other}'", remedy="give it a path of its own")
+    path = refuse_target(Path(target))
+    probe = temporary_beside(path, path.suffix)
+    with write_errors(target):
+        probe.touch(exist_ok=False)
+        probe.unlink()
+
+
+def same_path(a: str | Path, b: str | Path) -> bool:
+    """Whether two paths lead, or would lead, to one file."""
+    with suppress(OSError):
+        return Path(a).samefile(b)
+    return Path(a).absolute() == Path(b).absolute()
+
+
 def temporary_beside(target: Path, suffix: str) -> Path:
     """A hidden name that is not taken, in the folder of the target: only there a rename is atomic."""
     return target.with_name(f".{secrets.token_hex(8)}{suffix}")

@@ -21,6 +21,7 @@ from convrewrite.cli_options import (
     VerboseOption,
     parse_size,
 )
+from convrewrite.errors import UsageError
 
 if TYPE_CHECKING:
     from convrewrite.outcome import Outcome
@@ -130,7 +131,7 @@ def register(app: typer.Typer, run: Run) -> None:
             from convrewrite import pipeline, timing
 
             if plot is not None:
-                timing.plot.check(plot)
+                timing.plot.check(plot, files)
             outcome = pipeline.time(
                 a,
                 b,
@@ -148,7 +149,18 @@ def register(app: typer.Typer, run: Run) -> None:
                 progress=tell,
             )
             if plot is not None and outcome.bench is not None and outcome.bench.cells:
-                timing.plot.draw(outcome.bench, plot)
+                try:
+                    timing.plot.draw(outcome.bench, plot)
+                except UsageError as error:  # what was measured is told all the same
+                    outcome = outcome if outcome.error is not None else outcome.stopped(error)
             return outcome
 
-        run("bench", provider, work, report, files, quiet=quiet, verbose=verbose)
+        run(
+            "bench",
+            provider,
+            work,
+            report,
+            [*files, *([] if plot is None else [str(plot)])],
+            quiet=quiet,
+            verbose=verbose,
+        )

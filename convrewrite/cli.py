@@ -122,7 +122,8 @@ def fcn(
         return pipeline.fcn(*paths_of(source, target), Fcn(window=window, size=size), options)
 
     files = [source or "-", target or "-"]
-    _run("fcn", provider, work, report, files[1:] if files[0] == "-" else files, quiet=quiet, verbose=verbose)
+    files = [*(files[1:] if files[0] == "-" else files), *([] if data is None else [str(data)])]
+    _run("fcn", provider, work, report, files, quiet=quiet, verbose=verbose)
 
 
 @app.command()

@@ -12,13 +12,12 @@ On a terminal the text is folded at its width, beside the labels; elsewhere each
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import json
 import math
 import platform
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
+from convrewrite import atomic
 from convrewrite.atomic import refuse_target, temporary_beside, write_durably, write_errors
 from convrewrite.errors import UsageError
 from convrewrite.outcome import STREAM, FileFacts, Outcome
@@ -88,30 +88,19 @@ def _facts(facts: FileFacts | None) -> dict[str, Any] | None:
     return None if facts is None else dict(vars(facts))
 
 
-def check_target(target: str, models: Iterable[str]) -> None:
+def check_target(target: str, models: Sequence[str]) -> None:
     """Raise UsageError where a report cannot go to `target`, before any work is done.
 
     Args:
-        target: a path, or "-" for standard output. models: the paths that the command reads and writes.
+        target: a path, or "-" for standard output. models: the paths that the command reads or writes.
     """
     for model in models:
         if model == target and model == STREAM:
             raise UsageError(
                 "the model and the report cannot both go to standard output", remedy="give --report a path"
             )
-        if STREAM not in (model, target) and _same_path(model, target):
-            raise UsageError(f"--report would overwrite '{model}'", remedy="give it a path of its own")
     if target != STREAM:
-        probe = temporary_beside(refuse_target(Path(target)), ".json")
-        with write_errors(target):
-            probe.touch(exist_ok=False)
-            probe.unlink()
-
-
-def _same_path(a: str, b: str) -> bool:
-    with contextlib.suppress(OSError):
-        return Path(a).samefile(b)
-    return Path(a).absolute() == Path(b).absolute()
+        atomic.check_target(target, "--report", [model for model in models if model != STREAM])
 
 
 def write(outcome: Outcome, target: str) -> None:

@@ -8,7 +8,7 @@ the outputs moved.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,12 @@ def random_array(rng: np.random.Generator, spec: InputSpec, scale: Scale) -> Arr
     """One random array of that type: the scale for floats, pixel values for small integers, else 0 and 1."""
     if spec.dtype.kind == "f":
         if scale.normal:
-            return (scale.normal * rng.standard_normal(spec.shape)).astype(spec.dtype)
-        return rng.uniform(scale.low, scale.high, spec.shape).astype(spec.dtype)
+            return np.asarray(scale.normal * rng.standard_normal(spec.shape), spec.dtype)
+        return np.asarray(rng.uniform(scale.low, scale.high, spec.shape), spec.dtype)
     if spec.dtype.kind in "iub":
         bounds = {"uint8": (0, 256), "int8": (-128, 128), "uint16": (0, 256)}
         low, high = (0, spec.below) if spec.below else bounds.get(spec.dtype.name, (0, 2))
-        return rng.integers(low, high, spec.shape).astype(spec.dtype)
+        return np.asarray(rng.integers(low, high, spec.shape), spec.dtype)
     raise UsageError(f"input '{spec.name}' has a type that cannot be drawn at random", remedy="give inputs with --data")
 
 
@@ -86,18 +86,23 @@ def fill(
     size: Sequence[int] | None = None,
     known: Sequence[int | str | None] = (),
     batch: int | None = None,
+    bound: Mapping[str, int] | None = None,
+    remedy: str = "give --size, such as --size 224x224",
 ) -> InputSpec:
     """Give every dimension of an input a number.
 
     The batch (the first axis, where the input has two or more) becomes `batch`, or 1; the other open dimensions take
-    `known` (another model's shape of the same input, or the data's) where it has a number, else `size` in order.
+    `known` (another model's shape of the same input, or the data's) where it has a number, else `size` in order. A name
+    of the first axis that is `bound` (see `bind_batch`) has that number, of a vector too.
     """
     if info.dtype == np.dtype("object"):
-        raise UsageError(f"input '{info.name}' is {info.kind}, not a numeric tensor; it cannot be verified")
+        raise UsageError(f"input '{info.name}' is {info.kind}, not a numeric tensor: no numbers can be drawn for it")
     shape = list(info.shape or known)
     for axis, dim in enumerate(shape):
         if not isinstance(dim, int) and axis < len(known) and isinstance(known[axis], int):
             shape[axis] = known[axis]
+    if shape and isinstance(shape[0], str):
+        shape[0] = (bound or {}).get(shape[0], shape[0])
     if len(shape) > 1 and batch is not None and isinstance(shape[0], int) and shape[0] != batch:
         raise UsageError(f"--batch {batch} does not fit: input '{info.name}' has the fixed batch {shape[0]}")
     if len(shape) > 1 and not isinstance(shape[0], int):
@@ -106,10 +111,7 @@ def fill(
     if free:
         dims = "x".join(str(dim) if dim is not None else "?" for dim in info.shape)
         if not size:
-            raise UsageError(
-                f"input '{info.name}' has the open shape {dims}",
-                remedy=f"give --size, such as --size 224x224, or --shape {info.name}=...",
-            )
+            raise UsageError(f"input '{info.name}' has the open shape {dims}", remedy=remedy)
         sizes = list(size) * len(free) if len(size) == 1 else list(size)
         if len(size) > 1 and len(free) != len(size):
             raise UsageError(
@@ -118,6 +120,25 @@ def fill(
         for axis, extent in zip(free, sizes, strict=False):
             shape[axis] = extent
     return InputSpec(info.name, info.dtype, tuple(int(dim) for dim in shape if isinstance(dim, int)))
+
+
+def bind_batch(
+    inputs: Sequence[TensorInfo], batch: int | None, named: Mapping[str, Sequence[int]] | None = None
+) -> dict[str, int]:
+    """What the names of first axes stand for: ids [N] beside an image [N, 3, H, W] have the image's batch.
+
+    Args:
+        inputs: of a model. batch: of an open first axis. named: inputs whose whole shape is given.
+    """
+    bound: dict[str, int] = {}
+    for info in inputs:
+        shape = (named or {}).get(info.name)
+        if shape and info.shape and isinstance(info.shape[0], str):
+            bound.setdefault(info.shape[0], shape[0])
+    for info in inputs:
+        if len(info.shape) > 1 and isinstance(info.shape[0], str):
+            bound.setdefault(info.shape[0], batch or 1)
+    return bound
 
 
 def read_data(path: str | Path) -> Feeds:
@@ -129,7 +150,9 @@ def read_data(path: str | Path) -> Feeds:
             with archive:
                 return {name: archive[name] for name in archive.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        reason = getattr(error, "strerror", None) or f"it is no .npz file ({type(error).__name__})"
+        whole = zipfile.is_zipfile(path) and "allow_pickle" in str(error)
+        reason = "it holds Python objects" if whole else getattr(error, "strerror", None)
+        reason = reason or f"it is no .npz file ({type(error).__name__})"
         raise UsageError(f"cannot read {path}: {reason}", remedy=mend) from None
     raise UsageError(f"{path} is not an .npz file", remedy=mend)
 
@@ -142,16 +165,28 @@ def cut_data(data: Mapping[str, Array], specs: Sequence[InputSpec]) -> list[Samp
     """
     columns: dict[str, list[Array]] = {}
     for spec in specs:
-        if spec.name not in data:
-            raise UsageError(f"the data has no array '{spec.name}' (it has: {', '.join(sorted(data)) or 'nothing'})")
-        columns[spec.name] = _cut(data[spec.name], spec)
+        columns[spec.name] = _cut(named_array(data, spec.name), spec)
     counts = {name: len(parts) for name, parts in columns.items()}
     if len(set(counts.values())) > 1:
         raise UsageError(f"the arrays of the data hold different numbers of samples: {counts}")
     count = next(iter(counts.values()), 0)
     if not count:
         raise UsageError("the data holds no sample")
-    return [Sample({name: parts[i] for name, parts in columns.items()}, f"data {i}") for i in range(count)]
+    feeds = [{name: parts[i] for name, parts in columns.items()} for i in range(count)]
+    return [Sample(values, f"data {i}{_numberless(values)}") for i, values in enumerate(feeds)]
+
+
+def named_array(data: Mapping[str, Array], name: str) -> Array:
+    """One of the user's arrays. Raises UsageError where it is not there."""
+    if name not in data:
+        raise UsageError(f"the data has no array '{name}' (it has: {', '.join(sorted(data)) or 'nothing'})")
+    return data[name]
+
+
+def _numberless(feeds: Feeds) -> str:
+    """A remark on inputs that hold NaN or Inf; a mask may, but where an output does too, it is the first suspect."""
+    names = [name for name, array in feeds.items() if array.dtype.kind == "f" and not np.isfinite(array).all()]
+    return f", which holds NaN or Inf in '{names[0]}'" if names else ""
 
 
 @dataclass(frozen=True)
@@ -170,6 +205,14 @@ class Images:
     std: tuple[float, ...] = (1.0,)
     layout: str = ""
     limit: int = 0
+
+    def options(self) -> list[str]:
+        """These images on the command line."""
+        words = ["--images", str(self.folder)]
+        for name, numbers, plain in (("--mean", self.mean, (0.0,)), ("--std", self.std, (1.0,))):
+            words += [name, ",".join(map(repr, numbers))] if numbers != plain else []
+        words += ["--layout", self.layout] if self.layout else []
+        return words + (["--samples", str(self.limit)] if self.limit else [])
 
     def samples(self, specs: Sequence[InputSpec]) -> list[Sample]:
         """Read the images at the size and in the batches that the input takes. Raises UsageError."""
@@ -226,7 +269,8 @@ class Images:
                 f"input '{spec.name}' has {channels} channels, an image 1 or 3", remedy="give --data F.npz"
             )
         try:
-            with Image.open(file) as image:
+            with Image.open(file) as opened:
+                image = _eight_bits(opened, file, Image.fromarray)
                 mode = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
                 pixels = np.asarray(mode.resize((extent["W"], extent["H"]), Image.Resampling.BILINEAR))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -247,11 +291,24 @@ class Images:
         return ordered.reshape([extent[letter] for letter in letters]).astype(spec.dtype)
 
 
+def _eight_bits(image: Any, file: Path, fromarray: Callable[[Array], Any]) -> Any:
+    """The image with 8 bits per pixel: Pillow cuts more bits off at 255, and nearly all pixels become white."""
+    if image.mode in ("I", "F"):
+        raise UsageError(f"the pixels of {file} have 32 bits and no known range", remedy="save it with 8 or 16 bits")
+    if not image.mode.startswith("I;16"):
+        return image
+    return fromarray((np.asarray(image) >> 8).astype(np.uint8))
+
+
 def _cut(array: Array, spec: InputSpec) -> list[Array]:
     """Cut one array into pieces of the input's shape and type."""
     if array.dtype != spec.dtype and not (array.dtype.kind == spec.dtype.kind == "f"):
         raise UsageError(f"array '{spec.name}' of the data is {array.dtype}, the input is {spec.dtype}")
-    array = array.astype(spec.dtype, copy=False)
+    with np.errstate(over="ignore"):
+        fitting = array.astype(spec.dtype, copy=False)
+    if spec.dtype.kind == "f" and np.count_nonzero(np.isfinite(array)) != np.count_nonzero(np.isfinite(fitting)):
+        raise UsageError(f"array '{spec.name}' of the data is {array.dtype} and too large for {spec.dtype}")
+    array = fitting
     wanted = "x".join(map(str, spec.shape))
     if array.ndim == len(spec.shape) + 1 and array.shape[1:] == spec.shape:
         return list(array)

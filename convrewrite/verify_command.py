@@ -107,29 +107,39 @@ def register(app: typer.Typer, run: Run) -> None:
         """Run two models in ONNX Runtime and say whether they are the same function; B may be what `fcn` wrote."""
         sizes = [parse_size(part) for text in size or [] for part in text.split(",")]
         limits = dict(_limit(text) for text in max_output_error or [])
-        replay = ["convrewrite", "verify", a, b, "--data", str(save_failing)]
-        replay += ["--batch", str(batch)] if batch else []
-        replay += [word for text in shape or [] for word in ("--shape", text)]
-        replay += [word for text in max_output_error or [] for word in ("--max-output-error", text)]
-        replay += ["--provider", provider.value] if provider is not Provider.auto else []
-        replay += ["--reference", reference] if reference != "onnxruntime" else []
+        drawn = samples or (None if data or images else 3)
+        inputs = _words(size=size, data=data, images=images, layout=layout, samples=drawn)
+        inputs += _words(mean=mean if mean != "0" else None, std=std if std != "1" else None)
+        how = _words(seed=seed, batch=batch, shape=shape, max_output_error=max_output_error)
+        how += _words(provider=provider.value if provider is not Provider.auto else None)
+        how += _words(reference=reference if reference != "onnxruntime" else None)
+        how += ["--where"] if where else []
+        repeat = shlex.join(["convrewrite", "verify", a, b, *inputs, *how])
+        replay = shlex.join(["convrewrite", "verify", a, b, *_words(data=save_failing), *how])
+        files = [file for file in (a, b, data) if file not in (None, "-")]
+        targets = [] if save_failing is None else [save_failing]
 
         def work(tell: Progress | None) -> Outcome:
-            from convrewrite import pipeline, runtime
+            from convrewrite import atomic, pipeline, runtime
             from convrewrite.outcome import Options
             from convrewrite.sampling import Images, read_data
 
             if data is not None and images is not None:
                 raise UsageError("--data and --images exclude each other")
             if save_failing is not None:
-                _check_target(save_failing)
+                atomic.check_target(save_failing, "--save-failing", files)
             given: Any = None if data is None else read_data(data)
             if images is not None:
                 given = Images(images, _numbers("--mean", mean), _numbers("--std", std), layout, samples or 0)
             elif layout or (mean, std) != ("0", "1"):
                 raise UsageError("--mean, --std and --layout belong to --images")
             options = Options(provider.value, samples=samples or 3, seed=seed, data_path=str(data), progress=tell)
-            more = {"sizes": sizes, "batch": batch, "shapes": dict(_shape(text) for text in shape or [])}
+            more: dict[str, Any] = {
+                "sizes": sizes,
+                "batch": batch,
+                "shapes": dict(_shape(text) for text in shape or []),
+            }
+            more |= {"repeat": repeat}
             with runtime.log_shown(verbose):
                 outcome = pipeline.compare(
                     a, b, None, options, data=given, tolerance=limits or None, reference=reference, where=where, **more
@@ -138,10 +148,10 @@ def register(app: typer.Typer, run: Run) -> None:
                 _tell(outcome.verification, save_failing, replay, quiet=quiet, verbose=verbose)
             return outcome
 
-        run("verify", provider, work, report, [file for file in (a, b) if file != "-"], quiet=quiet, verbose=verbose)
+        run("verify", provider, work, report, [*map(str, [*files, *targets])], quiet=quiet, verbose=verbose)
 
 
-def _tell(found: Verification, save_failing: Path | None, replay: Sequence[str], *, quiet: bool, verbose: bool) -> None:
+def _tell(found: Verification, save_failing: Path | None, replay: str, *, quiet: bool, verbose: bool) -> None:
     """Keep the failing case, and print the figures that stand in no other place."""
     console = Console(stderr=True, soft_wrap=True)
     if not console.is_terminal:
@@ -155,7 +165,7 @@ def _tell(found: Verification, save_failing: Path | None, replay: Sequence[str],
         lines += [f"nodes of the {model}: {_counts(nodes)}" for model, nodes in found.nodes.items() if nodes]
     if save_failing is not None and found.failing is not None:
         found.failing.save(save_failing)
-        lines.append(f"the failing inputs are in {save_failing}; replay them with: {shlex.join(replay)}")
+        lines.append(f"the failing inputs are in {save_failing}; replay them with: {replay}")
     elif save_failing is not None:
         lines.append(f"nothing failed: {save_failing} was not written")
     for line in [] if quiet else lines:
@@ -190,6 +200,15 @@ def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}" if math.isfinite(value) else "NaN/Inf"
 
 
+def _words(**options: object) -> list[str]:
+    """Options as the user would write them again; what was left out stays out, and a list is one option many times."""
+    words = []
+    for name, value in options.items():
+        for one in value if isinstance(value, list) else [value]:
+            words += [f"--{name.replace('_', '-')}", str(one)] if one not in (None, "") else []
+    return words
+
+
 def _limit(text: str) -> tuple[str, float]:
     """Read `E` or `NAME=E`; the name of all outputs is ""."""
     name, _, number = text.rpartition("=")
@@ -214,17 +233,9 @@ def _shape(text: str) -> tuple[str, tuple[int, ...]]:
 def _numbers(option: str, text: str) -> tuple[float, ...]:
     """Read `0.5` or `0.485,0.456,0.406`."""
     try:
-        return tuple(float(part) for part in text.split(","))
+        numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise UsageError(f"{option} {text} is not a list of numbers", remedy="write it as in 0.5,0.5,0.5") from None
-
-
-def _check_target(path: Path) -> None:
-    """Raise UsageError where the failing case could not be written, before any work is done."""
-    from convrewrite.atomic import refuse_target, temporary_beside, write_errors
-
-    path = refuse_target(path)
-    probe = temporary_beside(path, ".npz")
-    with write_errors(path):
-        probe.touch(exist_ok=False)
-        probe.unlink()
+        numbers = (math.nan,)
+    if not all(map(math.isfinite, numbers)):
+        raise UsageError(f"{option} {text} is not a list of numbers", remedy="write it as in 0.5,0.5,0.5")
+    return numbers

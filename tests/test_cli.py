@@ -197,6 +197,9 @@ def test_real_inputs_are_cut_into_batches(tmp_path: Path, target: Path) -> None:
     assert run("fcn", path, target, "--data", data, "--report", report).returncode == 0
     cases = json.loads(report.read_text())["verify"]["cases"]
     assert any("data" in case["note"] for case in cases)
+    held = data.read_bytes()
+    assert run("fcn", path, target, "--data", data, "--report", data).returncode == 2
+    assert data.read_bytes() == held
 
 
 @pytest.mark.parametrize(

@@ -610,3 +610,32 @@ def test_a_plot_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(UsageError, match=r'pip install "convrewrite\[plot\]"'):
         plot.check("x.png")
+
+
+@pytest.mark.parametrize(
+    ("target", "text"), [("no/p.png", "No such file"), ("model.png", "would overwrite"), ("r.png", "would overwrite")]
+)
+def test_a_plot_that_has_no_place_is_refused_before_anything_is_timed(app, fake, any_size, tmp_path, target, text):
+    model = tmp_path / "model.png"
+    model.write_bytes(any_size.read_bytes())
+    words = [str(model), str(any_size), "--size", "64", "--report", str(tmp_path / "r.png")]
+    done = CliRunner().invoke(app, [*words, "--plot", str(tmp_path / target)])
+    assert isinstance(done.exception, UsageError)
+    assert text in str(done.exception)
+    assert "speedup" not in done.output
+    assert model.read_bytes() == any_size.read_bytes()
+
+
+def test_a_plot_that_fails_keeps_what_was_measured(app, fake, any_size, tmp_path, monkeypatch):
+    fake(factor=1.0)
+
+    def full(*arguments):
+        raise UsageError("cannot write p.png: No space left on device")
+
+    monkeypatch.setattr(plot, "draw", full)
+    words = [str(any_size), str(any_size), "--size", "64", "--plot", str(tmp_path / "p.png"), "--report", "-"]
+    done = CliRunner().invoke(app, words)
+    assert isinstance(done.exception, UsageError)
+    data = json.loads(done.stdout)
+    assert data["exit_code"] == 2
+    assert data["bench"]["verdict"] == NO_DIFFERENCE

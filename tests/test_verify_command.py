@@ -155,6 +155,7 @@ def test_tolerances(folder):
         (["--shape", "image"], "not a shape"),
         (["--images", "nosuch"], "no such folder"),
         (["--mean", "0.5"], "belong to --images"),
+        (["--images", ".", "--std", "nan"], "not a list of numbers"),
         (["--images", ".", "--data", "x.npz"], "exclude each other"),
         (["--reference", "torch"], "unknown reference"),
         (["--data", "nosuch.npz"], "cannot read"),
@@ -245,3 +246,116 @@ def test_a_batch_of_a_fully_convolutional_form(folder):
     code, text = verify(folder / "a.onnx", folder / "fcn.onnx", "--batch", "2")
     assert code == 2
     assert "fixed batch 1" in text
+
+
+def images_in(path):
+    """A folder of three images."""
+    pil = pytest.importorskip("PIL.Image")
+    path.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (40, 50, 3)).astype(np.uint8)
+        pil.fromarray(pixels).save(path / f"{number}.png")
+    return path
+
+
+def repeated(text):
+    """The words of the command that a failure says to repeat it with."""
+    words = shlex.split(text.rpartition("repeat it with: ")[2])
+    assert words[:2] == ["convrewrite", "verify"]
+    return words[2:]
+
+
+@pytest.mark.parametrize("b", ["b", "bad"])
+@pytest.mark.parametrize("how", ["random", "data", "images"])
+def test_the_printed_command_repeats_the_failure_with_every_option(folder, b, how):
+    data, images = folder / "my data.npz", folder / "my images"
+    np.savez(data, image=np.random.default_rng(0).random((4, 1, 32, 32)).astype(np.float32))
+    given = {
+        "random": ["--seed", "7", "--samples", "2"],
+        "data": ["--data", data],
+        "images": ["--images", images, "--mean", "0.5", "--std", "0.25", "--layout", "NCHW", "--samples", "2"],
+    }[how]
+    if how == "images":
+        images_in(images)
+    more = ["--max-output-error", "1.23456789e-6", "--max-output-error", "probabilities=1e-7", "--provider", "cpu"]
+    more += ["--where", *(["--size", "40x36,48x48"] if b == "bad" else ["--batch", "1", "--reference", "onnx"])]
+    words = [folder / "a.onnx", folder / f"{b}.onnx", *given, *more]
+    code, text = verify(*words, "--report", folder / "r.json")
+    assert code == 1, text
+    again = repeated(text)
+    assert {str(word) for word in words} <= {*again}
+    code, second = verify(*again)
+    assert code == 1
+    assert second == text
+    command = json.loads((folder / "r.json").read_text())["verify"]["command"]
+    assert shlex.split(command)[2:] == again
+
+
+def pooled(path):
+    """A network of any size, padded; its classes follow from the mean of the map."""
+    values = np.random.default_rng(0).standard_normal((4, 1, 3, 3)).astype(np.float32)
+    model = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 13]> net (float[N, 1, H, W] image) => (float[N, 4, 1, 1] y)'
+        "{ c = Conv <pads = [1, 1, 1, 1]> (image, w) r = Relu(c) y = GlobalAveragePool(r) }"
+    )
+    model.graph.initializer.append(numpy_helper.from_array(values, "w"))
+    onnx.save(model, path)
+    return path
+
+
+BEYOND = "40000000x40000000"
+"""An image that no machine can hold."""
+
+
+@pytest.mark.parametrize("kind", ["plain", "fcn"])
+def test_an_image_beyond_all_memory_keeps_what_ran(folder, kind):
+    models = [folder / "a.onnx", folder / "fcn.onnx"] if kind == "fcn" else [pooled(folder / "p.onnx")] * 2
+    report = folder / "r.json"
+    code, text = verify(*models, "--size", f"40x36,{BEYOND}", "--report", report)
+    assert code == 2, text
+    assert "not enough memory" in text
+    assert "40x36)" in text.splitlines()[-1]
+    assert any("40x36" in case["name"] for case in json.loads(report.read_text())["verify"]["cases"])
+
+
+@pytest.mark.parametrize("kind", ["plain", "fcn"])
+def test_ctrl_c_keeps_what_ran(folder, monkeypatch, kind):
+    real = runtime.Session.run
+
+    def run(self, feeds, outputs=None):
+        if feeds["image"].shape[2] >= 48:
+            raise KeyboardInterrupt
+        return real(self, feeds, outputs)
+
+    monkeypatch.setattr(runtime.Session, "run", run)
+    models = [folder / "a.onnx", folder / "bad.onnx"] if kind == "fcn" else [pooled(folder / "p.onnx")] * 2
+    report, kept = folder / "r.json", folder / "case.npz"
+    code, text = verify(*models, "--size", "40x36,48x48", "--report", report, "--save-failing", kept)
+    assert code == 130, text
+    assert text.splitlines()[-1].startswith("interrupted (")
+    found = json.loads(report.read_text())
+    assert found["exit_code"] == 130
+    assert any("40x36" in case["name"] for case in found["verify"]["cases"])
+    assert found["verify"]["verdict"] == ("failed" if kind == "fcn" else "skipped")
+    assert kept.exists() == (kind == "fcn")
+
+
+@pytest.mark.parametrize(
+    ("option", "target"),
+    [
+        ("--save-failing", "a.onnx"),
+        ("--save-failing", "b.onnx"),
+        ("--save-failing", "data.npz"),
+        ("--report", "data.npz"),
+        ("--report", "case.npz"),
+    ],
+)
+def test_what_was_given_is_not_overwritten(folder, option, target):
+    np.savez(folder / "data.npz", image=np.random.default_rng(0).random((4, 1, 32, 32)).astype(np.float32))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    words = [folder / "a.onnx", folder / "b.onnx", "--data", folder / "data.npz"]
+    words += ["--save-failing", folder / "case.npz"] if option == "--report" else []
+    code, text = verify(*words, option, folder / target)
+    assert code == 2
+    assert f"{option} would overwrite" in text
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from convrewrite import model_io, runtime, timing, verification
@@ -16,19 +17,22 @@ from convrewrite.rewrite import run_pass
 from convrewrite.windows import Window
 
 
-def compare(source: str, target: str, size: Sequence[int] | None, options: Options, **more: Any) -> Outcome:
+def compare(
+    source: str, target: str, size: Sequence[int] | None, options: Options, *, repeat: str = "", **more: Any
+) -> Outcome:
     """Verify that two model files are the same function; a fully convolutional `target` is held against its windows.
 
     Whatever stops it is the outcome's `error`; `Outcome.check` raises it. `more` goes to `verification.verify`, before
-    what `options` say: several `sizes`, a `batch`, `where`, ...
+    what `options` say: several `sizes`, a `batch`, `where`, ... `repeat` is the command that does the same again; the
+    verification makes one up where it is left out, without what only its caller knows (the path of the data).
     """
     log = Log(Outcome("verify", options.provider, "error"))
     with log.until_error():
-        _compare(source, target, {"size": size, **common(options), **more}, log)
+        _compare(source, target, {"size": size, **common(options), **more}, repeat, log)
     return log.outcome
 
 
-def _compare(source: str, target: str, given: dict[str, Any], log: Log) -> None:
+def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: Log) -> None:
     runtime.check_installation()
     if STREAM in (source, target):
         raise UsageError("verify reads two files, and none from standard input", remedy="give both paths")
@@ -45,7 +49,8 @@ def _compare(source: str, target: str, given: dict[str, Any], log: Log) -> None:
         found = verification.verify_fcn(source, target, window, _cut(before, window), **given)
     else:
         found = verification.verify(source, target, **given)
-    log.note(verification=found, provider=found.provider, window=window)
+    found = replace(found, command=repeat or found.command)
+    log.note(verification=found, provider=found.provider)
     found.check()
     log.note(status="compared")
 

@@ -28,7 +28,7 @@ from convrewrite.pipeline.files import (
     refuse_stream_target,
     same_file,
 )
-from convrewrite.pipeline.steps import by, check_patterns, check_provider, common, refusal, why
+from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, refusal, why
 from convrewrite.rewrite import PassResult, run_pass
 from convrewrite.verification import Verification
 from convrewrite.windows import Window
@@ -92,7 +92,7 @@ def _publish(
         if options.verify:
             original = before.path or as_file(before, folder / "original.onnx")
             found = verification.verify_fcn(original, staged.path, window, result.evidence["cut"], **common(options))
-            found = replace(found, command=_repeat(source, target, pass_, options))
+            found = replace(found, command=_repeat(source, target, pass_, options), otherwise=OTHERWISE)
             log.note(verification=found, provider=found.provider)
             found.check()
         else:

@@ -18,6 +18,9 @@ from convrewrite.rewrite import BY_PATTERN, Pass, Reason, Site
 PROBE = '<ir_version: 7, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Neg(x) }'
 """The smallest model, to see whether a provider runs."""
 
+OTHERWISE = ", or write unverified with --no-verify"
+"""What a rewriting command offers where the verification says nothing."""
+
 GENERAL = (
     BY_PATTERN,
     Reason(

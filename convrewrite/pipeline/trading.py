@@ -25,7 +25,7 @@ from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.files import as_file, copied, input_facts, load, output_facts, refuse_stream_target, same_file
 from convrewrite.pipeline.native import Native, native
 from convrewrite.pipeline.responses import Collected
-from convrewrite.pipeline.steps import by, check_patterns, check_provider, common, obtained, refusal
+from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, obtained, refusal
 from convrewrite.rewrite import Judge, PassResult, run_pass
 from convrewrite.verification import Verification
 from convrewrite.verification.stated import joined, output_error, state
@@ -186,7 +186,9 @@ def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
     with model_io.staged(after, path) as staged:
         facts = replace(output_facts(after, staged.path, target), macs=run.at.macs(after.graph))
         if run.options.verify:
-            found = replace(run.verified(result, staged.path), command=_repeat(run, source, target))
+            found = replace(
+                run.verified(result, staged.path), command=_repeat(run, source, target), otherwise=OTHERWISE
+            )
             run.log.note(verification=found, provider=found.provider)
             found.check()
         else:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from convrewrite import atomic
 from convrewrite.errors import UsageError
 from convrewrite.timing.result import Bench, Cell
 from convrewrite.timing.subjects import by
@@ -13,11 +15,12 @@ from convrewrite.timing.subjects import by
 SUFFIXES = (".png", ".svg")
 
 
-def check(target: str | Path) -> None:
-    """Raise UsageError where no plot can be made, before anything is timed."""
+def check(target: str | Path, taken: Iterable[str | Path] = ()) -> None:
+    """Raise UsageError where no plot can be made, or it would replace a file that is `taken`, before any timing."""
     if Path(target).suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {target}: the name must end in {' or '.join(SUFFIXES)}")
     _matplotlib()
+    atomic.check_target(target, "--plot", taken)
 
 
 def draw(result: Bench, target: str | Path) -> None:
@@ -47,10 +50,14 @@ def draw(result: Bench, target: str | Path) -> None:
     axes.set_title(f"on {result.provider}")
     axes.grid(alpha=0.3)
     axes.legend()
+    path = atomic.refuse_target(Path(target))
+    temporary = atomic.temporary_beside(path, path.suffix)
     try:
-        figure.savefig(target)
-    except OSError as error:
-        raise UsageError(f"cannot write {target}: {error.strerror or error}") from None
+        with atomic.write_errors(target):
+            figure.savefig(temporary)
+            temporary.replace(path)
+    finally:
+        atomic.discard(temporary)
 
 
 def _pixels(cell: Cell) -> int:

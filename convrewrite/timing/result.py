@@ -194,6 +194,8 @@ class Bench:
                 )
             if cell.comparison.sets < MIN_SETS:
                 lines.append(f"{cell.label}: stopped after {cell.comparison.sets} sets, too few for a verdict")
+            elif not cell.complete:
+                lines.append(f"{cell.label}: stopped after {cell.comparison.sets} sets")
             lines += _profile(cell)
         lines += [f"not measured: {missed.label}: {missed.reason}" for missed in self.missed]
         lines += [f"warning: {warning}" for warning in self.warnings]
@@ -204,8 +206,9 @@ class Bench:
         rounding = "" if self.provider == "cpu" else f", TF32 {'on' if self.tf32 else 'off'}"
         host = "" if self.provider == "cpu" else " of the host"
         return (
-            f"A is {self.a}, B is {self.b}; on {where}{rounding}; speedup: time of A over time of B; A/A: of A over "
-            f"itself; peak: growth of resident memory{host} from loading the model to its second run"
+            f"A is {self.a}, B is {self.b}; on {where}{rounding}; ms: medians of all runs; speedup: time of A over "
+            "time of B, side by side in every round, so not just the quotient of the two; A/A: of A over itself; peak: "
+            f"growth of resident memory{host} from loading the model to its second run"
         )
 
 

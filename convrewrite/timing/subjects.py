@@ -16,7 +16,7 @@ from convrewrite.errors import UsageError
 from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
 from convrewrite.runtime import TensorInfo
-from convrewrite.sampling import fill
+from convrewrite.sampling import bind_batch, fill
 from convrewrite.timing.protocol import Part, Shapes, Subject
 from convrewrite.windows import Window
 
@@ -44,7 +44,7 @@ class Candidate:
             raise UsageError("bench reads two files, and none from standard input", remedy="give both paths")
         model = model_io.load(path)
         inputs = tuple(
-            TensorInfo(t.name, _dtype(t.dtype), tuple(d if isinstance(d, int) else None for d in t.shape or ()), "?")
+            TensorInfo(t.name, _dtype(t.dtype), tuple(map(_dim, t.shape or ())), f"of type {t.dtype}")
             for t in model.graph.inputs
         )
         if not inputs:
@@ -80,6 +80,10 @@ class Candidate:
         return costs.graph_macs(graph, found)
 
 
+def _dim(dim: object) -> int | str | None:
+    return dim if isinstance(dim, int | str) and dim != "" else None
+
+
 def _dtype(dtype: object) -> np.dtype[np.generic]:
     with contextlib.suppress(TypeError):
         if dtype is not None and not isinstance(dtype, int):
@@ -109,7 +113,8 @@ def shapes_at(a: Candidate, b: Candidate, size: Size | None, batch: int | None) 
     found = []
     for one, other in ((a, b), (b, a)):
         known = {info.name: info.shape for info in other.inputs}
-        specs = (fill(info, size, known[info.name], batch) for info in one.inputs)
+        bound = bind_batch(one.inputs, batch)
+        specs = (fill(info, size, known[info.name], batch, bound) for info in one.inputs)
         shapes = {spec.name: spec.shape for spec in specs}
         if size is not None and not _is_at(shapes[one.image.name], size):
             raise UsageError(
@@ -157,7 +162,7 @@ def _all_fixed(one: Candidate) -> bool:
 
 
 def _described(info: TensorInfo) -> str:
-    return f"{info.dtype.name} {'x'.join('?' if d is None else str(d) for d in info.shape)}"
+    return f"{info.dtype.name} {'x'.join(str(d) if isinstance(d, int) else '?' for d in info.shape)}"
 
 
 @dataclass(frozen=True)
@@ -207,7 +212,9 @@ def sliding(original: Candidate, fcn: Candidate, size: Size | None, batches: Seq
     image, crop = (_image_shape(window, extent, channels or 1) for extent in (size, window.size))
     for one, shape in ((fcn, image), (original, crop)):
         pairs = list(zip(one.image.shape, shape, window.axes, strict=False))
-        if len(one.image.shape) != len(shape) or any(h not in (None, want) for h, want, c in pairs if c != "N"):
+        if len(one.image.shape) != len(shape) or any(
+            _number(h) not in (None, want) for h, want, c in pairs if c != "N"
+        ):
             raise UsageError(f"{one.path} does not run at {by(shape)}: its input is {_described(one.image)}")
     axis = window.axes.index("N") if "N" in window.axes else None
     held = 1 if axis is None else _number(original.image.shape[axis])

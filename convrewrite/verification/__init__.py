@@ -16,8 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convrewrite.errors import UsageError
-from convrewrite.runtime import DeviceFailed, RunFailed
+from convrewrite.errors import ConvrewriteError, Interrupted, UsageError
+from convrewrite.runtime import DeviceFailed, RunFailed, one_line
+from convrewrite.sampling import Images
 from convrewrite.verification import trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.exposure import read_sketch
@@ -109,7 +110,8 @@ def verify(
 
     Raises:
         UsageError: the models cannot be compared: other inputs or outputs, open dimensions without a size.
-        RunFailed: the original does not run. At a later one of several sizes, the result's `stopped` says so.
+        RunFailed: the original does not run. At a later one of several sizes, the result's `stopped` says so; so does
+            it where memory runs out or Ctrl-C comes.
     """
     window = _window_of(b_path)
     every: list[tuple[int, ...] | None] = [tuple(extents) for extents in sizes]
@@ -133,12 +135,21 @@ def verify(
         at = Shapes(extents, batch, shapes or {})
         try:
             parts[str(at)] = _verify_at(at, models, where=where, provider=provider, progress=progress, **common)
-        except RunFailed as error:
+        except (RunFailed, MemoryError, KeyboardInterrupt) as error:
             if not parts:
                 raise
-            stopped = RunFailed(f"{error.message} (at {at}; it ran at {', '.join(parts)})")
+            stopped = _stopped(error, f"at {at}; it ran at {', '.join(parts)}")
             break
-    return replace(Verification.merged(parts), stopped=stopped)
+    return replace(Verification.merged(parts, alone=len(every) == 1), stopped=stopped)
+
+
+def _stopped(error: BaseException, where: str) -> ConvrewriteError:
+    """What ended a verification of which something is known already, with the sizes that ran."""
+    if isinstance(error, KeyboardInterrupt):
+        return Interrupted(f"interrupted ({where})")
+    if isinstance(error, RunFailed):
+        return type(error)(f"{error.message} ({where})")
+    return DeviceFailed(f"not enough memory: {one_line(error) or 'none is left'} ({where})")
 
 
 def _verify_at(
@@ -155,6 +166,7 @@ def _verify_at(
 ) -> Verification:
     """Compare two models at one size."""
     reference, rewritten = models.reference, models.rewritten
+    right = "onnxruntime" if models.truth is None else "onnx"
     specs = match_inputs(reference, rewritten, at, data)
     taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "progress": progress}
     evidence = collect(reference, models.unoptimized, specs, truth=models.truth, **taken)
@@ -176,11 +188,22 @@ def _verify_at(
                 ledger.skip(check, f"other shape: {got[name].shape} and {want[name].shape}", name)
                 continue
             ledger.compare(check, name, got[name], want[name], note=sample.source, uncertain=mask)
-    repeat = command(reference.path, rewritten.path, seed, samples, at, tolerance, provider, isinstance(data, Mapping))
+    size = [at.size] if at.size else []
+    repeat = command(reference.path, rewritten.path, seed, samples, size, at, tolerance, provider, data, right)
     found = Verification(
-        ledger.cases, vacuous=evidence.vacuous, command=repeat, failing=ledger.failing, **models.facts()
+        ledger.cases,
+        vacuous=evidence.vacuous,
+        command=repeat,
+        failing=ledger.failing,
+        given=_word(data),
+        **models.facts(),
     )
     return replace(found, divergence=_locate(models, evidence, ledger, provider)) if where else found
+
+
+def _word(data: Data | None) -> str:
+    """What the user gave."""
+    return "images" if isinstance(data, Images) else "" if data is None else "data"
 
 
 def _locate(models: _Models, evidence: Evidence, ledger: Ledger, provider: str) -> Divergence:
@@ -242,23 +265,26 @@ def verify_fcn(
         window_checks.native(subject)
         claimed = window.equivalence == "windows"
         plans = _window_plans(window) if claimed else _native_size_plans(window)
-        images = large_images(subject, plans, wanted, given)
+        larger = large_images(subject, plans, wanted, given)
         ran = ["x".join(map(str, window.size))]
         try:
-            if not images:
+            if not larger:
                 ledger.skip("larger images", "the converted model takes images of the native size alone")
             elif not claimed:
-                deviation = trunk_oracle.check(subject, cut, images, provider)
-            for image in images if claimed else []:
+                images = [make() for make in larger]
+                deviation = trunk_oracle.check(subject, cut, images, provider, ran)
+            for make in larger if claimed else []:
+                image = make()
                 window_checks.windows(subject, [image])
                 ran.append(image.name)
-        except DeviceFailed as error:
-            stopped = DeviceFailed(f"{error.message} (it ran at {', '.join(ran)})")
-    at = Shapes(wanted[0] if len(wanted) == 1 else None, batch)
-    repeat = command(original_path, converted_path, seed, samples, at, tolerance, provider, isinstance(data, Mapping))
-    facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, **models.facts()}
+        except (DeviceFailed, MemoryError, KeyboardInterrupt) as error:
+            stopped = _stopped(error, f"it ran at {', '.join(ran)}")
+    at = Shapes(None, batch)
+    repeat = command(original_path, converted_path, seed, samples, wanted, at, tolerance, provider, data)
+    facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, "given": _word(data), **models.facts()}
     found = Verification(ledger.cases, deviation, evidence.vacuous, repeat, **facts)
-    return replace(found, divergence=_locate(models, evidence, ledger, provider)) if where else found
+    wanted_where = where and stopped is None
+    return replace(found, divergence=_locate(models, evidence, ledger, provider)) if wanted_where else found
 
 
 def _window_of(path: str | Path) -> Window | None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from convrewrite.errors import UsageError
 from convrewrite.runtime import TensorInfo
-from convrewrite.sampling import Images, InputSpec, fill
+from convrewrite.sampling import Images, InputSpec, bind_batch, fill, named_array
 from convrewrite.verification.specimens import Data, Specimen, Tolerance
 from convrewrite.windows import Window
 
@@ -32,11 +32,12 @@ class Shapes:
         parts = [by(self.size)] if self.size else []
         return " ".join([*parts, *([f"batch {self.batch}"] if self.batch else [])])
 
-    def apply(self, info: TensorInfo, known: Sequence[int | str | None]) -> InputSpec:
+    def apply(self, info: TensorInfo, known: Sequence[int | str | None], bound: Mapping[str, int]) -> InputSpec:
         """One input with its shape filled in."""
         shape = self.named.get(info.name)
         if shape is None:
-            return fill(info, self.size, known, self.batch)
+            remedy = f"give --size, such as --size 224x224, or --shape {info.name}=..."
+            return fill(info, self.size, known, self.batch, bound, remedy)
         for dims in (info.shape, known):
             pairs = zip(dims, shape, strict=False)
             if dims and (len(dims) != len(shape) or any(isinstance(a, int) and a != b for a, b in pairs)):
@@ -45,7 +46,7 @@ class Shapes:
         return InputSpec(info.name, info.dtype, shape)
 
 
-def by(extents: Sequence[int]) -> str:
+def by(extents: Sequence[int | str]) -> str:
     """224x224."""
     return "x".join(map(str, extents))
 
@@ -71,9 +72,12 @@ def match_inputs(a: Specimen, b: Specimen, shapes: Shapes, data: Data | None = N
     for name, info in ours.items():
         _match(info, theirs[name])
     specs = []
+    bound = bind_batch(a.session.inputs, shapes.batch, shapes.named)
     for name, info in ours.items():
+        if data is not None and not isinstance(data, Images):
+            named_array(data, name)
         known = theirs[name].shape if shapes.size else _or_data(info, theirs[name].shape, data)
-        specs.append(replace(shapes.apply(info, known), below=a.below.get(name, 0)))
+        specs.append(replace(shapes.apply(info, known, bound), below=a.below.get(name, 0)))
     if shapes.size and not any(_took(shapes, info, theirs[info.name]) for info in ours.values()):
         raise UsageError(
             f"--size {by(shapes.size)} does not fit: no input is open, and none has that size",
@@ -89,8 +93,10 @@ def _or_data(info: TensorInfo, known: Sequence[int | str | None], data: Data | N
     dims = list(info.shape or known)
     given = data[info.name].shape
     given = given[1:] if len(given) == len(dims) + 1 else given
-    if len(given) != len(dims):
-        return known
+    if dims and len(given) != len(dims):
+        shape, wanted = by(data[info.name].shape), by([str(dim) for dim in dims])
+        found = f"has shape {shape}" if shape else "is a scalar"
+        raise UsageError(f"array '{info.name}' of the data {found}, the input is {wanted}")
     other = list(known) or [None] * len(dims)
     return [
         found if axis and not isinstance(mine, int) and not isinstance(theirs, int) else theirs
@@ -150,23 +156,25 @@ def command(
     b: object,
     seed: int,
     samples: int,
+    sizes: Sequence[Sequence[int]],
     shapes: Shapes,
     tolerance: Tolerance,
     provider: str,
-    data: bool,
+    data: Data | None,
+    reference: str = "onnxruntime",
 ) -> str:
-    """The command that repeats a verification."""
-    words = ["convrewrite verify", shlex.quote(str(a)), shlex.quote(str(b))]
-    words.append("--data F.npz" if data else f"--seed {seed} --samples {samples}")
-    if shapes.size:
-        words.append(f"--size {by(shapes.size)}")
-    if shapes.batch:
-        words.append(f"--batch {shapes.batch}")
-    words += [f"--shape {shlex.quote(f'{name}={by(shape)}')}" for name, shape in shapes.named.items()]
+    """The command that repeats a verification; where the user's arrays came from is not known here: `F.npz`."""
+    words = ["convrewrite", "verify", str(a), str(b), "--seed", str(seed)]
+    if isinstance(data, Images):
+        words += data.options()
+    else:
+        words += ["--samples", str(samples)] if data is None else ["--data", "F.npz"]
+    words += ["--size", ",".join(map(by, sizes))] if sizes else []
+    words += ["--batch", str(shapes.batch)] if shapes.batch else []
+    words += [word for name, shape in shapes.named.items() for word in ("--shape", f"{name}={by(shape)}")]
     limits = tolerance if isinstance(tolerance, Mapping) else {"": tolerance}
     for name, limit in limits.items():
-        if limit is not None:
-            words.append(f"--max-output-error {shlex.quote(f'{name}={limit:g}') if name else f'{limit:g}'}")
-    if provider != "auto":
-        words.append(f"--provider {provider}")
-    return " ".join(words)
+        words += ["--max-output-error", f"{name}={limit!r}".removeprefix("=")] if limit is not None else []
+    words += ["--provider", provider] if provider != "auto" else []
+    words += ["--reference", reference] if reference != "onnxruntime" else []
+    return shlex.join(words)

@@ -6,6 +6,7 @@ from a second session on a copy (see `exposure`). Of the original, the reference
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ import numpy as np
 import onnx
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import Session, TensorInfo, open_session
+from convrewrite.runtime import RunFailed, Session, TensorInfo, open_session
 from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
 from convrewrite.verification import exposure
 from convrewrite.verification.comparison import TOLERANCE, Ledger, finite, relative_error
@@ -137,6 +138,7 @@ class Evidence:
         peak: the largest magnitude per output.
         dropped: scales at which the original itself gave NaN or Inf.
         vacuous: outputs that did not move.
+        beside: outputs on random inputs that are not compared, where the user gave one sample: it alone cannot move.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -145,6 +147,7 @@ class Evidence:
     peak: dict[str, float] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
     vacuous: tuple[str, ...] = ()
+    beside: list[dict[str, Array]] = field(default_factory=list)
 
     def add(
         self, sample: Sample, on: dict[str, Array], off: dict[str, Array], truth: dict[str, Array] | None = None
@@ -212,6 +215,9 @@ def collect(
         for index, sample in enumerate(given):
             _tell(progress, "original on the data", index, len(given))
             observe(sample, keep=True)
+        for index, scale in enumerate(SCALES if len(given) == 1 else ()):
+            with contextlib.suppress(RunFailed):
+                evidence.beside.append(reference.run(draw(specs, scale, seed + index).feeds))
     else:
         scales = list(SCALES)
         turn = 0
@@ -264,14 +270,17 @@ def _moved(evidence: Evidence, name: str) -> bool:
     but a converter that confuses rows, columns and classes would go unnoticed.
     """
     values = [reference[name] for reference in evidence.references]
+    beside = [other[name] for other in evidence.beside if finite(other[name])]
     if values[0].dtype.kind != "f":
-        return any(not np.array_equal(values[0], value) for value in values[1:])
+        return any(not np.array_equal(values[0], value) for value in [*values[1:], *beside])
     arrays = [value.astype(np.float64) for value in values]
     if not all(np.isfinite(array).all() for array in arrays) or not any(array.size for array in arrays):
         return True  # a failure, but no vacuous one
     threshold = VARIATION * max(TOLERANCE, 10.0 * evidence.noise.get(name, 0.0)) * evidence.peak.get(name, 0.0)
     uneven = any(array.size == 1 or float(np.ptp(array)) > threshold for array in arrays)
-    same_shape = [array for array in arrays if array.shape == arrays[0].shape]
+    same_shape = [
+        array for array in [*arrays, *(value.astype(np.float64) for value in beside)] if array.shape == arrays[0].shape
+    ]
     return uneven and float(np.max(np.ptp(np.stack(same_shape), axis=0))) > threshold
 
 

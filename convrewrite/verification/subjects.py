@@ -6,8 +6,9 @@ each block is brought to the original's layout. Nothing of the converter is used
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,11 +149,11 @@ def large_images(
     plans: Sequence[tuple[Position, bool]],
     wanted: Sequence[tuple[int, ...]] = (),
     given: Array | None = None,
-) -> list[LargeImage]:
-    """Make images for some numbers of windows per axis, with a remainder of pixels where the flag is set.
+) -> list[Callable[[], LargeImage]]:
+    """What makes images for some numbers of windows per axis, with a remainder of pixels where the flag is set.
 
-    Where sizes are `wanted`, images of those instead; a converted model of one fixed size takes that one alone. An
-    image that is `given` is taken as it is.
+    Each is made when it is called for, since it may be too large for the memory. Where sizes are `wanted`, images of
+    those instead; a converted model of one fixed size takes that one alone. An image that is `given` is taken as it is.
     """
     window = subject.window
     fixed = subject.fixed_size()
@@ -162,14 +163,16 @@ def large_images(
     if given is not None:
         own = tuple(given.shape[axis] for axis in subject.axes)
         _check_size(own, fixed, window)
-        return [_large_image(subject, own, 0, given)]
+        return [functools.partial(_large_image, subject, own, 0, given)]
     for positions, remainder in [] if wanted else plans:
         rest = [(step - 1 if axis % 2 == 0 else step // 2) * remainder for axis, step in enumerate(window.stride)]
         sizes.append(tuple(extent + r for extent, r in zip(window.image_size(positions), rest, strict=True)))
     if fixed is not None:
         sizes = [fixed]
     every = dict.fromkeys([*wanted, *sizes])
-    return [_large_image(subject, size, index) for index, size in enumerate(every) if size != window.size]
+    return [
+        functools.partial(_large_image, subject, size, index) for index, size in enumerate(every) if size != window.size
+    ]
 
 
 def _check_size(size: Sequence[int], fixed: Sequence[int] | None, window: Window) -> None:

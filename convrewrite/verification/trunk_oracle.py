@@ -190,8 +190,13 @@ def _used(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def check(subject: Subject, cut: Sequence[CutTensor], images: Sequence[LargeImage], provider: str) -> Deviation | None:
-    """Compare the converted model with the oracle on larger images, and measure the deviation from the crops."""
+def check(
+    subject: Subject, cut: Sequence[CutTensor], images: Sequence[LargeImage], provider: str, ran: list[str]
+) -> Deviation | None:
+    """Compare the converted model with the oracle on larger images, and measure the deviation from the crops.
+
+    The name of every image that is done goes to `ran`.
+    """
     oracle, reason = None, ""
     try:
         oracle = build(subject, cut, provider)
@@ -215,6 +220,7 @@ def check(subject: Subject, cut: Sequence[CutTensor], images: Sequence[LargeImag
                 subject.ledger.skip(name, str(error))
         if deviation is None and image is max(images, key=lambda one: len(one.chosen)):
             deviation = measure_deviation(subject, image, values)
+        ran.append(image.name)
     return deviation
 
 

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from convrewrite.errors import CheckFailed, ConvrewriteError
+from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Metrics
+
+SEEDED = "at any scale; give real inputs with --data F.npz"
+"""Of outputs that did not move although the inputs were drawn, and what helps."""
 
 Status = Literal["passed", "failed", "skipped", "stated"]
 Verdict = Literal["verified", "failed", "vacuous", "skipped"]
@@ -176,6 +179,7 @@ class Verification:
         divergence: where the models begin to differ, if that was asked for.
         stopped: what ended it before all sizes ran; the cases are of those that did.
         failing: inputs of the worst failure.
+        given: "data" or "images" where the inputs were the user's. otherwise: what else helps where it says nothing.
     """
 
     cases: tuple[Case, ...]
@@ -188,6 +192,8 @@ class Verification:
     divergence: Divergence | None = None
     stopped: ConvrewriteError | None = field(default=None, compare=False)
     failing: Failing | None = field(default=None, compare=False, repr=False)
+    given: str = ""
+    otherwise: str = ""
 
     @property
     def verdict(self) -> Verdict:
@@ -218,9 +224,12 @@ class Verification:
         return cls((Case("verification", status="skipped", note=reason),))
 
     @classmethod
-    def merged(cls, parts: Mapping[str, Verification]) -> Verification:
-        """One verification of several, each under what sets it apart (a size); what is of no one part is the last's."""
-        if len(parts) == 1:
+    def merged(cls, parts: Mapping[str, Verification], *, alone: bool) -> Verification:
+        """One verification of several, each under what sets it apart (a size); what is of no one part is the last's.
+
+        Where one was all that was asked for (`alone`), it needs no name.
+        """
+        if alone:
             return next(iter(parts.values()))
         cases = [replace(case, name=f"{case.name} at {text}") for text, part in parts.items() for case in part.cases]
         decisive = next((part for part in parts.values() if part.verdict == "failed"), list(parts.values())[-1])
@@ -251,15 +260,17 @@ class Verification:
         repeat = f"; repeat it with: {self.command}" if self.command else ""
         if self.verdict == "vacuous":
             return (
-                f"the verification says nothing: {', '.join(self.vacuous)} did not move between samples at any "
-                f"scale; give real inputs with --data F.npz, or write unverified with --no-verify"
+                f"the verification says nothing: {', '.join(self.vacuous)} did not move between samples "
+                f"{f'of the {self.given}; give others' if self.given else SEEDED}{self.otherwise}"
             )
         if self.verdict == "failed" and self.worst is not None:
             return _failure(self.worst) + repeat
         return ""
 
     def check(self) -> None:
-        """Raise CheckFailed where the verification failed or says nothing."""
+        """Raise CheckFailed where the verification failed or says nothing, and Interrupted where Ctrl-C ended it."""
+        if isinstance(self.stopped, Interrupted):
+            raise self.stopped
         if self.verdict in ("failed", "vacuous"):
             raise CheckFailed(self.message(), reason=f"verify/{self.verdict}")
         if self.stopped is not None:
