@@ -218,8 +218,8 @@ def run_pass(
 def _join(evidence: dict[str, Any], more: Mapping[str, Any]) -> None:
     for name, fact in more.items():
         known = evidence.get(name)
-        both = isinstance(known, Mapping) and isinstance(fact, Mapping)
-        evidence[name] = {**known, **fact} if both else fact
+        joined = isinstance(known, Mapping) and isinstance(fact, Mapping)
+        evidence[name] = dict(known or {}) | dict(fact) if joined else fact
 
 
 def _anchor(node: gs.Node) -> str:

@@ -24,7 +24,7 @@ from cli_models import (
     symbolic,
 )
 
-from convrewrite import cli, models, pipeline
+from convrewrite import cli, models
 from convrewrite.cli_options import parse_size
 from convrewrite.errors import ConvrewriteError
 from convrewrite.model_io import load
@@ -305,7 +305,7 @@ def test_an_internal_error_is_70_with_the_command_to_report_it(
     def broken(*args: object, **kwargs: object) -> None:
         raise RuntimeError("the wheel\nis off")
 
-    monkeypatch.setattr(pipeline, "run_pass", broken)
+    monkeypatch.setattr("convrewrite.pipeline.any_size.run_pass", broken)
     report = source.parent / "report.json"
     assert call(monkeypatch, "fcn", source, target, "--report", report) == 70
     lines = capsys.readouterr().err.splitlines()
@@ -324,7 +324,7 @@ def test_a_broken_contract_of_a_pass_is_an_internal_error(
     def broken(*args: object, **kwargs: object) -> None:
         raise ConvrewriteError("pass fcn built a graph that is not valid ONNX")
 
-    monkeypatch.setattr(pipeline, "run_pass", broken)
+    monkeypatch.setattr("convrewrite.pipeline.any_size.run_pass", broken)
     assert call(monkeypatch, "fcn", source, target) == 70
     assert capsys.readouterr().err.startswith("internal error: pass fcn built a graph")
 

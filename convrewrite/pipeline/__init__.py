@@ -7,8 +7,8 @@ IN --load--> graph --pass--> graph' --stage--> temporary file --verify--> rename
 
 from __future__ import annotations
 
-from convrewrite.pipeline.compare import compare, time
-from convrewrite.pipeline.fcn import fcn
+from convrewrite.pipeline.any_size import fcn
+from convrewrite.pipeline.comparing import compare, time
 from convrewrite.pipeline.steps import GENERAL, reasons
 from convrewrite.pipeline.trading import Trade, trade
 

@@ -101,10 +101,12 @@ def _places(seen: Array, given: Array, site: ConvSite, chosen: Array) -> tuple[A
         at[:, None] * stride + tap[None, :] * dilation
         for at, stride, tap, dilation in zip(cell, geometry.strides, taps, geometry.dilations, strict=True)
     ]
-    patches = padded[(sample[:, None], slice(None), *where)]  # [p, taps, channels]: the slice goes last
+    seen_there: tuple[Any, ...] = (sample[:, None], slice(None), *where)
+    given_there: tuple[Any, ...] = (sample, slice(None), *cell)
+    patches = padded[seen_there]  # [p, taps, channels]: the slice goes last
     grouped = patches.reshape(len(chosen), taps.shape[1], site.group, channels // site.group)
     wide = grouped.transpose(2, 0, 3, 1).reshape(site.group, len(chosen), -1).astype(np.float64)
-    return wide, given[(sample, slice(None), *cell)].astype(np.float64)
+    return wide, given[given_there].astype(np.float64)
 
 
 class _Sums:

@@ -62,8 +62,8 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, log: Log) -> No
     if refused:
         raise refusal(pass_, refused[0])
     if not result.changed:
-        why = "; ".join(why(pass_, site) for site in result.sites[:1]) or "no node reads the image"
-        log.note(advice=f"nothing to do: {why}; copied byte for byte")
+        told = "; ".join(why(pass_, site) for site in result.sites[:1]) or "no node reads the image"
+        log.note(advice=f"nothing to do: {told}; copied byte for byte")
         return copied(model, source, target, log)
     window: Window = result.evidence["window"]
     log.note(window=window, input=_with_macs(log.outcome.input, model.graph, window))
