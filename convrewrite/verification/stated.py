@@ -2,6 +2,8 @@
 
 state(a, b)              every output's error as a case that is `stated`
 state(a, b, limit=E)     the same, and a case above E is `failed`
+
+What lies ahead of a final Softmax counts as much as the output: a saturated one shows no error, whatever was done.
 """
 
 from __future__ import annotations
@@ -15,6 +17,11 @@ from convrewrite.verification.verdicts import Case, Verification
 
 NAME = "the original itself"
 """What the check is called."""
+
+AHEAD = f"{NAME}, ahead of its final operator"
+"""The same, of the operand of a final Softmax, LogSoftmax, Sigmoid or ArgMax."""
+
+_NAMES = {"outputs": NAME, "ahead of the final operator": AHEAD}
 
 EQUAL = "the original with the new kernels"
 """What the check is called that an approximate rewrite has to pass at rounding tolerance."""
@@ -30,21 +37,22 @@ def state(a_path: str | Path, b_path: str | Path, *, limit: float | None = None,
     from convrewrite.verification import verify
 
     found = verify(a_path, b_path, tolerance=math.inf, **how)
-    return replace(found, cases=tuple(_stated(case, limit) for case in found.cases if case.name == "outputs"))
+    return replace(found, cases=tuple(_stated(case, limit) for case in found.cases))
 
 
 def output_error(found: Verification) -> float:
-    """The largest error of an output of a verification that `state` made; Inf where one is NaN or did not run."""
-    errors = [math.inf if case.error is None else case.error for case in found.cases]
-    return max(errors, default=math.inf)
+    """The largest error of a verification that `state` made; Inf where one is NaN or nothing ran."""
+    ran = [case for case in found.cases if case.status != "skipped"]
+    return max((math.inf if case.error is None else case.error for case in ran), default=math.inf)
 
 
 def _stated(case: Case, limit: float | None) -> Case:
-    if case.status == "failed" or case.error is None:
-        return replace(case, name=NAME)
+    named = replace(case, name=_NAMES.get(case.name, case.name))
+    if case.status in ("failed", "skipped") or case.error is None:
+        return named
     if limit is None:
-        return replace(case, name=NAME, tolerance=None, status="stated")
-    return replace(case, name=NAME, tolerance=limit, status="passed" if case.error <= limit else "failed")
+        return replace(named, tolerance=None, status="stated")
+    return replace(named, tolerance=limit, status="passed" if case.error <= limit else "failed")
 
 
 def joined(equal: Verification, stated: Verification) -> Verification:
