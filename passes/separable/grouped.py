@@ -73,13 +73,16 @@ class Grouped:
         """The weight with its axes in another order, each side's axes made one, in its own type.
 
         Args:
-            sides: "g", "o", "i" for groups, channels out and in of a group, numbers for the spatial axes.
+            sides: "g", "o", "i" for groups, channels out and in of a group, numbers for the spatial axes. Axes of
+                extent 1 may be left out.
         """
         view = self.weight.reshape(self.group, self.outs_each, self.inputs_each, *self.kernel)
         places = {"g": 0, "o": 1, "i": 2}
         order = [[places[a] if isinstance(a, str) else 3 + a for a in side] for side in sides]
         extents = [math.prod(view.shape[place] for place in side) for side in order]
-        return view.transpose([place for side in order for place in side]).reshape(extents)
+        named = [place for side in order for place in side]
+        left_out = [place for place in range(view.ndim) if place not in named]
+        return view.transpose(named + left_out).reshape(extents)
 
 
 def checked(rank: Rank, full: Rank) -> Rank:

@@ -71,18 +71,20 @@ class Bank:
         return list(self._each())
 
     def tail(self, rank: int) -> float:
-        """Frobenius norm of what rank `rank` leaves out, within 1 % or within `NOISE` of the norm."""
+        """Frobenius norm of what rank `rank` leaves out, within 1 %, and never below `NOISE` of the norm."""
         blurred = float(self._gram_tails[rank])
         if blurred >= TRUST * self.norm:
             return blurred
-        if rank == self.full:
-            return NOISE * self.norm
-        return float(np.linalg.norm([matrix.tail(rank) for matrix in self._exact]))
+        left_out = 0.0 if rank == self.full else float(np.linalg.norm([one.tail(rank) for one in self._exact]))
+        return max(left_out, NOISE * self.norm)
 
     def tail_within(self, rank: int, bound: float) -> bool:
         """Whether tail(rank) <= bound, without looking closer than the bound asks."""
-        if self._gram_tails[rank] < TRUST * self.norm <= bound:
-            return True
+        if self._gram_tails[rank] < TRUST * self.norm:
+            if bound >= TRUST * self.norm or bound < NOISE * self.norm:
+                return bound >= NOISE * self.norm
+            if rank < self.full and np.linalg.norm([one.ceiling(rank) for one in self._exact]) <= bound:
+                return True
         return self.tail(rank) <= bound
 
     def factors(self, rank: int) -> tuple[Array, Array]:
@@ -106,21 +108,34 @@ class Matrix:
         self._flipped = matrix.shape[0] > matrix.shape[1]
         self._wide = matrix.T if self._flipped else matrix
         self._noise = noise
-        if values is None:
-            squares = np.linalg.eigvalsh(grams(self._wide[None])[0])[::-1]
-            values = np.sqrt(np.maximum(squares, 0.0))
-        self._values = values
         self._norm = float(np.linalg.norm(self._wide))
-        self._clear = int(np.count_nonzero(values >= CLEAR * self._norm)) if self._norm > noise else 0
+        if values is not None:
+            self._values = values
+
+    @cached_property
+    def _values(self) -> Array:
+        squares = np.linalg.eigvalsh(grams(self._wide[None])[0])[::-1]
+        values: Array = np.sqrt(np.maximum(squares, 0.0))
+        return values
+
+    @cached_property
+    def _clear(self) -> int:
+        return int(np.count_nonzero(self._values >= CLEAR * self._norm))
 
     def tail(self, rank: int) -> float:
         """Frobenius norm of what rank `rank` leaves out."""
-        if self._norm <= self._noise:
+        if self._norm <= self._noise or rank <= 0:
             return self._norm
         blurred = float(np.linalg.norm(self._values[rank:]))
         if blurred >= TRUST * self._norm:
             return blurred
-        return self._residual.tail(min(rank - self._clear, len(self._values)))
+        return self._residual.tail(rank - self._clear)
+
+    def ceiling(self, rank: int) -> float:
+        """An upper bound of tail(rank), without the values of what the clear directions leave."""
+        if self._norm <= self._noise or rank < self._clear:
+            return self._norm
+        return self._residual._norm
 
     def vectors(self, rank: int) -> tuple[Array, Array, Array]:
         """(left [p, rank], values [rank], right [rank, q]); zeros where there is nothing but rounding."""

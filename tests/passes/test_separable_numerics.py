@@ -42,6 +42,7 @@ WEIGHTS = [
     ((6, 1, 3, 2, 4), 3),
     ((6, 4, 3, 1, 4), 1),
     ((6, 4, 1, 3, 4), 1),
+    ((4, 1, 1, 3, 2), 4),
 ]
 CASES = [
     pytest.param(shape, group, made.name, id=f"{'x'.join(map(str, shape))}-g{group}-{made.name}")
