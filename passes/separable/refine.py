@@ -30,6 +30,7 @@ from convrewrite.passes.separable.rounds import improved, whitened
 _RIDGE = 1e-8  # of the mean second moment: the penalty that is always there
 _DECADES = (-3.0, 4.0)  # of the mean second moment: where the penalty is looked for
 _HALVINGS = 5
+_UNSEEN = 1e-13  # of the response: what earlier layers changed is a difference of sums, and below this it is rounding
 _STALLED = 1e-3  # a round that lowers the error by less is the last
 
 
@@ -62,7 +63,8 @@ class Refined:
     Attributes:
         factorization: of the form and rank of the start; it may be the start itself.
         bias_shift: [O], E y - W~ E x~: to be added to the layer's own bias, so that the mean response is right.
-        response_error: sqrt(E |y - W~ x~ - bias_shift|^2 / E |y - E y|^2); 0 where the response is constant.
+        response_error: sqrt(E |y - W~ x~ - bias_shift|^2 / E |y - E y|^2); 0 where the response is constant. What
+            comes from earlier layers is seen down to 3e-7.
         response_error_start: the same for the start, with its own bias shift.
         weight_error: |W - W~| / |W|.
     """
@@ -148,7 +150,7 @@ class _Problem:
         # What is left if W stays: the input has changed, but the weight has not.
         self._slope = cross - seen
         kept = moments.response - 2 * float(np.vdot(self._flat, cross)) + float(np.vdot(self._flat, seen))
-        self._kept: float = max(kept, 0.0)
+        self._kept: float = kept if kept > _UNSEEN * moments.response else 0.0
 
     def penalised(self, penalty: float) -> tuple[Array, Array]:
         """S + penalty I and C + penalty W, in units of the mean second moment (1 where there is none)."""

@@ -31,8 +31,8 @@ def whitened(factors: Factorization, group: int, second: Array, cross: Array) ->
     """Another start for a chain: the directions that matter most to the response. None for other forms.
 
     With B the second moment of what the first stage sees, and M the best dense kernel T as a matrix of the first
-    stage's side by the rest, the first stage is B^(-1/2) U for the leading U of B^(1/2) M. A 1 x 1 stage that is the last of
-    three takes the principal components of the response, T S T^T. The others follow by least squares.
+    stage's side by the rest, the first stage is B^(-1/2) U for the leading U of B^(1/2) M. If the last of three stages
+    is 1 x 1, it takes the principal components of the response, T S T^T. The others follow by least squares.
     """
     if factors.form == "depthwise" or _filters(factors):
         return None

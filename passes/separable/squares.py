@@ -22,8 +22,9 @@ import scipy.linalg
 from convrewrite.passes.separable.factors import Array, Factor, composed
 
 _JITTER = 1e-13  # of the mean diagonal: channels of zeros stay zeros
-_STEPS = 12  # of conjugate gradients; each lowers the error, and the next round goes on from there
-_CLOSE = 1e-10  # of the residual
+_STEPS = 10  # of conjugate gradients; each lowers the error, and the next round goes on from there
+_CLOSE = 1e-5  # of the distance that is left; its square is what the error may still fall
+_SLAB = 1 << 22  # numbers in a temporary
 
 
 def sweep_chain(chain: list[Array], second: Array, cross: Array) -> list[Array]:
@@ -70,9 +71,9 @@ def link(chain: list[Array], place: int, second: Array, cross: Array) -> Array:
     if later == 1:
         found = solved(metric.reshape(size, size), solved(gram[:, 0, :, 0], right).T).T
         return found.reshape(old.shape)
-    alike = np.einsum("sqsp->qp", metric) / np.einsum("sqsq->", metric)
+    alike, inner = _separated(np.einsum("sqsp->qp", metric), np.einsum("sqtq->st", metric))
     outer = np.einsum("nqmp,qp->nm", gram, alike, optimize=True)
-    inner = np.einsum("sqtq->st", metric)
+    left, back = solved(outer, np.eye(len(outer))), solved(inner, np.eye(len(inner)))
     wide = metric.reshape(size, later * size * later)
 
     def normal(weight: Array) -> Array:
@@ -80,7 +81,8 @@ def link(chain: list[Array], place: int, second: Array, cross: Array) -> Array:
         image: Array = np.tensordot(gram, seen, ((2, 3, 1), (0, 1, 3)))
         return image
 
-    return conjugate(normal, right, old.reshape(old.shape[0], size), _kronecker(outer, inner)).reshape(old.shape)
+    start = old.reshape(old.shape[0], size)
+    return conjugate(normal, right, start, lambda residual: left @ residual @ back).reshape(old.shape)
 
 
 def sweep_depthwise_first(depthwise: Array, pointwise: Array, second: Array, cross: Array) -> tuple[Array, Array]:
@@ -129,17 +131,31 @@ def sweep_pointwise_first(pointwise: Array, depthwise: Array, second: Array, cro
     Args:
         pointwise: [O, r, I]. depthwise: [O, r, K]. second: [D, D]. cross: [O, D].
     """
-    inputs, cells = pointwise.shape[2], depthwise.shape[2]
+    outs, terms, inputs = pointwise.shape
+    cells = depthwise.shape[2]
     metric = second.reshape(inputs, cells, inputs, cells)
-    right = cross.reshape(-1, inputs, cells)
-    depthwise, pointwise = depthwise.copy(), pointwise.copy()
-    turned = metric.transpose(1, 0, 2, 3)
-    for o in range(len(pointwise)):
-        system = np.einsum("rkjl,sj->rksl", np.tensordot(pointwise[o], metric, (1, 0)), pointwise[o], optimize=True)
-        depthwise[o] = _filter(system, pointwise[o] @ right[o])
-        system = np.einsum("rijl,sl->risj", np.tensordot(depthwise[o], turned, (1, 0)), depthwise[o], optimize=True)
-        pointwise[o] = _filter(system, depthwise[o] @ right[o].T)
-    return pointwise, depthwise
+    right = cross.reshape(outs, inputs, cells)
+
+    together = max(1, _SLAB // (terms * cells * len(second)))
+    found = []
+    for start in range(0, outs, together):
+        some = pointwise[start : start + together]
+        seen = (some.reshape(-1, inputs) @ second.reshape(inputs, -1)).reshape(len(some), -1, inputs, cells)
+        system = np.matmul(some[:, None], seen).reshape(len(some), terms * cells, terms * cells)
+        wanted = (some @ right[start : start + together]).reshape(len(some), -1)
+        found.append(np.stack([solved(one, side[:, None]) for one, side in zip(system, wanted, strict=True)]))
+    depthwise = np.concatenate(found).reshape(outs, terms, cells)
+
+    def normal(weight: Array) -> Array:
+        seen = (weight.swapaxes(1, 2) @ depthwise).reshape(outs, -1) @ second
+        image: Array = depthwise @ seen.reshape(outs, inputs, cells).swapaxes(1, 2)
+        return image
+
+    alike, inner = _separated(np.einsum("ikil->kl", metric), np.einsum("ikjk->ij", metric))
+    outer = np.stack([solved(one, np.eye(terms)) for one in depthwise @ alike @ depthwise.swapaxes(1, 2)])
+    inverse = solved(inner, np.eye(inputs))
+    wanted = depthwise @ right.swapaxes(1, 2)
+    return conjugate(normal, wanted, pointwise, lambda residual: outer @ residual @ inverse), depthwise
 
 
 def sweep_filter(parts: list[Array], places: list[Array], second: Array, cross: Array) -> list[Array]:
@@ -203,14 +219,10 @@ def conjugate(
     return found
 
 
-def _kronecker(outer: Array, inner: Array) -> Callable[[Array], Array]:
-    left, right = (solved(side, np.eye(len(side))) for side in (outer, inner))
-    left, right = (left + left.T) / 2, (right + right.T) / 2
-    return lambda residual: left @ residual @ right
-
-
-def _filter(system: Array, right: Array) -> Array:
-    return solved(system.reshape(right.size, right.size), right.reshape(-1, 1)).reshape(right.shape)
+def _separated(one: Array, two: Array) -> tuple[Array, Array]:
+    """The two marginals of a metric, so that their product has its trace."""
+    trace = np.trace(one)
+    return (one / trace if trace > 0 else one), two
 
 
 def _composed(chain: list[Array]) -> Array:
