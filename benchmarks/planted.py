@@ -58,7 +58,8 @@ def layer(weight: Array, size: int, group: int = 1) -> onnx.ModelProto:
 
 def trunk(model: onnx.ModelProto, end: str) -> onnx.ModelProto:
     """The part of a model up to one tensor."""
-    return onnx.utils.Extractor(model).extract_model([model.graph.input[0].name], [end])
+    known = onnx.shape_inference.infer_shapes(model)
+    return onnx.utils.Extractor(known).extract_model([model.graph.input[0].name], [end])
 
 
 def with_spatial_rank(model: onnx.ModelProto, share: float, block: int = 16, seed: int = 0) -> onnx.ModelProto:

@@ -45,7 +45,7 @@ def rewritten(target: Path, tol: float, *, fit: bool, form: str = "spatial") -> 
 
 @pytest.mark.parametrize("tol", [0.05, 0.3, 0.5])
 def test_accuracy_at_equal_cost_is_not_below_that_of_factors_without_data(tol: float, tmp_path: Path) -> None:
-    """The fit aims at the original: where factors without data happen to beat that too, no more than it is asked for."""
+    """The fit aims at the original: where factors without data happen to beat even that, it need not."""
     plain, fitted = rewritten(tmp_path / "plain.onnx", tol, fit=False), rewritten(tmp_path / "fit.onnx", tol, fit=True)
     assert plain.output is not None
     assert fitted.output is not None
