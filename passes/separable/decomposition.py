@@ -83,7 +83,7 @@ class Decomposition(ABC):
 
 
 def prepare(found: Iterable[Decomposition], workers: int | None = None) -> None:
-    """Compute the spectra of many forms at once, a thread for each and none inside the linear algebra.
+    """Compute what the errors of many forms need, in threads, and without threads inside the linear algebra.
 
     That is faster than the threads of the linear algebra, and far faster where other processes compete for the cores.
 
@@ -91,7 +91,7 @@ def prepare(found: Iterable[Decomposition], workers: int | None = None) -> None:
         workers: threads; as many as this process may use by default. Each needs about 8 times its weight in float32.
     """
     with threadpool_limits(1), ThreadPoolExecutor(workers or _cores()) as pool:
-        for _ in pool.map(lambda made: made.spectra, found):
+        for _ in pool.map(lambda made: made.error(made.full), found):
             pass
 
 
