@@ -82,16 +82,22 @@ class Decomposition(ABC):
         return [(beyond - 1,)] if beyond > 1 else []
 
 
-def prepare(found: Iterable[Decomposition], workers: int | None = None) -> None:
-    """Compute the spectra of many forms at once, a thread for each and none inside the linear algebra.
+def prepare(
+    found: Iterable[Decomposition],
+    ask: Callable[[Decomposition], object] = lambda made: made.error(made.full),
+    workers: int | None = None,
+) -> None:
+    """Compute what the errors of many forms need, in threads, and without threads inside the linear algebra.
 
     That is faster than the threads of the linear algebra, and far faster where other processes compete for the cores.
 
     Args:
+        ask: a question whose answer they will remember the work for; by default the spectra, or cores. With
+            `smallest(tol, fits)` the closer look at weights that are almost exact is in threads too.
         workers: threads; as many as this process may use by default. Each needs about 8 times its weight in float32.
     """
     with threadpool_limits(1), ThreadPoolExecutor(workers or _cores()) as pool:
-        for _ in pool.map(lambda made: made.spectra, found):
+        for _ in pool.map(ask, found):
             pass
 
 

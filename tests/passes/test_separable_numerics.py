@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from hypothesis import strategies as st
 from convrewrite.passes.separable.decomposition import Decomposition, bisect, highest_corners, lowest_corners, prepare
 from convrewrite.passes.separable.factors import Array, Factor, Factorization, Rank, Stage, rounding
 from convrewrite.passes.separable.forms import FORMS, decompositions
+from convrewrite.passes.separable.lazy import lazy
 from convrewrite.passes.separable.spectra import Bank, Matrix
 
 # [O, I / g, *kernel] and g: every dimension, dense, grouped, depthwise, with a multiplier, with axes of extent 1.
@@ -454,3 +457,22 @@ def test_a_far_weight_is_refused_without_a_closer_look(monkeypatch: pytest.Monke
     for made in decompositions(normal((32, 32, 3, 3)), 1, ("channel", "depthwise", "spatial")):
         assert made.smallest(1e-6, lambda rank, most=made.full[0] // 2: rank[0] <= most) == []  # type: ignore[misc]
         assert made.smallest(1e-4)
+
+
+def test_lazy_values_are_computed_once_and_threads_do_not_wait_for_each_other() -> None:
+    """functools.cached_property had one lock for all instances until Python 3.12."""
+    barrier = threading.Barrier(2, timeout=10)
+
+    class Counted:
+        calls = 0
+
+        @lazy
+        def value(self) -> int:
+            self.calls += 1
+            barrier.wait()
+            return self.calls
+
+    instances = [Counted(), Counted()]
+    with ThreadPoolExecutor(2) as pool:
+        assert list(pool.map(lambda one: one.value, instances)) == [1, 1]
+    assert [one.value for one in instances] == [1, 1]
