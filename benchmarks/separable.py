@@ -132,7 +132,8 @@ def time_trunk(folder: Path, seconds: float, sets: int, width: float) -> dict[st
 
 
 PLAN = """
-import resource, sys, time
+import re, sys, time
+from pathlib import Path
 from convrewrite import model_io
 from convrewrite.graph import infer_shapes
 from convrewrite.acceptance import smaller
@@ -140,12 +141,14 @@ from convrewrite.passes.separable import Separable
 from convrewrite.rewrite import run_pass
 model = model_io.load(sys.argv[1])
 shapes = infer_shapes(model.graph, {t.name: t.shape for t in model.graph.inputs})
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident(entry):
+    return 1024 * int(re.search(entry + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+base = resident("VmRSS")
 start = time.perf_counter()
 result = run_pass(Separable(tol=float(sys.argv[2]), shapes=shapes), model.graph, judge=smaller)
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(seconds, (peak - base) * 1024, len(result.sites), sum(s.tol_pays is not None for s in result.sites))
+print(seconds, resident("VmHWM") - base, len(result.sites), sum(s.tol_pays is not None for s in result.sites))
 """
 
 

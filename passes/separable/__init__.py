@@ -60,8 +60,11 @@ FACTOR = re.compile(r"/separable/\d+\.\d+(_\d+)?$")
 class Responses(Protocol):
     """What a convolution sees and gives on real inputs: how the pipeline hands activations to the pass."""
 
-    def __call__(self, graph: gs.Graph, site: ConvSite) -> Moments:
-        """Moments of the inputs of a Conv as the graph now computes them, and of what the original gives there."""
+    def __call__(self, graph: gs.Graph, site: ConvSite) -> Moments | None:
+        """Moments of the inputs of a Conv as the graph now computes them, and of what the original gives there.
+
+        None where they would be too large to hold: the factors then stay as the decomposition gives them.
+        """
         ...
 
 

@@ -19,7 +19,7 @@ import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from convrewrite.passes.separable.decomposition import Decomposition, bisect, highest_corners, lowest_corners, prepare
+from convrewrite.passes.separable.decomposition import Decomposition, answers, bisect, highest_corners, lowest_corners
 from convrewrite.passes.separable.factors import Array, Factor, Factorization, Rank, Stage, rounding
 from convrewrite.passes.separable.forms import FORMS, decompositions
 from convrewrite.passes.separable.lazy import lazy
@@ -442,7 +442,7 @@ def test_forms_are_chosen_and_names_are_unique() -> None:
 def test_many_at_once_are_the_same() -> None:
     weight = normal((12, 10, 3, 3))
     alone, together = decompositions(weight, 1), decompositions(weight, 1)
-    prepare(together, workers=2)
+    answers(together, lambda made: made.error(made.full), workers=2)
     for one, two in zip(alone, together, strict=True):
         np.testing.assert_allclose(one.spectra[0], two.spectra[0], rtol=1e-12)
 
