@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
+import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -22,7 +24,7 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is n
 
 from benchmarks.gpu import __main__ as command
 from benchmarks.gpu import fcn, separable, work
-from benchmarks.gpu.budget import Budget
+from benchmarks.gpu.budget import Budget, at_most
 from benchmarks.gpu.traded import Traded
 from benchmarks.gpu.work import CUT_OFF, NO_TIME, NOTHING_WRITTEN, Batch, Plan, run
 from benchmarks.separable import Layer
@@ -55,6 +57,17 @@ def test_every_model_gets_its_share_of_what_is_left():
     budget.begin(1, 1)
     assert not budget.allows
     assert budget.over
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="the system has no alarm")
+def test_what_hangs_is_cut_off_as_ctrl_c_does_it():
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(KeyboardInterrupt), at_most(0.05):
+        time.sleep(10)
+    with at_most(60):
+        pass
+    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0.0
+    assert signal.getsignal(signal.SIGALRM) == before
 
 
 def converted(*names: str) -> list[fcn.Converted]:
@@ -200,7 +213,7 @@ def slow(clock: Clock, seconds: float) -> Slow:
 
 def test_a_model_whose_share_went_into_its_verification_is_not_timed(tmp_path, faked):
     clock = Clock()
-    works = [slow(clock, 60.0), slow(clock, 10.0)]
+    works = [slow(clock, 60.0), slow(clock, 30.0)]  # half of 100, then all of the 40 that are left
     made = plan(tmp_path, works=works, budget=Budget(clock.now + 100.0, clock))
     assert run(made) == 0
     first, second = saved(made)["models"]
