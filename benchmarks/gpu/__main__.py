@@ -8,8 +8,8 @@
 It needs `convrewrite[cuda]` and a checkout on PYTHONPATH, runs unattended within `--minutes`, and saves what it has
 after every measurement; every model of every pass has its share of the time, and what does not fit is left out, and
 said to be. Inputs and outputs stay on the device while it times. TF32 is off unless `--tf32` says otherwise;
-verification never uses it. Exit code 1 where a model fails its verification, 2 where the provider is not usable here,
-130 after Ctrl-C; the file holds what was measured.
+verification never uses it. Exit code 1 where a model fails its verification or cannot be measured at all, 2 where the
+provider is not usable here, 130 after Ctrl-C or where a run that hung was cut off; the file holds what was measured.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass
 class Budget:
-    """Shares the time until `end` out: each in turn gets its part of what is then left, so nothing saved is lost."""
+    """Shares the time until `end` out: each in turn gets its part of what the earlier ones left."""
 
     end: float
     clock: Callable[[], float] = time.monotonic

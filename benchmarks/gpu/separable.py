@@ -1,4 +1,4 @@
-"""`separable`: networks and layers with planted low rank, so that the pass finds factors and the form is what counts."""
+"""`separable`: models with planted low rank, so that the pass finds factors, and the form alone is what counts."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def network(name: str, width: float) -> onnx.ModelProto:
 def works(quick: bool) -> list[Traded]:
     """All of it, the slowest last; in a rehearsal narrow models and small layers."""
     resnet18, vgg16 = (
-        Traded(SPATIAL, name, f"{title}, half rank", partial(network, name, 0.125 if quick else 1.0))
-        for name, title in (("resnet18", "ResNet-18"), ("vgg16", "VGG-16"))
+        Traded(SPATIAL, name, f"{title}, half rank", partial(network, name, 0.125 if quick else 1.0), share)
+        for name, title, share in (("resnet18", "ResNet-18", 1.0), ("vgg16", "VGG-16", 1.5))
     )
     layers = [
         Traded(SPATIAL if layer.form == "spatial" else ANY, LAYERS_MODEL, layer.label, layer.model, LAYER_SHARE)
