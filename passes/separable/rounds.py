@@ -18,10 +18,10 @@ from convrewrite.passes.separable.factors import Array, Factor, Factorization
 
 def improved(factors: Factorization, group: int, second: Array, cross: Array) -> Factorization:
     """Each factor once more, the others held."""
-    if factors.form == "depthwise":
-        branches = _decoupled(factors, group, second, cross)
-    elif _filters(factors):
+    if _filters(factors):
         branches = _per_filter(factors, group, second, cross)
+    elif factors.form == "depthwise":
+        branches = _decoupled(factors, group, second, cross)
     else:
         branches = (_chain(factors.branches[0], group, second, cross),)
     return replace(factors, branches=tuple(rebalanced(branch) for branch in branches))
@@ -64,7 +64,11 @@ def rebalanced(chain: tuple[Factor, ...]) -> tuple[Factor, ...]:
 def _filters(factors: Factorization) -> bool:
     """Chains that filter single channels: all stages but the first are depthwise."""
     first, second = factors.branches[0][:2]
-    return factors.form == "spatial" and first.weight.shape[1] == 1 and second.group == len(second.weight)
+    if factors.form != "depthwise" or first.weight.shape[1] > 1:
+        return False
+    return second.group == len(second.weight) and math.prod(first.weight.shape[2:]) > 1 < math.prod(
+        second.weight.shape[2:]
+    )
 
 
 def _chain(chain: tuple[Factor, ...], group: int, second: Array, cross: Array) -> tuple[Factor, ...]:
