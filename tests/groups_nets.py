@@ -50,9 +50,7 @@ def equal(groups: int, channels: int) -> list[tuple[int, int]]:
 def conv(net: Net, x: str, weight: Array, *, bias: bool = True, **attrs: Any) -> str:
     """A Conv with that weight, as large on its output as on its input unless told otherwise."""
     pads = {} if "pads" in attrs or "auto_pad" in attrs else {"pads": [k // 2 for k in weight.shape[2:]] * 2}
-    return str(
-        net.node("Conv", x, net.const(weight), *([net.ints(weight.shape[0])] if bias else []), **(pads | attrs))
-    )
+    return str(net.node("Conv", x, net.const(weight), *([net.ints(weight.shape[0])] if bias else []), **(pads | attrs)))
 
 
 def rewrite(

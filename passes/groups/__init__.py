@@ -131,6 +131,8 @@ class Groups:
         needed = needed_tol(norms, site.group)
         if needed is None:
             detail = f"{site.label}: {site}, which cannot be divided by two"
+        elif needed <= max(self.tol, rounding(site.weight.dtype)):
+            detail, needed = f"{site.label}: {site}; more groups would be smaller than is fast", None
         else:
             detail = f"{site.label}: {site}; {2 * site.group} groups would take --tol {needed:.2g}"
         return Declined(REASONS["groups/no-structure"], detail, self._known(site, needed))

@@ -9,6 +9,7 @@ around is the same sum, with its terms in another order.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -79,7 +80,8 @@ def perform(graph: gs.Graph, changes: Sequence[Take]) -> None:
         before = _channels(shop, node) if weight else (0, 0)
         group = int(node.attrs.get("group", 1))
         if change.grouped:
-            new = shop.rebuilt(old, name, lambda values, _, c=change: _in_groups(values, c.index, group), 1, change.index)
+            within = functools.partial(_in_groups, index=change.index, group=group)
+            new = shop.rebuilt(old, name, within, 0, np.arange(before[0]))
         else:
             new = shop.taken_along(old, name, change.axis, change.index)
         node.inputs[change.input] = new
@@ -104,9 +106,8 @@ def _channels(shop: Workshop, node: gs.Node) -> tuple[int, int]:
     return (b * group, a) if node.op == "ConvTranspose" else (a, b * group)
 
 
-def _in_groups(values: Array, index: Array, group: int) -> Array:
+def _in_groups(values: Array, zero: Array, index: Array, group: int) -> Array:
+    """Columns chosen for each group of rows among its own."""
     rows, per = values.shape[0] // group, values.shape[1]
-    parts = [
-        values[g * rows : (g + 1) * rows, index[g * per : (g + 1) * per] - g * per] for g in range(group)
-    ]
+    parts = [values[g * rows : (g + 1) * rows, index[g * per : (g + 1) * per] - g * per] for g in range(group)]
     return np.concatenate(parts)

@@ -51,7 +51,9 @@ def best_groups(norms: Array, groups: int, group: int = 1) -> Layout | None:
     made: list[Component] = []
     for index in range(group):
         rows, columns = (np.arange(index * n // group, (index + 1) * n // group) for n in (out, inputs))
-        row_labels, column_labels = cocluster(np.square(norms[np.ix_(rows, columns)]).astype(np.float32), groups // group)
+        row_labels, column_labels = cocluster(
+            np.square(norms[np.ix_(rows, columns)]).astype(np.float32), groups // group
+        )
         made += [
             Component(rows[row_labels == label], columns[column_labels == label]) for label in range(groups // group)
         ]
@@ -105,7 +107,8 @@ def _leading(matrix: Array, count: int) -> Array:
     for _ in range(POWERS):
         basis = np.linalg.qr(matrix.T @ (matrix @ basis))[0]
     vectors = np.linalg.svd(matrix @ basis, full_matrices=False)[2] @ basis.T
-    return vectors[:count]
+    first: Array = vectors[:count]
+    return first
 
 
 def _spread_out(points: Array, count: int) -> Array:

@@ -127,9 +127,7 @@ def structure(norms: Array, tol: float = 0.0, exact: float = 0.0) -> Structure:
             found.append(Component(outputs, columns))
     found.sort(key=lambda component: int(component.inputs[0]))
     error = error_of(norms, kept)
-    return Structure(
-        (out, inputs), tuple(found), np.flatnonzero(~live_outputs), np.flatnonzero(~live_inputs), error
-    )
+    return Structure((out, inputs), tuple(found), np.flatnonzero(~live_outputs), np.flatnonzero(~live_inputs), error)
 
 
 def _by_label(labels: Array, count: int) -> list[Array]:

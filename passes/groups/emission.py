@@ -78,7 +78,8 @@ def _replace(
             return tensor
         order = shop.constant(f"{label}/groups/{side}/order", index.astype(np.int64))
         result = target if target is not None else fresh(f"{label}/groups/{side}")
-        made.append(gs.Node("Gather", shop.name(f"{label}/groups/{side}/gather"), {"axis": 1}, [tensor, order], [result]))
+        name = shop.name(f"{label}/groups/{side}/gather")
+        made.append(gs.Node("Gather", name, {"axis": 1}, [tensor, order], [result]))
         return result
 
     target = node.outputs[0]
@@ -124,7 +125,7 @@ def _operands(shop: Workshop, node: gs.Node, part: Part, group: int, number: int
 
 
 def chosen(values: Array, zero: Array, part: Part, group: int = 1) -> Array:
-    """The blocks [O', I'/g', *kernel] of a part, of a stored weight [O, I/g, *kernel]; zero stands between its groups."""
+    """The blocks [O', I'/g', *kernel] of a part, of a stored weight [O, I/g, *kernel], zero between its groups."""
     rows, per = values.shape[0] // group, values.shape[1]
     made = []
     for own in part.groups:

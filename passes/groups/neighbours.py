@@ -25,7 +25,8 @@ POOLS = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool
 REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare"""
 RESHAPES = "Flatten Reshape Squeeze Unsqueeze"
-ORDERLESS = "Pad Resize Slice Transpose Upsample QuantizeLinear DequantizeLinear BatchNormalization InstanceNormalization"
+ORDERLESS = """Pad Resize Slice Transpose Upsample QuantizeLinear DequantizeLinear BatchNormalization
+InstanceNormalization"""
 
 
 def find_space(net: Network, tensor: str, size: int, owner: str) -> Space:
@@ -213,9 +214,8 @@ def _vectors_made(s: Search, node: gs.Node, own: Range) -> None:
     if _orderless(s, node) and _constant(s, node, 1, 2, 3, 4):
         for position, tensor in enumerate(node.inputs[1:], 1):
             shape = s.net.shape(tensor) if tensor.name else None
-            if shape and math.prod(d or 0 for d in shape) != 1:
-                s.edit(node, position, 0, own)
-            elif shape and node.op.endswith("Normalization") and own.size > 0:
+            per_tensor = node.op.endswith("Linear") and math.prod(d or 0 for d in shape or ()) == 1
+            if shape and not per_tensor:
                 s.edit(node, position, 0, own)
         s.add(node.inputs[0].name, own)
 
@@ -334,16 +334,23 @@ def _pieces(s: Search, node: gs.Node) -> list[tuple[gs.Tensor, int, int]]:
 def _reshape_made(s: Search, node: gs.Node, own: Range) -> None:
     ratio = _ratio(s, node)
     if ratio is not None:
-        s.add(node.inputs[0].name, own.scaled(ratio[1], ratio[0]))
+        _scaled(s, node, node.inputs[0], own.scaled(ratio[1], ratio[0]))
 
 
 @on_read(RESHAPES)
 def _reshape_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     ratio = None if position else _ratio(s, node)
     if ratio is not None:
-        s.add(node.outputs[0].name, own.scaled(*ratio))
+        _scaled(s, node, node.outputs[0], own.scaled(*ratio))
     elif position:
         s.stop("groups/order-fixed", s.net.label(node))
+
+
+def _scaled(s: Search, node: gs.Node, tensor: gs.Tensor, own: Range | None) -> None:
+    if own is None:
+        s.stop("groups/order-fixed", s.net.label(node))
+    else:
+        s.add(tensor.name, own)
 
 
 def _ratio(s: Search, node: gs.Node) -> tuple[int, int] | None:

@@ -30,8 +30,12 @@ class Offer:
     error: float
 
 
-def offers(norms: Array, taps: int, exact: float, tol: float = 0.0, into: int | None = None, group: int = 1) -> list[Offer]:
-    """What there is to choose from, the fastest first; nothing that is slower than the convolution as it is.
+def offers(
+    norms: Array, taps: int, exact: float, tol: float = 0.0, into: int | None = None, group: int = 1
+) -> list[Offer]:
+    """What there is to choose from, the fastest first, all of it with fewer multiplications.
+
+    Groups that there are already are divided further only where that should be faster, unless a number is asked for.
 
     Args:
         norms: kernel norms [O, I] of the dense convolution. taps: of a kernel. exact: what rounding costs.
@@ -45,7 +49,8 @@ def offers(norms: Array, taps: int, exact: float, tol: float = 0.0, into: int | 
         error = error_of_layout(norms, layout)
         if error > limit or layout.weights >= out * inputs // group:
             continue
-        if layout.time(taps) > now or (str(layout) in seen and seen[str(layout)].error <= error):
+        slower = layout.time(taps) >= now and group > 1 and into is None
+        if slower or (str(layout) in seen and seen[str(layout)].error <= error):
             continue
         seen[str(layout)] = Offer(layout, error)
     ranked = sorted(seen.values(), key=lambda o: (o.layout.time(taps), o.layout.group_count, o.error))

@@ -58,6 +58,10 @@ class Part:
         out, inputs = self.shape
         return out * len(self.groups), inputs * len(self.groups)
 
+    def time(self, taps: int) -> int:
+        """Per cell of the output, in a unit that ranks layouts by their time."""
+        return part_time(*self.shape, len(self.groups), taps)
+
     @property
     def weights(self) -> int:
         """Kernels, which is parameters and MACs per tap."""
@@ -101,13 +105,14 @@ class Layout:
 
     def time(self, taps: int) -> int:
         """Per cell of the output, in a unit that ranks layouts by their time."""
-        own = sum(part_time(*part.shape, len(part.groups), taps) for part in self.parts)
+        own = sum(part.time(taps) for part in self.parts)
         return own + (TRAFFIC * sum(sum(part.channels) for part in self.parts) if len(self.parts) > 1 else 0)
 
     def __str__(self) -> str:
         return " beside ".join(
-            f"{len(part.groups)} groups of {part.shape[0]}x{part.shape[1]}" if len(part.groups) > 1 else
-            f"{part.shape[0]}x{part.shape[1]}"
+            f"{len(part.groups)} groups of {part.shape[0]}x{part.shape[1]}"
+            if len(part.groups) > 1
+            else f"{part.shape[0]}x{part.shape[1]}"
             for part in self.parts
         )
 
@@ -245,7 +250,7 @@ def unequal_groups(found: Structure, taps: int) -> Layout | None:
             members = [c for c in found.components if c.shape in kinds[start:end]]
             part = _cheapest(members, taps)
             cost, parts = best[start]
-            own = part_time(*part.shape, len(part.groups), taps) + TRAFFIC * sum(part.channels)
+            own = part.time(taps) + TRAFFIC * sum(part.channels)
             options.append((cost + own, (*parts, part)))
         best.append(min(options, key=lambda option: option[0]))
     parts = best[-1][1]
@@ -259,7 +264,7 @@ def _cheapest(members: Sequence[Component], taps: int) -> Part:
     outputs, inputs = (np.concatenate([getattr(c, name) for c in members]) for name in ("outputs", "inputs"))
     own = Structure((len(outputs), len(inputs)), tuple(members), np.zeros(0, int), np.zeros(0, int), 0.0)
     made = [layout.parts[0] for g in (1, *group_counts(own)) if (layout := equal_groups(own, g)) is not None]
-    return min(made, key=lambda part: part_time(*part.shape, len(part.groups), taps))
+    return min(made, key=lambda part: part.time(taps))
 
 
 def _filled(part: Part, found: Structure) -> Part:

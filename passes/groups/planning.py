@@ -73,9 +73,7 @@ def fit(net: Network, site: ConvSite, found: Sequence[Offer]) -> list[Fitting] |
     return sorted(fitting, key=lambda f: (f.time, f.offer.layout.group_count))
 
 
-def _groupings(
-    net: Network, site: ConvSite, sides: _Sides, layout: Layout
-) -> Iterator[tuple[Grouping, Stop | None]]:
+def _groupings(net: Network, site: ConvSite, sides: _Sides, layout: Layout) -> Iterator[tuple[Grouping, Stop | None]]:
     """Ways to put one layout into the graph, each with the first thing that keeps it from being absorbed."""
     for order in ORDERS:
         ordered = order(layout)

@@ -1,7 +1,7 @@
 """A convolution as the pass sees it: its weight, its groups, and what it costs.
 
-    Conv (W [O, I/g, *kernel], b [O]), group g        ConvTranspose (W [I, O/g, *kernel], b [O]), group g
-    one MAC per entry of W and cell of its output     one MAC per entry of W and cell of its input
+Conv (W [O, I/g, *kernel], b [O]), group g        ConvTranspose (W [I, O/g, *kernel], b [O]), group g
+one MAC per entry of W and cell of its output     one MAC per entry of W and cell of its input
 """
 
 from __future__ import annotations

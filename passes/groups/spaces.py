@@ -15,6 +15,7 @@ model, an operator that is not known) stops it; the order of channels must then 
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -114,7 +115,7 @@ class Space:
         if self.stops:
             return self.stops[0]
         bounds = sorted(self.cuts | {0, self.size})
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in itertools.pairwise(bounds):
             own = index[low:high]
             if len(own) and (own.min() < low or own.max() >= high):
                 return Stop("groups/tied-channels", f"channels {low} to {high - 1} have to stay together")

@@ -74,17 +74,19 @@ class Workshop:
         """A fresh name for a tensor."""
         return unique_name(wanted, self.taken)
 
-    def rebuilt(self, tensor: gs.Tensor, name: str, change: Change, axis: int, index: Array) -> gs.Tensor:
+    def rebuilt(
+        self, tensor: gs.Tensor, name: str, change: Change, axis: int, index: Array, whole: bool = False
+    ) -> gs.Tensor:
         """The tensor with its values changed.
 
         Args:
             tensor: constant, or computed from constants. change: of its values.
-            axis, index: the axis whose entries the change chooses, and which, for scales along it.
+            axis, index: an axis whose entries the change chooses, and which. whole: it does nothing else.
         """
         node = producer(tensor)
-        if node is not None and node.op == "DequantizeLinear" and self._keeps(node, axis):
+        if node is not None and node.op == "DequantizeLinear" and self._keeps(node, axis, whole):
             parts = [values_of(t) if t.name else None for t in node.inputs]
-            along = parts[1] is not None and parts[1].size > 1
+            along = parts[1] is not None and parts[1].size > 1 and _axis(node) == axis
             zero = np.zeros((), parts[0].dtype) if len(parts) < 3 or parts[2] is None else parts[2]  # type: ignore[union-attr]
             if along and zero.size > 1:
                 shape = [1] * parts[0].ndim  # type: ignore[union-attr]
@@ -95,7 +97,7 @@ class Workshop:
                 if part is None:
                     made.append(gs.Variable.empty())
                 else:
-                    made.append(self.constant(f"{name}/{kind}", part[index] if part.size > 1 else part))
+                    made.append(self.constant(f"{name}/{kind}", part[index] if along else part))
             given = gs.Variable(self.name(name), tensor.dtype)
             where = self.graph.nodes.index(node)
             self.graph.nodes.insert(where, gs.Node(node.op, self.name(f"{name}/node"), dict(node.attrs), made, [given]))
@@ -106,15 +108,18 @@ class Workshop:
 
     def taken_along(self, tensor: gs.Tensor, name: str, axis: int, index: Array) -> gs.Tensor:
         """The tensor with entries chosen along one axis."""
-        return self.rebuilt(tensor, name, lambda values, _: np.take(values, index, axis), axis, index)
+        return self.rebuilt(tensor, name, lambda values, _: np.take(values, index, axis), axis, index, True)
 
-    def _keeps(self, node: gs.Node, axis: int) -> bool:
-        """Whether a DequantizeLinear of constants has one scale, or scales along that axis."""
+    def _keeps(self, node: gs.Node, axis: int, whole: bool) -> bool:
+        """Whether a DequantizeLinear of constants has scales that the change leaves with what they belong to."""
         if not all(isinstance(t, gs.Constant) or not t.name for t in node.inputs) or node.attrs.get("block_size"):
             return False
-        size = int(np.prod(node.inputs[1].shape))
-        own = int(node.attrs.get("axis", 1)) % max(len(node.inputs[0].shape), 1)
-        return size == 1 or own == axis
+        return whole or int(np.prod(node.inputs[1].shape)) == 1 or _axis(node) == axis
+
+
+def _axis(node: gs.Node) -> int:
+    """Of the scales of a DequantizeLinear."""
+    return int(node.attrs.get("axis", 1)) % max(len(node.inputs[0].shape), 1)
 
 
 def origin(tensor: gs.Tensor, channels: tuple[int, int]) -> Origin:

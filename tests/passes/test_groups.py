@@ -147,8 +147,8 @@ def test_inception_like() -> None:
     y = conv(net, joined, planted(rng, equal(4, 128), (1, 1), columns=columns))
     model = net.model(conv(net, net.Relu(y), net.numbers_of(2, 128, 1, 1)))
     result, made = rewrite(model)
-    assert group_counts(made) == [1, 1, 2, 1, 2, 4, 1]
-    assert ops(made) == ops(model)
+    assert sorted(group_counts(made)) == [1, 1, 1, 1, 2, 2, 4]
+    assert sorted(ops(made)) == sorted(ops(model))
     assert len(result.outcome("rewritten")) == 3
     assert_equal(model, made)
     assert_idempotent(made)
@@ -182,7 +182,7 @@ PASSED: dict[str, Any] = {
     "padded": lambda net, x, c: net.Pad(x, net.const([0, 0, 1, 0, 0, 0, 0, 2])),
     "depthwise": _depthwise,
     "quantized": _quantized,
-    "gated": lambda net, x, c: net.Mul(x, net.Clip(net.conv(net.GlobalMaxPool(x), c, 1, 1, bound=1), "", "")),
+    "gated": lambda net, x, c: net.Mul(x, net.Sign(net.conv(net.GlobalMaxPool(x), c, 1, 1))),
     "transposed": lambda net, x, c: net.Transpose(x, perm=[0, 1, 3, 2]),
     "resized": lambda net, x, c: net.Resize(x, "", net.const(np.array([1, 1, 2, 1.0]))),
     "sliced": lambda net, x, c: net.Slice(x, net.const([1]), net.const([6]), net.const([2])),
@@ -246,7 +246,9 @@ def test_shared_weights_are_not_edited() -> None:
     weight = net.const(planted(net.rng, equal(2, 32)))
     x = net.Relu(net.Conv("x", stem, vector))
     y = net.Relu(net.Conv(x, weight, vector, pads=[1] * 4))
-    z = net.Clip(net.Conv(y, net.ints(32, 32, 1, 1, bound=1), vector), net.const(np.float32(-1)), net.const(np.float32(1)))
+    z = net.Clip(
+        net.Conv(y, net.ints(32, 32, 1, 1, bound=1), vector), net.const(np.float32(-1)), net.const(np.float32(1))
+    )
     z = net.Relu(net.Conv(z, weight, vector, pads=[1] * 4))
     other = net.Relu(net.Conv("x", stem, vector))
     both = net.Concat(z, other, axis=1)
@@ -331,13 +333,22 @@ def test_alexnets_towers() -> None:
 
 
 def test_group_normalization_stops_the_order() -> None:
-    model = around(lambda net, x, c: net.GroupNormalization(x, net.ints(4), net.ints(4), num_groups=4), opset=18)
+    """As exporters write it: the channels of a group become one."""
+    net = Net(1, 3, 8, 12)
+    x = conv(net, "x", net.numbers_of(64, 3, 1, 1, bound=1))
+    grouped = net.Reshape(x, net.const([1, 4, -1]))
+    x = net.Reshape(net.InstanceNormalization(grouped, net.ints(4), net.ints(4)), net.const([1, 64, 8, 12]))
+    y = conv(net, x, planted(net.rng, equal(2, 64)))
+    model = net.model(conv(net, net.Relu(y), net.numbers_of(3, 64, 1, 1)))
     result, made = rewrite(model)
-    assert {site.outcome for site in result.sites} <= {"rewritten", "declined"}
+    (site,) = result.outcome("rewritten")
+    assert site.detail.endswith("1 Gather")
     assert_equal(model, made, error=1e-4)
 
 
-@pytest.mark.parametrize("shapes", [[(48, 48), (16, 16)], [(32, 32), (16, 16), (16, 16)], [(40, 24), (8, 24), (16, 16)]])
+@pytest.mark.parametrize(
+    "shapes", [[(48, 48), (16, 16)], [(32, 32), (16, 16), (16, 16)], [(40, 24), (8, 24), (16, 16)]]
+)
 def test_unequal_blocks_stand_side_by_side(shapes: list[tuple[int, int]]) -> None:
     net = Net(1, 3, 8, 12)
     x = net.Relu(conv(net, "x", net.numbers_of(sum(i for _, i in shapes), 3, 1, 1, bound=1)))
