@@ -42,6 +42,13 @@ def planted(
     return mixed
 
 
+def stem(net: Net, *shape: int) -> Array:
+    """A dense kernel of -1, 0 and 1 in which no channel is dead."""
+    weight = net.numbers_of(*shape, bound=1)
+    weight[:, :, *[0] * (len(shape) - 2)] = 1
+    return weight
+
+
 def equal(groups: int, channels: int) -> list[tuple[int, int]]:
     """Shapes of that many equal square groups."""
     return [(channels // groups, channels // groups)] * groups

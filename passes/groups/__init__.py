@@ -33,7 +33,7 @@ Sources: Krizhevsky, Sutskever and Hinton, NIPS 2012 (groups); Xie et al., "Aggr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -42,19 +42,35 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.graph import infer_shapes
 from convrewrite.passes.groups.clustering import needed_tol
+from convrewrite.passes.groups.dead import Trim, find_trim, trim
 from convrewrite.passes.groups.detection import Array, kernel_norms, rounding
-from convrewrite.passes.groups.emission import regroup
+from convrewrite.passes.groups.emission import Grouping, regroup
 from convrewrite.passes.groups.expand import Expansion, expand, expanded_size
 from convrewrite.passes.groups.network import Network
-from convrewrite.passes.groups.offers import offers
+from convrewrite.passes.groups.offers import Offer, offers
 from convrewrite.passes.groups.planning import Fitting, fit
 from convrewrite.passes.groups.reasons import REASONS
 from convrewrite.passes.groups.reconstruction import reconstruction
 from convrewrite.passes.groups.site import ConvSite, read_site
 from convrewrite.passes.groups.spaces import Stop
+from convrewrite.passes.groups.weights import node_of
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
 __all__ = ["Groups"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done for one convolution: channels left out, and then groups; at least one of them."""
+
+    trim: Trim | None
+    grouping: Grouping | None
+
+    def new_biases(self, site: ConvSite) -> int:
+        """Entries of a bias that the convolution gets for the constants that it read."""
+        if self.trim is None or site.bias is not None:
+            return 0
+        return sum(len(shift.amount) for shift in self.trim.shifts if shift.anchor == site.anchor)
 
 
 @dataclass(frozen=True)
@@ -92,21 +108,45 @@ class Groups:
         if self.into is not None and (out % self.into or inputs % self.into):
             return Declined(REASONS["groups/no-such-number"], f"{site.label}: {site}")
         norms = kernel_norms(site.weight, site.group)
-        exact = rounding(site.weight.dtype)
-        found = offers(norms, site.taps, exact, self.tol, self.into, site.group)
-        if not found:
-            return self._no_structure(site, norms)
-        fitted = fit(Network(graph), site, found)
-        if isinstance(fitted, Stop):
-            return Declined(REASONS[fitted.reason], f"{site.label}: {fitted.detail}", self._known(site))
-        return [self._plan(graph, site, option) for option in fitted]
+        trimmed = None
+        if not norms.any(0).all() or not norms.any(1).all():
+            trimmed = find_trim(Network(graph), site, norms)
+        if isinstance(trimmed, Trim):
+            return self._trimmed(graph, site, trimmed)
+        options = self._options(graph, site, norms)
+        if isinstance(options, Stop):
+            return Declined(REASONS[options.reason], f"{site.label}: {options.detail}", self._known(site))
+        if options:
+            return [self._plan(graph, site, Work(None, option.grouping), option.offer, site) for option in options]
+        if trimmed is not None:
+            return Declined(REASONS[trimmed.reason], f"{site.label}: {trimmed.detail}", self._known(site))
+        return self._no_structure(site, norms)
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Do what the plan says."""
         if isinstance(plan.payload, Expansion):
             expand(graph, plan.payload)
-        else:
-            regroup(graph, plan.payload)
+            return
+        if plan.payload.trim is not None:
+            trim(graph, plan.payload.trim)
+        if plan.payload.grouping is not None:
+            regroup(graph, plan.payload.grouping)
+
+    def _options(self, graph: gs.Graph, site: ConvSite, norms: Array) -> list[Fitting] | Stop:
+        """What groups there are within the tolerance, and fit into the graph."""
+        found = offers(norms, site.taps, rounding(site.weight.dtype), self.tol, self.into, site.group)
+        return fit(Network(graph), site, found) if found else []
+
+    def _trimmed(self, graph: gs.Graph, site: ConvSite, change: Trim) -> Sequence[Plan]:
+        """Plans without the dead channels: with what is left in groups, and as it is."""
+        changed = graph.copy()
+        trim(changed, change)
+        left = read_site(changed, node_of(changed, site.anchor), self._shapes(graph))
+        assert isinstance(left, ConvSite), "fewer of the same channels can be read as well"
+        options = self._options(changed, left, kernel_norms(left.weight, left.group))
+        found = [] if isinstance(options, Stop) else options
+        plans = [self._plan(changed, site, Work(change, option.grouping), option.offer, left) for option in found]
+        return [*plans, self._plan(changed, site, Work(change, None), None, left)]
 
     def _expansion(self, site: ConvSite) -> Sequence[Plan] | Declined:
         assert self.expand is not None
@@ -150,31 +190,27 @@ class Groups:
             tol_halves=needed,
         )
 
-    def _plan(self, graph: gs.Graph, site: ConvSite, option: Fitting) -> Plan:
-        layout, error = option.offer.layout, option.offer.error
-        gathers = option.grouping.gathers
-        more = f", {gathers} Gather" if gathers else ""
-        biases = site.params - int(site.weight.size)
+    def _plan(self, graph: gs.Graph, site: ConvSite, work: Work, offer: Offer | None, left: ConvSite) -> Plan:
+        """What is done for a site; `left` is what a graph without dead channels has in its place."""
+        error = 0.0 if offer is None else offer.error
+        weights = int(left.weight.size) if offer is None else offer.layout.weights * left.taps
+        biases = left.params - int(left.weight.size) + work.new_biases(site)
+        gathers = 0 if work.grouping is None else work.grouping.gathers
+        told = [str(part) for part in (work.trim, None if offer is None else offer.layout) if part is not None]
         approximate = error > rounding(site.weight.dtype)
-        told = Site(
-            self.name,
-            site.anchor,
-            "Conv",
-            "rewritten",
-            detail=f"{site} -> {layout}{more}",
+        known = replace(
+            self._known(site, error if offer is not None else None),
+            outcome="rewritten",
+            detail=f"{site} -> {', '.join(told)}{f', {gathers} Gather' if gathers else ''}",
             equivalence="approximate" if approximate else "reassociated",
             error=error,
-            macs_before=site.macs,
-            macs_after=layout.weights * site.taps * site.cells,
-            params_before=site.params,
-            params_after=layout.weights * site.taps + biases,
-            tol_pays=error,
-            tol_halves=error if 2 * layout.weights * site.taps <= site.weight.size else None,
+            macs_after=weights * left.cells,
+            params_after=weights + biases,
         )
         evidence: dict[str, Any] = {}
-        if approximate:
-            evidence["kernels"] = {site.anchor: reconstruction(graph, site, layout)}
-        return Plan((told,), option.grouping, evidence=evidence)
+        if approximate and offer is not None:
+            evidence["kernels"] = {site.anchor: reconstruction(graph, left, offer.layout)}
+        return Plan((known,), work, evidence=evidence)
 
     def _shapes(self, graph: gs.Graph) -> Mapping[str, tuple[int, ...]]:
         """Shapes of the graph's tensors, as far as they are known."""

@@ -22,6 +22,7 @@ import math
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
+from threadpoolctl import threadpool_limits
 
 from convrewrite.passes.groups.detection import Array, Component
 from convrewrite.passes.groups.packing import Layout, Part, by_inputs
@@ -51,9 +52,9 @@ def best_groups(norms: Array, groups: int, group: int = 1) -> Layout | None:
     made: list[Component] = []
     for index in range(group):
         rows, columns = (np.arange(index * n // group, (index + 1) * n // group) for n in (out, inputs))
-        row_labels, column_labels = cocluster(
-            np.square(norms[np.ix_(rows, columns)]).astype(np.float32), groups // group
-        )
+        energy = np.square(norms[np.ix_(rows, columns)]).astype(np.float32)  # only labels come of it
+        with threadpool_limits(1):  # many small products, whose threads would wait for each other
+            row_labels, column_labels = cocluster(energy, groups // group)
         made += [
             Component(rows[row_labels == label], columns[column_labels == label]) for label in range(groups // group)
         ]

@@ -73,12 +73,12 @@ def _conv_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     assert shape is not None, "the weight is constant"
     rows, per = int(shape[0] or 0), int(shape[1] or 0)
     if group == 1:
-        s.edit(node, 1, 1, own)
+        s.columns(node, 1, own)
     elif per == 1:
         s.add(node.outputs[0].name, own.scaled(group, rows))
     else:
         s.cut(own, per)
-        s.edit(node, 1, 1, own, grouped=True)
+        s.columns(node, 1, own, grouped=True)
         s.keep(s.net.label(node))
 
 
@@ -100,7 +100,7 @@ def _transposed_read(s: Search, node: gs.Node, position: int, own: Range) -> Non
     if group > 1:
         s.cut(own, int(shape[0] or 0) // group)
         s.keep(s.net.label(node))
-    s.edit(node, 1, 0, own)
+    s.columns(node, 0, own)
 
 
 @on_made("Gemm")
@@ -119,7 +119,7 @@ def _gemm_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     if position or node.attrs.get("transA", 0) or not _constant(s, node, 1):
         s.stop("groups/order-fixed", s.net.label(node))
     else:
-        s.edit(node, 1, 1 if node.attrs.get("transB", 0) else 0, own)
+        s.columns(node, 1 if node.attrs.get("transB", 0) else 0, own)
 
 
 @on_made("MatMul")
@@ -133,7 +133,7 @@ def _matmul_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     if position:
         s.stop("groups/order-fixed", s.net.label(node))
     elif _flat_matmul(s, node):
-        s.edit(node, 1, 0, own)
+        s.columns(node, 0, own)
 
 
 def _flat_matmul(s: Search, node: gs.Node) -> bool:

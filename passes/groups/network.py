@@ -29,6 +29,7 @@ class Network:
         for node in graph.nodes:
             for name in dict.fromkeys(t.name for t in node.inputs if t.name):
                 self.readers.setdefault(name, []).append(node)
+        self._nodes = {self.anchor(node): node for node in graph.nodes}
         self._public = {t.name for t in (*graph.inputs, *graph.outputs)}
         self._captured = {t.name for node in graph.nodes for t in subgraph_tensors(node)}
         self._constants = Constants(graph)
@@ -38,6 +39,10 @@ class Network:
     def anchor(self, node: gs.Node) -> str:
         """The output that names a node."""
         return str(next((t.name for t in node.outputs if t.name), node.name))
+
+    def node(self, anchor: str) -> gs.Node:
+        """The node that has that anchor."""
+        return self._nodes[anchor]
 
     def label(self, node: gs.Node) -> str:
         """How messages call a node."""

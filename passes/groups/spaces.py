@@ -75,13 +75,18 @@ class Range:
 
 @dataclass(frozen=True)
 class Edit:
-    """Entries to choose along one axis of a constant input of a node; `grouped`: within each row's own group."""
+    """Entries to choose along one axis of a constant input of a node.
+
+    Attributes:
+        grouped: within each row's own group. columns: the node reads the channels there and adds them up.
+    """
 
     anchor: str
     input: int
     axis: int
     range: Range
     grouped: bool = False
+    columns: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,9 +168,13 @@ class Search:
         self.space.cuts |= {own.start, own.start + own.size}
         self.queue.append((tensor, own))
 
-    def edit(self, node: gs.Node, position: int, axis: int, own: Range, grouped: bool = False) -> None:
+    def edit(self, node: gs.Node, position: int, axis: int, own: Range) -> None:
         """A constant input of a node changes with the order."""
-        self.space.edits.append(Edit(self.net.anchor(node), position, axis, own, grouped))
+        self.space.edits.append(Edit(self.net.anchor(node), position, axis, own))
+
+    def columns(self, node: gs.Node, axis: int, own: Range, grouped: bool = False) -> None:
+        """The weight of a node reads the channels along an axis."""
+        self.space.edits.append(Edit(self.net.anchor(node), 1, axis, own, grouped, True))
 
     def cut(self, own: Range, every: int) -> None:
         """Channels do not move across multiples of `every` along the axis that the range lies on."""

@@ -15,7 +15,7 @@ import pytest
 
 from convrewrite.passes.groups import Groups
 from convrewrite.rewrite import Declined, PassResult, Plan
-from groups_nets import assert_equal, blocks, conv, equal, feeds_of, group_counts, ops, planted, rewrite
+from groups_nets import assert_equal, blocks, conv, equal, feeds_of, group_counts, ops, planted, rewrite, stem
 from helpers import Net, run
 
 
@@ -24,7 +24,7 @@ def residual(groups: int = 2, channels: int = 32, units: int = 2, norm: bool = F
     net = Net(1, 3, 8, 12, seed=groups + units)
     rng = net.rng
     trunk = rng.permutation(channels)
-    x = net.Relu(conv(net, "x", net.numbers_of(channels, 3, 3, 3, bound=1)))
+    x = net.Relu(conv(net, "x", stem(net, channels, 3, 3, 3)))
     for _ in range(units):
         inner = rng.permutation(channels)
         y = conv(net, x, planted(rng, equal(groups, channels), rows=inner, columns=trunk))
@@ -79,14 +79,14 @@ def test_the_sites_say_what_was_saved() -> None:
 @pytest.mark.parametrize("bias", [False, True], ids=["no-bias", "bias"])
 def test_a_chain(length: int, bias: bool) -> None:
     net = Net(2, 3, 9, 12)
-    x = net.Relu(conv(net, "x", net.numbers_of(64, 3, 1, 1, bound=1)))
+    x = net.Relu(conv(net, "x", stem(net, 64, 3, 1, 1)))
     order = net.rng.permutation(64)
     for _ in range(length):
         new = net.rng.permutation(64)
         weight = planted(net.rng, equal(4, 64), (3, 1), rows=new, columns=order)
         x = net.Clip(conv(net, x, weight, bias=bias), net.const(np.float32(-2)), net.const(np.float32(2)))
         order = new
-    model = net.model(conv(net, x, net.numbers_of(4, 64, 1, 1)))
+    model = net.model(conv(net, x, stem(net, 4, 64, 1, 1)))
     result, made = rewrite(model)
     assert len(result.outcome("rewritten")) == length
     assert group_counts(made) == [1, *[4] * length, 1]
@@ -107,9 +107,9 @@ GEOMETRY: list[dict[str, Any]] = [
 @pytest.mark.parametrize("attrs", GEOMETRY, ids=str)
 def test_the_geometry_stays(attrs: dict[str, Any]) -> None:
     net = Net(1, 3, 11, 14)
-    x = net.Relu(conv(net, "x", net.numbers_of(32, 3, 1, 1)))
+    x = net.Relu(conv(net, "x", stem(net, 32, 3, 1, 1)))
     y = conv(net, x, planted(net.rng, [(32, 16)] * 2), **attrs)
-    model = net.model(conv(net, net.Relu(y), net.numbers_of(3, 64, 1, 1)))
+    model = net.model(conv(net, net.Relu(y), stem(net, 3, 64, 1, 1)))
     result, made = rewrite(model)
     assert len(result.outcome("rewritten")) == 1
     assert group_counts(made) == [1, 2, 1]
@@ -120,9 +120,9 @@ def test_the_geometry_stays(attrs: dict[str, Any]) -> None:
 def test_other_ranks(kernel: tuple[int, ...], extents: tuple[int, ...]) -> None:
     net = Net(1, 3, *extents)
     ones = (1,) * len(kernel)
-    x = net.Relu(conv(net, "x", net.numbers_of(32, 3, *ones)))
+    x = net.Relu(conv(net, "x", stem(net, 32, 3, *ones)))
     y = conv(net, x, planted(net.rng, equal(2, 32), kernel))
-    model = net.model(conv(net, net.Relu(y), net.numbers_of(3, 32, *ones)))
+    model = net.model(conv(net, net.Relu(y), stem(net, 3, 32, *ones)))
     result, made = rewrite(model)
     assert group_counts(made) == [1, 2, 1]
     assert len(result.outcome("rewritten")) == 1
@@ -134,7 +134,7 @@ def test_inception_like() -> None:
     """Planted convolutions inside of branches that are joined, and behind the join, within one branch each."""
     net = Net(1, 3, 8, 12)
     rng = net.rng
-    x = net.Relu(conv(net, "x", net.numbers_of(16, 3, 3, 3, bound=1)))
+    x = net.Relu(conv(net, "x", stem(net, 16, 3, 3, 3)))
     ends, orders = [], []
     for _ in range(2):
         first, second = rng.permutation(64), rng.permutation(64)
@@ -145,7 +145,7 @@ def test_inception_like() -> None:
     joined = net.Concat(*ends, axis=1)
     columns = np.concatenate([orders[0], 64 + orders[1]])
     y = conv(net, joined, planted(rng, equal(4, 128), (1, 1), columns=columns))
-    model = net.model(conv(net, net.Relu(y), net.numbers_of(2, 128, 1, 1)))
+    model = net.model(conv(net, net.Relu(y), stem(net, 2, 128, 1, 1)))
     result, made = rewrite(model)
     assert sorted(group_counts(made)) == [1, 1, 1, 1, 2, 2, 4]
     assert sorted(ops(made)) == sorted(ops(model))
@@ -157,9 +157,9 @@ def test_inception_like() -> None:
 def around(middle: Any, groups: int = 2, channels: int = 32, seed: int = 0, opset: int = 13) -> onnx.ModelProto:
     """stem, `middle`, planted 3x3, `middle`, head."""
     net = Net(1, 3, 8, 12, seed=seed, opset=opset)
-    x = middle(net, conv(net, "x", net.numbers_of(channels, 3, 1, 1, bound=1)), channels)
+    x = middle(net, conv(net, "x", stem(net, channels, 3, 1, 1)), channels)
     y = middle(net, conv(net, x, planted(net.rng, equal(groups, channels))), channels)
-    return net.model(conv(net, y, net.numbers_of(3, channels, 1, 1)))
+    return net.model(conv(net, y, stem(net, 3, channels, 1, 1)))
 
 
 def _depthwise(net: Net, x: str, channels: int) -> str:
@@ -186,7 +186,7 @@ PASSED: dict[str, Any] = {
     "transposed": lambda net, x, c: net.Transpose(x, perm=[0, 1, 3, 2]),
     "resized": lambda net, x, c: net.Resize(x, "", net.const(np.array([1, 1, 2, 1.0]))),
     "sliced": lambda net, x, c: net.Slice(x, net.const([1]), net.const([6]), net.const([2])),
-    "upconv": lambda net, x, c: net.ConvTranspose(x, net.ints(c, c, 2, 2, bound=1), net.ints(c), strides=[2, 2]),
+    "upconv": lambda net, x, c: net.ConvTranspose(x, net.const(stem(net, c, c, 2, 2)), net.ints(c), strides=[2, 2]),
     "sum": lambda net, x, c: net.Sum(x, net.Relu(x), net.Neg(x)),
     "tied": lambda net, x, c: net.Where(net.Greater(x, net.ints(c, 1, 1)), x, net.ints(1, c, 1, 1)),
 }
@@ -206,7 +206,7 @@ def test_the_order_runs_through(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["flatten", "reshape", "matmul", "deep"])
 def test_the_order_runs_into_a_classifier(kind: str) -> None:
     net = Net(2, 3, 4, 6)
-    x = net.Relu(conv(net, "x", net.numbers_of(32, 3, 1, 1, bound=1)))
+    x = net.Relu(conv(net, "x", stem(net, 32, 3, 1, 1)))
     y = net.Relu(conv(net, x, planted(net.rng, equal(2, 32))))
     if kind == "flatten":
         z = net.fc(net.Relu(net.Flatten(y)), 5)
@@ -227,12 +227,12 @@ def test_the_order_runs_into_a_classifier(kind: str) -> None:
 def test_a_gate_of_gemms() -> None:
     """Squeeze and excitation: the channels come back through two Gemms and are multiplied."""
     net = Net(1, 3, 8, 12)
-    x = net.Relu(conv(net, "x", net.numbers_of(32, 3, 1, 1, bound=1)))
+    x = net.Relu(conv(net, "x", stem(net, 32, 3, 1, 1)))
     squeezed = net.Flatten(net.GlobalMaxPool(x))
     gate = net.Clip(net.fc(net.Relu(net.fc(squeezed, 4)), 32), net.const(np.float32(0)), net.const(np.float32(1)))
     gated = net.Mul(x, net.Reshape(gate, net.const([1, 32, 1, 1])))
     y = net.Relu(conv(net, gated, planted(net.rng, equal(2, 32))))
-    model = net.model(conv(net, y, net.numbers_of(3, 32, 1, 1)))
+    model = net.model(conv(net, y, stem(net, 3, 32, 1, 1)))
     result, made = rewrite(model)
     assert len(result.outcome("rewritten")) == 1
     assert ops(made) == ops(model)
@@ -242,17 +242,17 @@ def test_a_gate_of_gemms() -> None:
 def test_shared_weights_are_not_edited() -> None:
     """Two convolutions and a vector share initializers; each gets its own."""
     net = Net(1, 3, 8, 12)
-    stem, vector = net.const(net.numbers_of(32, 3, 1, 1, bound=1)), net.ints(32)
+    first, vector = net.const(stem(net, 32, 3, 1, 1)), net.ints(32)
     weight = net.const(planted(net.rng, equal(2, 32)))
-    x = net.Relu(net.Conv("x", stem, vector))
+    x = net.Relu(net.Conv("x", first, vector))
     y = net.Relu(net.Conv(x, weight, vector, pads=[1] * 4))
     z = net.Clip(
         net.Conv(y, net.ints(32, 32, 1, 1, bound=1), vector), net.const(np.float32(-1)), net.const(np.float32(1))
     )
     z = net.Relu(net.Conv(z, weight, vector, pads=[1] * 4))
-    other = net.Relu(net.Conv("x", stem, vector))
+    other = net.Relu(net.Conv("x", first, vector))
     both = net.Concat(z, other, axis=1)
-    model = net.model(conv(net, both, net.numbers_of(3, 64, 1, 1)))
+    model = net.model(conv(net, both, stem(net, 3, 64, 1, 1)))
     result, made = rewrite(model)
     assert len(result.outcome("rewritten")) == 2
     assert "Gather" not in ops(made)
@@ -321,7 +321,7 @@ def test_alexnets_towers() -> None:
     """LRN between two convolutions whose groups are in order already: nothing has to move."""
     net = Net(1, 3, 8, 12)
     straight = np.arange(32)
-    x = _lrn(net, conv(net, "x", net.numbers_of(32, 3, 3, 3, bound=1)), 32)
+    x = _lrn(net, conv(net, "x", stem(net, 32, 3, 3, 3)), 32)
     y = conv(net, x, planted(net.rng, equal(2, 32), rows=straight, columns=straight))
     y = _lrn(net, y, 32)
     y = conv(net, y, planted(net.rng, equal(2, 32), rows=straight, columns=straight))
@@ -335,11 +335,11 @@ def test_alexnets_towers() -> None:
 def test_group_normalization_stops_the_order() -> None:
     """As exporters write it: the channels of a group become one."""
     net = Net(1, 3, 8, 12)
-    x = conv(net, "x", net.numbers_of(64, 3, 1, 1, bound=1))
+    x = conv(net, "x", stem(net, 64, 3, 1, 1))
     grouped = net.Reshape(x, net.const([1, 4, -1]))
     x = net.Reshape(net.InstanceNormalization(grouped, net.ints(4), net.ints(4)), net.const([1, 64, 8, 12]))
     y = conv(net, x, planted(net.rng, equal(2, 64)))
-    model = net.model(conv(net, net.Relu(y), net.numbers_of(3, 64, 1, 1)))
+    model = net.model(conv(net, net.Relu(y), stem(net, 3, 64, 1, 1)))
     result, made = rewrite(model)
     (site,) = result.outcome("rewritten")
     assert site.detail.endswith("1 Gather")
@@ -351,9 +351,9 @@ def test_group_normalization_stops_the_order() -> None:
 )
 def test_unequal_blocks_stand_side_by_side(shapes: list[tuple[int, int]]) -> None:
     net = Net(1, 3, 8, 12)
-    x = net.Relu(conv(net, "x", net.numbers_of(sum(i for _, i in shapes), 3, 1, 1, bound=1)))
+    x = net.Relu(conv(net, "x", stem(net, sum(i for _, i in shapes), 3, 1, 1)))
     y = net.Relu(conv(net, x, planted(net.rng, shapes)))
-    model = net.model(conv(net, y, net.numbers_of(3, sum(o for o, _ in shapes), 1, 1)))
+    model = net.model(conv(net, y, stem(net, 3, sum(o for o, _ in shapes), 1, 1)))
     result, made = rewrite(model)
     (site,) = result.outcome("rewritten")
     assert "Gather" not in ops(made)
@@ -364,10 +364,10 @@ def test_unequal_blocks_stand_side_by_side(shapes: list[tuple[int, int]]) -> Non
 
 def test_grouped_convolutions_are_split_further() -> None:
     net = Net(1, 3, 8, 12)
-    x = net.Relu(conv(net, "x", net.numbers_of(64, 3, 1, 1, bound=1)))
+    x = net.Relu(conv(net, "x", stem(net, 64, 3, 1, 1)))
     halves = np.concatenate([planted(net.rng, equal(2, 32)) for _ in range(2)])
     y = net.Relu(conv(net, x, halves, group=2))
-    model = net.model(conv(net, y, net.numbers_of(3, 64, 1, 1)))
+    model = net.model(conv(net, y, stem(net, 3, 64, 1, 1)))
     result, made = rewrite(model)
     assert len(result.outcome("rewritten")) == 1
     assert group_counts(made) == [1, 4, 1]
@@ -377,9 +377,9 @@ def test_grouped_convolutions_are_split_further() -> None:
 
 def test_one_channel_per_group_is_depthwise() -> None:
     net = Net(1, 3, 8, 12)
-    x = net.Relu(conv(net, "x", net.numbers_of(48, 3, 1, 1, bound=1)))
+    x = net.Relu(conv(net, "x", stem(net, 48, 3, 1, 1)))
     y = net.Relu(conv(net, x, planted(net.rng, [(1, 1)] * 48)))
-    model = net.model(conv(net, y, net.numbers_of(3, 48, 1, 1)))
+    model = net.model(conv(net, y, stem(net, 3, 48, 1, 1)))
     _, made = rewrite(model)
     assert group_counts(made) == [1, 48, 1]
     assert ops(made) == ops(model)
@@ -393,7 +393,7 @@ def test_a_grouped_neighbour_takes_an_order_within_its_groups() -> None:
     inside = np.concatenate([rng.permutation(16), 16 + rng.permutation(16)])
     y = net.Relu(conv(net, y, planted(rng, equal(2, 32), columns=inside)))
     y = net.Clip(y, net.const(np.float32(0)), net.const(np.float32(1)))
-    model = net.model(conv(net, y, net.numbers_of(3, 32, 1, 1)))
+    model = net.model(conv(net, y, stem(net, 3, 32, 1, 1)))
     _, made = rewrite(model)
     assert group_counts(made) == [2, 2, 1]
     assert "Gather" not in ops(made)
@@ -409,9 +409,9 @@ def test_quantized_weights_stay_quantized() -> None:
         zero = net.const(np.zeros(count), dtype=np.int8)
         return str(net.DequantizeLinear(net.const(weight, dtype=np.int8), scale, zero, axis=0))
 
-    x = net.Relu(net.Conv("x", quantized(net.numbers_of(32, 3, 1, 1, bound=1))))
+    x = net.Relu(net.Conv("x", quantized(stem(net, 32, 3, 1, 1))))
     y = net.Relu(net.Conv(x, quantized(planted(net.rng, equal(2, 32))), net.ints(32), pads=[1] * 4))
-    model = net.model(net.Conv(y, quantized(net.numbers_of(3, 32, 1, 1))))
+    model = net.model(net.Conv(y, quantized(stem(net, 3, 32, 1, 1))))
     _, made = rewrite(model)
     assert group_counts(made) == [1, 2, 1]
     kinds = [t.data_type for t in made.graph.initializer if len(t.dims) == 4]
@@ -516,9 +516,9 @@ def test_public_order() -> None:
 
 def test_order_fixed() -> None:
     net = Net(1, 3, 8, 12)
-    x = _lrn(net, conv(net, "x", net.numbers_of(16, 3, 1, 1)), 16)
+    x = _lrn(net, conv(net, "x", stem(net, 16, 3, 1, 1)), 16)
     y = net.Relu(conv(net, x, planted(net.rng, equal(2, 16), (1, 1))))
-    result, _ = rewrite(net.model(conv(net, y, net.numbers_of(3, 16, 1, 1))))
+    result, _ = rewrite(net.model(conv(net, y, stem(net, 3, 16, 1, 1))))
     (site,) = (s for s in result.sites if s.reason != "groups/no-structure")
     assert site.reason == "groups/order-fixed"
     assert "LRN" in site.detail
@@ -527,15 +527,15 @@ def test_order_fixed() -> None:
 def test_tied_channels() -> None:
     """A residual unit whose convolution mixes the order: input and output groups do not match."""
     net = Net(1, 3, 8, 12)
-    x = net.Relu(conv(net, "x", net.numbers_of(16, 3, 1, 1)))
+    x = net.Relu(conv(net, "x", stem(net, 16, 3, 1, 1)))
     y = net.Add(x, conv(net, x, planted(net.rng, equal(2, 16), (1, 1))))
-    result, _ = rewrite(net.model(conv(net, y, net.numbers_of(3, 16, 1, 1))))
+    result, _ = rewrite(net.model(conv(net, y, stem(net, 3, 16, 1, 1))))
     assert "groups/tied-channels" in reasons(result)
 
 
 def test_unknown_shape() -> None:
     net = Net(1, 3, "height", "width")
-    x = net.Relu(conv(net, "x", net.numbers_of(16, 3, 1, 1)))
+    x = net.Relu(conv(net, "x", stem(net, 16, 3, 1, 1)))
     y = net.Relu(conv(net, x, planted(net.rng, equal(2, 16), (1, 1))))
     model = net.model(net.Flatten(y), shapes={})
     result, _ = rewrite(model)
