@@ -43,10 +43,11 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Declined:
-    """Legal, but there is nothing to do or it is not worth it."""
+    """Legal, but there is nothing to do or it is not worth it; `known` has what the pass knows of the place."""
 
     reason: Reason
     detail: str
+    known: Site | None = None
 
 
 @dataclass(frozen=True)
@@ -244,6 +245,8 @@ def _plan(
     if isinstance(outcome, Refusal | Declined):
         kind = "refused" if isinstance(outcome, Refusal) else "declined"
         reason = outcome.reason
+        if isinstance(outcome, Declined) and outcome.known is not None:
+            return _left_alone(site, outcome.known, reason.code, outcome.detail, reason.remedy)
         return replace(site, outcome=kind, reason=reason.code, detail=outcome.detail, remedy=reason.remedy)
     declined: Declined | None = None
     for plan in outcome:
@@ -254,12 +257,11 @@ def _plan(
     if declined is None:
         raise ConvrewriteError(f"pass {pass_.name} returned no plan for {site.anchor} and no reason")
     told = declined.reason.code, declined.detail, declined.reason.remedy
-    return _left_alone(site, outcome[0], *told)
+    return _left_alone(site, outcome[0].sites[0], *told)
 
 
-def _left_alone(site: Site, plan: Plan, reason: str, detail: str, remedy: str) -> Site:
-    """A site whose plans the judge declined, with what the pass knows of its cost."""
-    first = plan.sites[0]
+def _left_alone(site: Site, first: Site, reason: str, detail: str, remedy: str) -> Site:
+    """A site that stays as it is, with what the pass knows of its cost."""
     return replace(
         site,
         reason=reason,

@@ -1,0 +1,225 @@
+"""groups: a convolution is split into groups of channels, exactly where its weights allow it.
+
+Before                                          After
+    x ── Conv 64 x 64 x 3 x 3 ── y                  x' ── Conv 64 x 64 x 3 x 3, 4 groups ── y'
+
+with the channels of x and y in another order, which the layers around take over: rows of what makes x, columns of what
+reads y, and every vector between.
+
+Algebra. Let P and Q reorder channels so that the kernel becomes block-diagonal, each block a convolution of its own:
+
+    y  =  W x,     Q W P^T  =  [ W1  0 ]        ==>      y'  =  Q y  =  [ W1 x'1 ],      x' = P x
+                               [ 0  W2 ]                                [ W2 x'2 ]
+
+g groups cost 1 / g of the multiplications. The blocks are the connected components of the graph in which an input and
+an output channel are joined where their kernel is not zero. P and Q commute with everything that treats channels alike
+(activations, pools), turn into reordered parameters where each channel has its own (bias, BatchNormalization, PRelu,
+depthwise convolutions), and end in the rows or the columns of another convolution or Gemm. A channel that no output
+reads is left out where it is made; one that reads nothing is a constant, which goes into the bias of what reads it.
+
+`tol` allows blocks that are only almost there: what lies outside of them is dropped, and its relative Frobenius norm is
+the error of the kernel, which `tol` bounds. `into` asks for one number of groups. `expand` does the opposite, exactly:
+a grouped Conv or ConvTranspose becomes "branches" (Split, convolutions, Concat) or one "dense" convolution with zeros,
+for backends without grouped convolution; on ONNX Runtime that is usually slower.
+
+Requires a Conv with 1, 2 or 3 spatial axes and a constant weight. Channels keep their order in inputs and outputs of
+the model, and at operators that depend on it (LRN, a Slice or Split of channels, a shuffle, one that is not known):
+there a Gather reorders them, if the groups save more than it costs.
+Refuses weights that are computed from an input, that are not floating-point, or that hold NaN.
+Sources: Krizhevsky, Sutskever and Hinton, NIPS 2012 (groups); Xie et al., "Aggregated Residual Transformations", CVPR
+2017; Dhillon, KDD 2001 (co-clustering).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from convrewrite.graph import infer_shapes
+from convrewrite.passes.groups.clustering import needed_tol
+from convrewrite.passes.groups.dead import Trim, find_trim, trim
+from convrewrite.passes.groups.detection import Array, kernel_norms, rounding
+from convrewrite.passes.groups.emission import Grouping, regroup
+from convrewrite.passes.groups.expand import Expansion, expand, expanded_size
+from convrewrite.passes.groups.network import Network
+from convrewrite.passes.groups.offers import Offer, offers
+from convrewrite.passes.groups.planning import Fitting, fit
+from convrewrite.passes.groups.reasons import REASONS
+from convrewrite.passes.groups.reconstruction import reconstruction
+from convrewrite.passes.groups.site import ConvSite, read_site
+from convrewrite.passes.groups.spaces import Stop
+from convrewrite.passes.groups.weights import node_of
+from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
+
+__all__ = ["Groups"]
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done for one convolution: channels left out, and then groups; at least one of them."""
+
+    trim: Trim | None
+    grouping: Grouping | None
+
+    def new_biases(self, site: ConvSite) -> int:
+        """Entries of a bias that the convolution gets for the constants that it read."""
+        if self.trim is None or site.bias is not None:
+            return 0
+        return sum(len(shift.amount) for shift in self.trim.shifts if shift.anchor == site.anchor)
+
+
+@dataclass(frozen=True)
+class Groups:
+    """The pass.
+
+    Attributes:
+        tol: bound on the relative Frobenius error of each kernel; 0 for what rounding costs.
+        into: look for this number of groups alone. expand: "branches" or "dense", to do the opposite.
+        shapes: of the graph's tensors, where they are known already.
+    """
+
+    name: ClassVar[str] = "groups"
+    reasons: ClassVar[Mapping[str, Reason]] = REASONS
+    tol: float = 0.0
+    into: int | None = None
+    expand: str | None = None
+    shapes: Mapping[str, tuple[int, ...]] | None = field(default=None, compare=False, repr=False)
+
+    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
+        """Every Conv; every ConvTranspose too, where groups are expanded."""
+        ops = ("Conv",) if self.expand is None else ("Conv", "ConvTranspose")
+        for node in graph.nodes:
+            if node.op in ops and (node.domain or "ai.onnx") == "ai.onnx":
+                yield node
+
+    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+        """Find the groups within the tolerance and the way to put them into the graph, the fastest first."""
+        site = read_site(graph, node, self._shapes(graph))
+        if isinstance(site, Refusal):
+            return site
+        if self.expand is not None:
+            return self._expansion(site)
+        out, inputs = site.channels
+        if self.into is not None and (out % self.into or inputs % self.into):
+            return Declined(REASONS["groups/no-such-number"], f"{site.label}: {site}")
+        norms = kernel_norms(site.weight, site.group)
+        trimmed = None
+        if not norms.any(0).all() or not norms.any(1).all():
+            trimmed = find_trim(Network(graph), site, norms)
+        if isinstance(trimmed, Trim):
+            return self._trimmed(graph, site, trimmed)
+        options = self._options(graph, site, norms)
+        if isinstance(options, Stop):
+            return Declined(REASONS[options.reason], f"{site.label}: {options.detail}", self._known(site))
+        if options:
+            return [self._plan(graph, site, Work(None, option.grouping), option.offer, site) for option in options]
+        if trimmed is not None:
+            return Declined(REASONS[trimmed.reason], f"{site.label}: {trimmed.detail}", self._known(site))
+        return self._no_structure(site, norms)
+
+    def apply(self, graph: gs.Graph, plan: Plan) -> None:
+        """Do what the plan says."""
+        if isinstance(plan.payload, Expansion):
+            expand(graph, plan.payload)
+            return
+        if plan.payload.trim is not None:
+            trim(graph, plan.payload.trim)
+        if plan.payload.grouping is not None:
+            regroup(graph, plan.payload.grouping)
+
+    def _options(self, graph: gs.Graph, site: ConvSite, norms: Array) -> list[Fitting] | Stop:
+        """What groups there are within the tolerance, and fit into the graph."""
+        found = offers(norms, site.taps, rounding(site.weight.dtype), self.tol, self.into, site.group)
+        return fit(Network(graph), site, found) if found else []
+
+    def _trimmed(self, graph: gs.Graph, site: ConvSite, change: Trim) -> Sequence[Plan]:
+        """Plans without the dead channels: with what is left in groups, and as it is."""
+        changed = graph.copy()
+        trim(changed, change)
+        left = read_site(changed, node_of(changed, site.anchor), self._shapes(graph))
+        assert isinstance(left, ConvSite), "fewer of the same channels can be read as well"
+        options = self._options(changed, left, kernel_norms(left.weight, left.group))
+        found = [] if isinstance(options, Stop) else options
+        plans = [self._plan(changed, site, Work(change, option.grouping), option.offer, left) for option in found]
+        return [*plans, self._plan(changed, site, Work(change, None), None, left)]
+
+    def _expansion(self, site: ConvSite) -> Sequence[Plan] | Declined:
+        assert self.expand is not None
+        if site.group == 1:
+            return Declined(REASONS["groups/not-grouped"], site.label)
+        macs, params = expanded_size(site, self.expand)
+        told = Site(
+            self.name,
+            site.anchor,
+            site.op,
+            "rewritten",
+            detail=f"{site} -> {self.expand}",
+            equivalence="exact",
+            macs_before=site.macs,
+            macs_after=macs,
+            params_before=site.params,
+            params_after=params,
+        )
+        return [Plan((told,), Expansion(site.anchor, self.expand))]
+
+    def _no_structure(self, site: ConvSite, norms: Array) -> Declined:
+        needed = needed_tol(norms, site.group)
+        if needed is None:
+            detail = f"{site.label}: {site}, which cannot be divided by two"
+        elif needed <= max(self.tol, rounding(site.weight.dtype)):
+            detail, needed = f"{site.label}: {site}; more groups would be smaller than is fast", None
+        else:
+            detail = f"{site.label}: {site}; {2 * site.group} groups would take --tol {needed:.2g}"
+        return Declined(REASONS["groups/no-structure"], detail, self._known(site, needed))
+
+    def _known(self, site: ConvSite, needed: float | None = None) -> Site:
+        """What the report says of a convolution that is left alone."""
+        return Site(
+            self.name,
+            site.anchor,
+            "Conv",
+            "declined",
+            macs_before=site.macs,
+            params_before=site.params,
+            tol_pays=needed,
+            tol_halves=needed,
+        )
+
+    def _plan(self, graph: gs.Graph, site: ConvSite, work: Work, offer: Offer | None, left: ConvSite) -> Plan:
+        """What is done for a site; `left` is what a graph without dead channels has in its place."""
+        error = 0.0 if offer is None else offer.error
+        weights = int(left.weight.size) if offer is None else offer.layout.weights * left.taps
+        biases = left.params - int(left.weight.size) + work.new_biases(site)
+        gathers = 0 if work.grouping is None else work.grouping.gathers
+        told = [str(part) for part in (work.trim, None if offer is None else offer.layout) if part is not None]
+        approximate = error > rounding(site.weight.dtype)
+        known = replace(
+            self._known(site, error if offer is not None else None),
+            outcome="rewritten",
+            detail=f"{site} -> {', '.join(told)}{f', {gathers} Gather' if gathers else ''}",
+            equivalence="approximate" if approximate else "reassociated",
+            error=error,
+            macs_after=weights * left.cells,
+            params_after=weights + biases,
+        )
+        evidence: dict[str, Any] = {}
+        if approximate and offer is not None:
+            evidence["kernels"] = {site.anchor: reconstruction(graph, left, offer.layout)}
+        return Plan((known,), work, evidence=evidence)
+
+    def _shapes(self, graph: gs.Graph) -> Mapping[str, tuple[int, ...]]:
+        """Shapes of the graph's tensors, as far as they are known."""
+        if self.shapes is not None:
+            return self.shapes
+        given: dict[str, list[Any]] = {t.name: list(t.shape or ()) for t in graph.inputs}
+        if any(not isinstance(dim, int | np.integer) for dims in given.values() for dim in dims):
+            return {}
+        try:
+            return infer_shapes(graph, given)
+        except onnx.shape_inference.InferenceError:
+            return {}

@@ -1,0 +1,107 @@
+"""What the pass asks of the graph around a convolution: who reads what, how many channels it has, what is constant."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.shape_inference
+import onnx_graphsurgeon as gs
+
+from convrewrite.graph import Constants, skeleton, subgraph_tensors
+
+Dims = tuple[int | None, ...]
+
+
+class Network:
+    """One graph, asked about its tensors; it is not changed, and must not be while this is used.
+
+    Attributes:
+        tensors: by name. readers: nodes by the name of a tensor that they read, each once.
+    """
+
+    def __init__(self, graph: gs.Graph) -> None:
+        self.graph = graph
+        self.tensors: dict[str, gs.Tensor] = graph.tensors()
+        self.readers: dict[str, list[gs.Node]] = {}
+        for node in graph.nodes:
+            for name in dict.fromkeys(t.name for t in node.inputs if t.name):
+                self.readers.setdefault(name, []).append(node)
+        self._nodes = {self.anchor(node): node for node in graph.nodes}
+        self._public = {t.name for t in (*graph.inputs, *graph.outputs)}
+        self._captured = {t.name for node in graph.nodes for t in subgraph_tensors(node)}
+        self._constants = Constants(graph)
+        self._constant: dict[str, bool] = {}
+        self.dims = _dims(graph)
+
+    def anchor(self, node: gs.Node) -> str:
+        """The output that names a node."""
+        return str(next((t.name for t in node.outputs if t.name), node.name))
+
+    def node(self, anchor: str) -> gs.Node:
+        """The node that has that anchor."""
+        return self._nodes[anchor]
+
+    def label(self, node: gs.Node) -> str:
+        """How messages call a node."""
+        return f"{node.op} '{node.name or self.anchor(node)}'"
+
+    def is_public(self, tensor: gs.Tensor) -> bool:
+        """Whether it is an input or an output of the graph."""
+        return tensor.name in self._public
+
+    def is_captured(self, tensor: gs.Tensor) -> bool:
+        """Whether a subgraph reads it."""
+        return tensor.name in self._captured
+
+    def is_constant(self, tensor: gs.Tensor) -> bool:
+        """Whether its value is known."""
+        if isinstance(tensor, gs.Constant):
+            return True
+        if tensor.name not in self._constant:
+            self._constant[tensor.name] = self.value(tensor) is not None
+        return self._constant[tensor.name]
+
+    def value(self, tensor: gs.Tensor | None) -> np.ndarray[Any, Any] | None:
+        """Its value, where that is known."""
+        return self._constants.value(tensor)
+
+    def shape(self, tensor: gs.Tensor) -> Dims | None:
+        """Its extents, None for those that are not known; None where not even their number is."""
+        if isinstance(tensor, gs.Constant):
+            return tuple(int(n) for n in tensor.shape)
+        if tensor.name not in self.dims and self.is_constant(tensor):
+            value = self.value(tensor)
+            return None if value is None else tuple(value.shape)
+        return self.dims.get(tensor.name)
+
+    def channels(self, tensor: gs.Tensor) -> int | None:
+        """Extent of axis 1, where that is known."""
+        shape = self.shape(tensor)
+        return shape[1] if shape is not None and len(shape) > 1 else None
+
+    def rank(self, tensor: gs.Tensor) -> int | None:
+        """Number of axes, where that is known."""
+        shape = self.shape(tensor)
+        return None if shape is None else len(shape)
+
+
+def _dims(graph: gs.Graph) -> dict[str, Dims]:
+    """What shape inference says, whatever the model's own size: unknown extents are None."""
+    try:
+        model = onnx.shape_inference.infer_shapes(skeleton(graph), check_type=False, strict_mode=False, data_prop=True)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return {}
+    found: dict[str, Dims] = {}
+    for info in (*model.graph.value_info, *model.graph.output, *model.graph.input):
+        kind = info.type.tensor_type
+        if kind.HasField("shape"):
+            found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+    return found
+
+
+def known(dims: Sequence[int | None]) -> tuple[int, ...] | None:
+    """The extents, if all of them are known."""
+    return None if any(d is None for d in dims) else tuple(int(d) for d in dims if d is not None)

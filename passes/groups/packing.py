@@ -1,0 +1,276 @@
+"""From components to convolutions: equal groups for one grouped Conv, or the cheapest set of convs of unequal ones.
+
+    components   4x4  2x2  2x2  4x4  4x4                     one Conv of 4 groups of 4x4:  the 2x2 share one
+    components   8x8  2x2  2x2                               Conv 8x8 beside a Conv of 2 groups of 2x2
+    components   48 of 1x1                                   3 groups of 16x16: fewer, fatter groups may be faster
+
+A grouped Conv needs groups of one shape [O/g, I/g]. Components smaller than that share a group, and dead channels fill
+what is left. Channels are computed in blocks of 16, so the cost of a group is that of its channels rounded up:
+
+    time of a part  ~  g * blocks(O/g) * blocks(I/g) * taps,      blocks(c) = 16 * ceil(c / 16)
+
+but for depthwise convolutions, which have an inner loop of their own. Where several convs stand side by side, their
+inputs are split off and their outputs joined again, which costs as much as writing and reading those channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from convrewrite.passes.groups.detection import Array, Component, Structure
+
+BLOCK = 16
+"""Channels that ONNX Runtime computes together on AVX-512; a part of a block costs as much as the whole."""
+
+TRAFFIC = 12
+"""MACs that take as long as writing an entry of a tensor and reading it again."""
+
+DEPTHWISE = 6
+"""MACs that take as long as one of a depthwise convolution, which is bound by what it reads."""
+
+SEARCH = 20_000
+"""Steps after which the search for equal groups gives up."""
+
+KINDS = 24
+"""Shapes of components that are told apart where convs of unequal groups are looked for."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One convolution: groups of one shape, in order."""
+
+    groups: tuple[Component, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) per group."""
+        return self.groups[0].shape
+
+    @property
+    def channels(self) -> tuple[int, int]:
+        """(out, in) of the whole part."""
+        out, inputs = self.shape
+        return out * len(self.groups), inputs * len(self.groups)
+
+    def time(self, taps: int) -> int:
+        """Per cell of the output, in a unit that ranks layouts by their time."""
+        return part_time(*self.shape, len(self.groups), taps)
+
+    @property
+    def weights(self) -> int:
+        """Kernels, which is parameters and MACs per tap."""
+        out, inputs = self.shape
+        return out * inputs * len(self.groups)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a convolution becomes: one part, or several side by side."""
+
+    parts: tuple[Part, ...]
+
+    @cached_property
+    def outputs(self) -> Array:
+        """Old output channels in their new order."""
+        return np.concatenate([group.outputs for part in self.parts for group in part.groups])
+
+    @cached_property
+    def inputs(self) -> Array:
+        """Old input channels in their new order."""
+        return np.concatenate([group.inputs for part in self.parts for group in part.groups])
+
+    @property
+    def weights(self) -> int:
+        """Kernels of all parts."""
+        return sum(part.weights for part in self.parts)
+
+    @property
+    def group_count(self) -> int:
+        """Groups of all parts."""
+        return sum(len(part.groups) for part in self.parts)
+
+    def mask(self, out: int, inputs: int) -> Array:
+        """Which kernels of the dense convolution [O, I] are kept."""
+        kept = np.zeros((out, inputs), bool)
+        for part in self.parts:
+            for group in part.groups:
+                kept[np.ix_(group.outputs, group.inputs)] = True
+        return kept
+
+    def time(self, taps: int) -> int:
+        """Per cell of the output, in a unit that ranks layouts by their time."""
+        own = sum(part.time(taps) for part in self.parts)
+        return own + (TRAFFIC * sum(sum(part.channels) for part in self.parts) if len(self.parts) > 1 else 0)
+
+    def __str__(self) -> str:
+        return " beside ".join(
+            f"{len(part.groups)} groups of {part.shape[0]}x{part.shape[1]}"
+            if len(part.groups) > 1
+            else f"{part.shape[0]}x{part.shape[1]}"
+            for part in self.parts
+        )
+
+
+def blocks(channels: int) -> int:
+    """Channels filled up to whole blocks."""
+    return math.ceil(channels / BLOCK) * BLOCK
+
+
+def part_time(out: int, inputs: int, groups: int, taps: int) -> int:
+    """Per cell of the output, of one Conv with groups of out x inputs channels."""
+    if out == inputs == 1:
+        return blocks(groups) * taps * DEPTHWISE
+    return groups * blocks(out) * blocks(inputs) * taps
+
+
+def by_inputs(layout: Layout) -> Layout:
+    """The layout with the groups of each part in the order of their first input channels."""
+    return Layout(tuple(Part(tuple(sorted(p.groups, key=lambda g: int(g.inputs.min())))) for p in layout.parts))
+
+
+def by_outputs(layout: Layout) -> Layout:
+    """The layout with the groups of each part in the order of their first output channels."""
+    return Layout(tuple(Part(tuple(sorted(p.groups, key=lambda g: int(g.outputs.min())))) for p in layout.parts))
+
+
+def layouts(found: Structure, taps: int, into: int | None = None) -> list[Layout]:
+    """What the components allow, the fastest first; none where they allow nothing but one dense convolution.
+
+    Args:
+        found: the components. taps: of a kernel. into: this number of groups and no other.
+    """
+    if into is not None:
+        equal = equal_groups(found, into)
+        return [] if equal is None else [by_inputs(equal)]
+    made = [layout for g in group_counts(found) if (layout := equal_groups(found, g)) is not None]
+    unequal = unequal_groups(found, taps)
+    if unequal is not None:
+        made.append(unequal)
+    made = [by_inputs(layout) for layout in made]
+    return sorted(made, key=lambda layout: (layout.time(taps), layout.group_count))
+
+
+def group_counts(found: Structure) -> list[int]:
+    """Numbers of groups that divide the channels and that there are components for."""
+    out, inputs = found.channels
+    most = min(len(found.components), math.gcd(out, inputs))
+    return [g for g in range(2, most + 1) if out % g == 0 and inputs % g == 0]
+
+
+def equal_groups(found: Structure, groups: int) -> Layout | None:
+    """The components in that many groups of one shape, dead channels filling them up; None where they do not fit."""
+    out, inputs = found.channels
+    if out % groups or inputs % groups or len(found.components) < 1:
+        return None
+    bins = pack([c.shape for c in found.components], groups, (out // groups, inputs // groups))
+    if bins is None:
+        return None
+    dead_outputs, dead_inputs = list(found.dead_outputs), list(found.dead_inputs)
+    made = []
+    for members in bins:
+        own_outputs = [c for m in members for c in found.components[m].outputs]
+        own_inputs = [c for m in members for c in found.components[m].inputs]
+        missing = out // groups - len(own_outputs), inputs // groups - len(own_inputs)
+        own_outputs += [dead_outputs.pop(0) for _ in range(missing[0])]
+        own_inputs += [dead_inputs.pop(0) for _ in range(missing[1])]
+        made.append(Component(np.sort(np.array(own_outputs, int)), np.sort(np.array(own_inputs, int))))
+    return Layout((Part(tuple(made)),))
+
+
+def pack(shapes: Sequence[tuple[int, int]], count: int, room: tuple[int, int]) -> list[list[int]] | None:
+    """Components by number in `count` bins that hold at most `room` outputs and inputs each, or None.
+
+    Bin after bin, the largest component that is left goes first; a step that leads nowhere is taken back.
+    """
+    kinds = Counter(shapes)
+    order = sorted(kinds, key=lambda s: (-(s[0] + s[1]), s))
+    slack = tuple(count * room[a] - sum(s[a] for s in shapes) for a in (0, 1))
+    if min(slack) < 0 or any(s[0] > room[0] or s[1] > room[1] for s in order):
+        return None
+    steps = 0
+
+    def fillings(start: int, left: tuple[int, int], spare: tuple[int, int]) -> Iterator[list[tuple[int, int]]]:
+        """What else one bin may hold, the fullest first, wasting no more than there are dead channels for."""
+        nonlocal steps
+        for index in range(start, len(order)):
+            kind = order[index]
+            if kinds[kind] and kind[0] <= left[0] and kind[1] <= left[1]:
+                steps += 1
+                if steps > SEARCH:
+                    return
+                kinds[kind] -= 1
+                for rest in fillings(index, (left[0] - kind[0], left[1] - kind[1]), spare):
+                    yield [kind, *rest]
+                kinds[kind] += 1
+        if left[0] <= spare[0] and left[1] <= spare[1]:
+            yield []
+
+    def place(bins: int, spare: tuple[int, int]) -> list[list[tuple[int, int]]] | None:
+        first = next((kind for kind in order if kinds[kind]), None)
+        if first is None:
+            return [[] for _ in range(bins)]
+        if bins == 0:
+            return None
+        kinds[first] -= 1
+        for rest in fillings(0, (room[0] - first[0], room[1] - first[1]), spare):
+            used = [first, *rest]
+            wasted = tuple(room[a] - sum(s[a] for s in used) for a in (0, 1))
+            further = place(bins - 1, (spare[0] - wasted[0], spare[1] - wasted[1]))
+            if further is not None:
+                return [used, *further]
+            if steps > SEARCH:
+                break
+        kinds[first] += 1
+        return None
+
+    placed = place(count, (slack[0], slack[1]))
+    if placed is None:
+        return None
+    left: dict[tuple[int, int], list[int]] = {}
+    for number, shape in enumerate(shapes):
+        left.setdefault(shape, []).append(number)
+    return [[left[kind].pop(0) for kind in used] for used in placed]
+
+
+def unequal_groups(found: Structure, taps: int) -> Layout | None:
+    """The cheapest convs side by side, each of components of neighbouring shapes; None where there is but one."""
+    kinds = sorted({c.shape for c in found.components}, key=lambda s: (s[0] * s[1], s))
+    if len(found.components) < 2 or len(kinds) > KINDS:
+        return None
+    best: list[tuple[int, tuple[Part, ...]]] = [(0, ())]
+    for end in range(1, len(kinds) + 1):
+        options = []
+        for start in range(end):
+            members = [c for c in found.components if c.shape in kinds[start:end]]
+            part = _cheapest(members, taps)
+            cost, parts = best[start]
+            own = part.time(taps) + TRAFFIC * sum(part.channels)
+            options.append((cost + own, (*parts, part)))
+        best.append(min(options, key=lambda option: option[0]))
+    parts = best[-1][1]
+    if len(parts) < 2:
+        return None
+    return Layout((_filled(parts[0], found), *parts[1:]))
+
+
+def _cheapest(members: Sequence[Component], taps: int) -> Part:
+    """One Conv of those components, with as many groups as make it fastest."""
+    outputs, inputs = (np.concatenate([getattr(c, name) for c in members]) for name in ("outputs", "inputs"))
+    own = Structure((len(outputs), len(inputs)), tuple(members), np.zeros(0, int), np.zeros(0, int), 0.0)
+    made = [layout.parts[0] for g in (1, *group_counts(own)) if (layout := equal_groups(own, g)) is not None]
+    return min(made, key=lambda part: part.time(taps))
+
+
+def _filled(part: Part, found: Structure) -> Part:
+    """The part with the dead channels in it: as one group of their own shape they would not fit beside the others."""
+    if not len(found.dead_outputs) and not len(found.dead_inputs):
+        return part
+    outputs = np.sort(np.concatenate([*(g.outputs for g in part.groups), found.dead_outputs]))
+    inputs = np.sort(np.concatenate([*(g.inputs for g in part.groups), found.dead_inputs]))
+    return Part((Component(outputs, inputs),))

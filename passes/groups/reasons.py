@@ -1,0 +1,82 @@
+"""Why a convolution keeps its groups."""
+
+from __future__ import annotations
+
+from convrewrite.rewrite import Reason
+
+REASONS = {
+    reason.code: reason
+    for reason in (
+        Reason(
+            "groups/no-structure",
+            "within the tolerance the channels cannot be divided into groups that would be faster",
+            "raise --tol to what the detail names, if the model can bear it",
+        ),
+        Reason(
+            "groups/not-grouped",
+            "the convolution has one group, so there is nothing to expand",
+            "leave --expand out to look for groups instead",
+        ),
+        Reason(
+            "groups/no-such-number",
+            "the number of channels cannot be divided by the number of groups that was asked for",
+            "choose another --into",
+        ),
+        Reason(
+            "groups/public-order",
+            "the channels would have to change places in an input or an output of the model, where their order is "
+            "public, and gathering them there costs more than the groups save",
+            "rewrite it all the same with --accept always, if a gather is offered; or end the model elsewhere",
+        ),
+        Reason(
+            "groups/order-fixed",
+            "the channels would have to change places in front of or behind an operator that depends on their order, "
+            "and gathering them there costs more than the groups save",
+            "none, unless that operator can be left out of the model",
+        ),
+        Reason(
+            "groups/tied-channels",
+            "the groups would need an order of channels that another place which shares them cannot have, and "
+            "gathering them costs more than the groups save",
+            "none: the layers that share these channels disagree about their groups",
+        ),
+        Reason(
+            "groups/unknown-shape",
+            "how the channels run through a neighbouring operator is not known, for want of its shapes",
+            "fix the shape of the model's input, as with --size",
+        ),
+        Reason(
+            "groups/dead-in-padding",
+            "the convolution has channels that are constant, but a convolution behind it pads them with zeros, so "
+            "that they are another constant at the border",
+            "none: it would not be the same function",
+        ),
+        Reason(
+            "groups/dead-kept",
+            "the convolution has dead channels, but something that depends on their number or order reads them",
+            "none, unless that operator can be left out of the model",
+        ),
+        Reason(
+            "groups/weight-not-constant",
+            "the weight is computed from an input of the model, or is one",
+            "make it an initializer",
+        ),
+        Reason(
+            "groups/weight-type",
+            "the weight is not of a floating-point type that ONNX Runtime convolves",
+            "convert the model to float32 or float16",
+        ),
+        Reason(
+            "groups/unknown-rank",
+            "the weight does not have 1, 2 or 3 spatial axes",
+            "leave the layer out with --skip",
+        ),
+        Reason(
+            "groups/nan-weight",
+            "the weights hold NaN or Inf",
+            "repair the model: its training has diverged, or its file is damaged",
+            whole=True,
+        ),
+    )
+}
+"""All reasons of the pass, by code."""
