@@ -7,5 +7,5 @@ from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.rewrite import Pass
 
-ALL: tuple[type[Pass], ...] = (Fcn, Separable, Groups)
+ALL: tuple[type[Pass], ...] = (Fcn, Groups, Separable)
 """Every pass of the project; a third party's come through the entry point `convrewrite.passes`."""

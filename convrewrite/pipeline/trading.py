@@ -248,6 +248,8 @@ def _next(run: _Run, source: str, target: str) -> str:
     before, after = (facts.macs if facts is not None else None for facts in (outcome.input, outcome.output))
     saved = None if not before or after is None else 1 - after / before
     parts = [] if saved is None else [f"{saved:.0%} fewer multiply-accumulates" if saved > 0 else "no fewer MACs"]
+    if isinstance(run.pass_, Groups) and run.pass_.expand is not None:
+        parts = ["for backends without grouped convolution; on ONNX Runtime it is usually slower"]
     stated = [c for c in outcome.verification.cases if c.status == "stated"] if outcome.verification else []
     error = max((case.error or 0.0 for case in stated), default=None)
     agreements = [c.metrics.top1_agreement for c in stated if c.metrics and c.metrics.top1_agreement is not None]
