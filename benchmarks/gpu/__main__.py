@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import common
-from benchmarks.gpu import fcn, separable
+from benchmarks.gpu import fcn, groups, separable
 from benchmarks.gpu.budget import Budget, at_most
 from benchmarks.gpu.device import describe, nvidia_packages, slug
 from benchmarks.gpu.table import markdown
@@ -35,7 +35,11 @@ from convrewrite.models import lenet5_path
 
 SCHEMA = "convrewrite.gpu/1"
 RESULTS = Path(__file__).resolve().parent.parent / "results"
-PASSES: dict[str, Callable[[bool], Sequence[Work]]] = {fcn.NAME: fcn.works, separable.NAME: separable.works}
+PASSES: dict[str, Callable[[bool], Sequence[Work]]] = {
+    fcn.NAME: fcn.works,
+    separable.NAME: separable.works,
+    groups.NAME: groups.works,
+}
 """The work of each pass, in the order in which it is done; the argument is whether it is a rehearsal."""
 GRACE = 20.0
 """Seconds beyond the time after which even a measurement that hangs is cut off."""
@@ -112,7 +116,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--passes", type=_passes, default=list(PASSES), metavar="P,P", help=f"of {','.join(PASSES)}")
     parser.add_argument("--tf32", action="store_true", help="let CUDA round float32 factors while timing")
     parser.add_argument("--quick", action="store_true", help="a rehearsal: narrow models, few measurements")
-    parser.add_argument("--models", nargs="+", metavar="NAME", help="alexnet, resnet18, mobilenet_v1, vgg16, layers")
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME", help="alexnet, resnet18, mobilenet_v1, vgg16, layers, blocks"
+    )
     parser.add_argument("--minutes", type=float, default=7.5, help="for everything (default: 7.5)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of rounds per measurement (default: 2)")
     parser.add_argument("--date", default="", help="the date to state")

@@ -13,7 +13,7 @@ from benchmarks.gpu.work import Batch, Job
 from convrewrite import pipeline
 from convrewrite.errors import CheckFailed
 from convrewrite.outcome import Options, Outcome
-from convrewrite.passes.separable import Separable
+from convrewrite.pipeline.trading import Traded as Pass
 
 JOBS = (Batch(1), Batch(8))
 
@@ -26,7 +26,7 @@ class Traded:
         rewrite: the pass. model, title, share, jobs: as of `work.Work`. build: the model.
     """
 
-    rewrite: Separable
+    rewrite: Pass
     model: str
     title: str
     build: Callable[[], onnx.ModelProto]
