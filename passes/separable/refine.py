@@ -22,11 +22,13 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from convrewrite.passes.separable.decomposition import relative
 from convrewrite.passes.separable.factors import Array, Factorization
 from convrewrite.passes.separable.rounds import improved, whitened
 
+SMALL = 1024  # entries of a patch up to which threads of the linear algebra cost more than they bring
 _RIDGE = 1e-8  # of the mean second moment: the penalty that is always there
 _DECADES = (-3.0, 4.0)  # of the mean second moment: where the penalty is looked for
 _HALVINGS = 5
@@ -89,6 +91,11 @@ def refine(start: Factorization, weight: Array, group: int, moments: Moments, to
         Never a larger response error than that of the start with its bias shift. Deterministic. Needs about 4 times
         the memory of `moments.second`.
     """
+    with threadpool_limits(1 if moments.second.shape[-1] <= SMALL else None):
+        return _refine(start, weight, group, moments, tol, rounds)
+
+
+def _refine(start: Factorization, weight: Array, group: int, moments: Moments, tol: float, rounds: int) -> Refined:
     problem = _Problem(np.asarray(weight, np.float64), group, moments)
     best, floor = start, problem.response_error(start)
     low, high = _DECADES
