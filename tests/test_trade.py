@@ -334,3 +334,20 @@ def test_the_command_of_a_failure_repeats_it(
     assert "not equivalent" in text
     assert "convrewrite separable" in text
     assert "--tol 0.2 --form spatial" in text
+
+
+def test_the_error_that_is_stated_is_the_worst_over_all_samples(tmp_path: Path) -> None:
+    """Of three samples, the one that is furthest off: by numpy on what ONNX Runtime gives."""
+    source, target, told = save(redundant(0.1), tmp_path / "in.onnx"), tmp_path / "out.onnx", tmp_path / "r.json"
+    rng = np.random.default_rng(4)
+    samples = rng.standard_normal((3, 16, 14, 13)).astype(np.float32)
+    np.savez(tmp_path / "d.npz", x=samples)
+    words = ["--tol", "0.3", "--data", tmp_path / "d.npz", "--fit", "weights", "--report", told]
+    assert run("separable", source, target, *words).returncode == 0
+    (stated,) = [case for case in read(told)["verify"]["cases"] if case["status"] == "stated"]
+    errors = []
+    for sample in samples:
+        want, got = (next(iter(run_model(onnx.load(p), {"x": sample[None]}).values())) for p in (source, target))
+        errors.append(float(np.abs(got - want).max() / np.abs(want).max()))
+    assert stated["error"] == pytest.approx(max(errors), rel=1e-3)
+    assert max(errors) > 1.02 * errors[0] or max(errors) == errors[0]
