@@ -59,7 +59,7 @@ def _conv_made(s: Search, node: gs.Node, own: Range) -> None:
         if multiplier > 1:
             s.keep(s.net.label(node))
     else:
-        s.cut(own, multiplier)
+        s.seam(node, True, own, multiplier, per)
         s.keep(s.net.label(node))
 
 
@@ -77,7 +77,7 @@ def _conv_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     elif per == 1:
         s.add(node.outputs[0].name, own.scaled(group, rows))
     else:
-        s.cut(own, per)
+        s.seam(node, False, own, per, rows // group)
         s.columns(node, 1, own, grouped=True)
         s.keep(s.net.label(node))
 

@@ -400,6 +400,28 @@ def test_a_grouped_neighbour_takes_an_order_within_its_groups() -> None:
     assert_equal(model, made)
 
 
+@pytest.mark.parametrize("counts", [(8, 4, 2), (2, 4, 8), (4, 2, 4), (2, 4, 2)], ids=str)
+def test_groups_within_groups(counts: tuple[int, ...]) -> None:
+    """Groups that hold several groups of the next layer, or of the one before, any of them: they move as a whole."""
+    net = Net(1, 3, 6, 8, seed=sum(counts))
+    rng, channels = net.rng, 128
+    x = net.Relu(conv(net, "x", stem(net, channels, 3, 1, 1)))
+    leaves = rng.permutation(channels)  # position in a tree of halves -> channel
+    for count in counts:
+        size = channels // count
+        tree = leaves.reshape(count, size)[rng.permutation(count)]
+        rows = rng.permutation(channels)
+        weight = planted(rng, equal(count, channels), (1, 1), rows=rows, columns=tree.ravel())
+        x = net.Clip(conv(net, x, weight), net.const(np.float32(-3)), net.const(np.float32(3)))
+        order = np.argsort([int(np.flatnonzero(leaves == t[0])[0]) for t in tree])
+        leaves = rows.reshape(count, size)[order].ravel()
+    model = net.model(conv(net, x, stem(net, 3, channels, 1, 1)))
+    result, made = rewrite(model)
+    assert ops(made) == ops(model), result
+    assert len(result.outcome("rewritten")) == len(counts)
+    assert_equal(model, made)
+
+
 def test_quantized_weights_stay_quantized() -> None:
     net = Net(1, 3, 8, 12)
 

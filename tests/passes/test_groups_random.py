@@ -8,6 +8,7 @@ and heads. Values are clipped behind every convolution, so that all sums are exa
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from convrewrite.acceptance.regions import region
 from convrewrite.graph import infer_shapes
 from convrewrite.model_io import to_bytes
-from convrewrite.passes.groups import Groups
+from convrewrite.passes.groups import Groups, packing, planning
 from convrewrite.rewrite import Declined, Plan
 from groups_nets import assert_equal, conv, ops, planted, rewrite
 from helpers import Net
@@ -48,7 +49,9 @@ class Drawn:
 
     def grow(self) -> None:
         x, count = self.tensors[-1] if self.rng.random() < 0.7 else self.pick(*self.tensors)
-        kind = self.pick(*"planted planted planted dense dead vector unary residual residual join depthwise stop".split())
+        kind = self.pick(
+            *"planted planted planted dense dead vector unary residual residual join depthwise stop".split()
+        )
         net = self.net
         if kind == "planted":
             made = self.planted(x, count)
@@ -84,11 +87,16 @@ class Drawn:
             self.orders[made[0]] = self.order(x, count)
         else:
             begins = [net.const([n]) for n in (0, 1)]
-            made = str(net.Concat(
-                net.Slice(x, begins[1], net.const([count]), net.const([1])),
-                net.Slice(x, begins[0], begins[1], net.const([1])),
-                axis=1,
-            )), count
+            made = (
+                str(
+                    net.Concat(
+                        net.Slice(x, begins[1], net.const([count]), net.const([1])),
+                        net.Slice(x, begins[0], begins[1], net.const([1])),
+                        axis=1,
+                    )
+                ),
+                count,
+            )
         if made[1] <= 24:
             self.tensors.append(made)
 
@@ -163,6 +171,18 @@ def test_random_graphs_stay_the_same(seed: int, length: int) -> None:
     assert_equal(model, again)
 
 
+@given(seed=st.integers(0, 2**32), length=st.integers(2, 9), into=st.sampled_from([None, 2]))
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_random_graphs_with_gathers_stay_the_same(seed: int, length: int, into: int | None) -> None:
+    """Where nothing but multiplications counts, gathers and convolutions side by side pay for small nets too."""
+    model = drawn(seed, length)
+    with patch.object(planning, "TRAFFIC", 0), patch.object(packing, "TRAFFIC", 0), patch.object(packing, "BLOCK", 1):
+        _, made = rewrite(model, Groups(into=into), judge=check_region)
+    for op in ("Gather", "Split"):
+        event(f"{op}: {op in ops(made)}")
+    assert_equal(model, made)
+
+
 @given(seed=st.integers(0, 2**32), length=st.integers(2, 9), kind=st.sampled_from(["branches", "dense"]))
 @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_random_graphs_expand_to_the_same(seed: int, length: int, kind: str) -> None:
@@ -171,4 +191,3 @@ def test_random_graphs_expand_to_the_same(seed: int, length: int, kind: str) -> 
     assert {site.outcome for site in result.sites} <= {"rewritten", "declined"}
     assert_equal(model, made)
     assert_equal(model, rewrite(made)[1])
-
