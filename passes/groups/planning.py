@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from convrewrite.passes.groups.absorb import takes
-from convrewrite.passes.groups.detection import Array
+from convrewrite.passes.groups.detection import Array, rounding
 from convrewrite.passes.groups.emission import Grouping
 from convrewrite.passes.groups.moves import Orders
 from convrewrite.passes.groups.neighbours import find_space
@@ -65,7 +65,8 @@ def fit(net: Network, site: ConvSite, found: Sequence[Offer]) -> list[Fitting] |
         if gathered and time >= now:
             reason = reason or stop
         else:
-            fitting.append(Fitting(offer, grouping, time))
+            approximate = offer.error > rounding(site.weight.dtype)
+            fitting.append(Fitting(offer, replace(grouping, approximate=approximate), time))
     if not fitting and reason is not None:
         return reason
     return sorted(fitting, key=lambda f: (f.time, f.offer.layout.group_count))
