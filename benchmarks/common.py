@@ -88,11 +88,15 @@ def repeated(
 
 def save_model(name: str, path: Path, width: float = 1.0) -> None:
     """Build an architecture of convrewrite.models, let it take any number of images, write it."""
-    model = build(name, width=width)
+    onnx.save(any_batch(build(name, width=width)), path)
+
+
+def any_batch(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model, which then takes any number of images; it is changed in place."""
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     del model.graph.value_info[:]
-    onnx.save(model, path)
+    return model
 
 
 def convert(source: Path, target: Path) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import convert_vgg16, fcn_vs_windows, separable, trade_off
+from benchmarks import convert_vgg16, fcn_vs_windows, group_curve, groups, separable, trade_off
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
@@ -24,6 +24,8 @@ TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     convert_vgg16.NAME: convert_vgg16.markdown,
     separable.NAME: separable.markdown,
     trade_off.NAME: trade_off.markdown,
+    groups.NAME: groups.markdown,
+    group_curve.NAME: group_curve.markdown,
 }
 BLOCK = re.compile(r"(<!-- benchmark: (?P<name>\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOT_YET = "Not measured yet."

@@ -24,12 +24,10 @@ from typing import Any
 import numpy as np
 import onnx
 
-from benchmarks import common, planted
-from convrewrite import model_io, models, pipeline, timing
-from convrewrite.acceptance import smaller
+from benchmarks import common, pairs, planted
+from convrewrite import models, pipeline, timing
 from convrewrite.outcome import Options
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import PassResult, run_pass
 
 NAME = "separable"
 SHARE_GOAL = 0.8
@@ -79,34 +77,12 @@ LAYERS = (
 VGG_GOAL = 1.7
 
 
-def rewritten(model: onnx.ModelProto, pass_: Separable, folder: Path, name: str) -> tuple[Path, Path, PassResult]:
-    """The model and what the pass makes of it, as files."""
-    source, target = folder / f"{name}.onnx", folder / f"{name}-separable.onnx"
-    onnx.save(model, source)
-    loaded = model_io.load(source)
-    result = run_pass(pass_, loaded.graph, judge=smaller)
-    model_io.save(model_io.Model(result.graph, loaded.ir_version), target)
-    return source, target, result
-
-
-def time_pair(source: Path, target: Path, seconds: float, sets: int) -> dict[str, Any]:
-    """Milliseconds of both, the speedup, the control, and the verdict."""
-    (cell,) = timing.bench(source, target, seconds=seconds, sets=sets, provider="cpu", memory=False).check().cells
-    return {
-        "before_ms": cell.a.seconds * 1e3,
-        "after_ms": cell.b.seconds * 1e3,
-        "speedup": cell.comparison.speedup.to_dict(),
-        "control": cell.comparison.control.to_dict(),
-        "verdict": cell.comparison.verdict,
-    }
-
-
 def time_layer(layer: Layer, folder: Path, seconds: float, sets: int) -> dict[str, Any]:
     """One row of the table."""
-    source, target, result = rewritten(layer.model(), Separable(), folder, "layer")
+    source, target, result = pairs.rewritten(layer.model(), Separable(), folder, "layer")
     (site,) = result.sites
     ratio = site.macs_before / site.macs_after
-    times = time_pair(source, target, seconds, sets)
+    times = pairs.time_pair(source, target, seconds, sets)
     share = times["speedup"]["median"] / ratio
     met = times["speedup"]["median"] >= layer.goal if layer.goal else (ratio > UP_TO or share >= SHARE_GOAL)
     return {
@@ -125,14 +101,15 @@ def time_trunk(folder: Path, seconds: float, sets: int, width: float) -> dict[st
     """VGG-16's convolutions at half the break-even rank."""
     model = planted.trunk(models.build("vgg16", width=width), "pool5")
     model = planted.with_spatial_rank(model, 0.5)
-    source, target, result = rewritten(model, Separable(tol=1e-5), folder, "trunk")
+    source, target, result = pairs.rewritten(model, Separable(tol=1e-5), folder, "trunk")
     before, after = (sum(getattr(site, name) for site in result.sites) for name in ("macs_before", "macs_after"))
-    times = time_pair(source, target, seconds, sets)
+    times = pairs.time_pair(source, target, seconds, sets)
     return {"ratio": before / after, "met": times["speedup"]["median"] >= VGG_GOAL, **times}
 
 
 PLAN = """
-import resource, sys, time
+import re, sys, time
+from pathlib import Path
 from convrewrite import model_io
 from convrewrite.graph import infer_shapes
 from convrewrite.acceptance import smaller
@@ -140,12 +117,14 @@ from convrewrite.passes.separable import Separable
 from convrewrite.rewrite import run_pass
 model = model_io.load(sys.argv[1])
 shapes = infer_shapes(model.graph, {t.name: t.shape for t in model.graph.inputs})
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident(entry):
+    return 1024 * int(re.search(entry + r":\\s*(\\d+)", Path("/proc/self/status").read_text())[1])
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+base = resident("VmRSS")
 start = time.perf_counter()
 result = run_pass(Separable(tol=float(sys.argv[2]), shapes=shapes), model.graph, judge=smaller)
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(seconds, (peak - base) * 1024, len(result.sites), sum(s.tol_pays is not None for s in result.sites))
+print(seconds, resident("VmHWM") - base, len(result.sites), sum(s.tol_pays is not None for s in result.sites))
 """
 
 
@@ -197,7 +176,7 @@ def accepted(folder: Path, seconds: float, sets: int, quick: bool) -> list[dict[
         ).check()
         sites = [site for site in outcome.sites if site.outcome == "rewritten"]
         row: dict[str, Any] = {"model": name, "tol": tol, "sites": len(sites), "of": len(outcome.sites)}
-        row |= time_pair(source, target, seconds, sets) if sites else {}
+        row |= pairs.time_pair(source, target, seconds, sets) if sites else {}
         rows.append(row)
         print(
             f"  {name}: {len(sites)} of {len(outcome.sites)} sites, {row.get('verdict', 'unchanged')}", file=sys.stderr
@@ -253,7 +232,7 @@ def markdown(data: Mapping[str, Any]) -> str:
             f"{row['before_ms']:.2f}",
             f"{row['after_ms']:.2f}",
             f"{row['ratio']:.2f}",
-            _interval(row["speedup"], "x"),
+            pairs.interval(row["speedup"], "x"),
             f"{row['share']:.2f}",
             f"{row['control']['low']:.2f} to {row['control']['high']:.2f}",
         ]
@@ -267,17 +246,13 @@ def markdown(data: Mapping[str, Any]) -> str:
                 row["model"],
                 f"{row['tol']:g}",
                 f"{row['sites']} of {row['of']}",
-                _interval(row["speedup"], "x") if "speedup" in row else "-",
+                pairs.interval(row["speedup"], "x") if "speedup" in row else "-",
                 row.get("verdict", "unchanged"),
             ]
             for row in data["accepted"]
         ]
         parts += ["", common.table(["--accept faster on", "--tol", "sites rewritten", "speedup", "verdict"], rows)]
     return "\n".join([*parts, "", *goals(data), common.provenance(data)])
-
-
-def _interval(estimate: Mapping[str, float], unit: str = "") -> str:
-    return f"{estimate['median']:.2f}{unit} ({estimate['low']:.2f} to {estimate['high']:.2f})"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -44,6 +44,13 @@ class Form(enum.StrEnum):
     tucker = "tucker"
 
 
+class Expand(enum.StrEnum):
+    """What a grouped convolution becomes."""
+
+    branches = "branches"
+    dense = "dense"
+
+
 class Fit(enum.StrEnum):
     """What factors are to come near to."""
 

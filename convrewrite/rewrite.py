@@ -237,7 +237,7 @@ def _plan(
     site = Site(pass_.name, _anchor(node), node.op, "declined")
     outcome = () if _matches(skip, [node]) else pass_.plan(graph, node)
     plans = () if isinstance(outcome, Refusal | Declined) else outcome
-    anchors = {site.anchor for plan in plans for site in plan.sites}
+    anchors = {site.anchor for plan in plans[:1] for site in plan.sites}  # those of the others are the same
     named = [node, *(n for n in graph.nodes if anchors and any(t.name in anchors for t in n.outputs))]
     if (only and not _matches(only, named)) or _matches(skip, named):
         detail = f"{node.op} '{node.name or _anchor(node)}'"

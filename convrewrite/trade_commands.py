@@ -1,4 +1,4 @@
-"""The commands that trade something, declared for typer: `separable`."""
+"""The commands that trade something, declared for typer: `separable` and `groups`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from convrewrite.cli_options import (
     BudgetOption,
     DataOption,
     DebugOption,
+    Expand,
     Fit,
     Form,
     In,
@@ -104,3 +105,63 @@ def register(app: typer.Typer, run: Run) -> None:
 
         files = [source or "-", target or "-"]
         run("separable", provider, work, report, files[1:] if files[0] == "-" else files, quiet=quiet, verbose=verbose)
+
+    @app.command()
+    def groups(
+        source: In = None,
+        target: Out = None,
+        tol: Annotated[
+            float,
+            typer.Option(
+                metavar="T",
+                callback=finite,
+                rich_help_panel=MAKE,
+                help="Allow each kernel a relative error ||W - W~|| / ||W|| (Frobenius) up to T: what lies outside of "
+                "its groups. 0, the default, splits only what is in groups already.",
+            ),
+        ] = 0.0,
+        into: Annotated[
+            int | None,
+            typer.Option(
+                min=2, metavar="N", rich_help_panel=MAKE, help="Split into N groups and no other number, within --tol."
+            ),
+        ] = None,
+        expand: Annotated[
+            Expand | None,
+            typer.Option(
+                metavar="HOW",
+                rich_help_panel=MAKE,
+                help="Do the opposite, exactly, for hardware without grouped convolution: each grouped Conv or "
+                "ConvTranspose becomes 'branches' (Split, convolutions, Concat) or one 'dense' convolution with zeros. "
+                "Usually slower on ONNX Runtime.",
+            ),
+        ] = None,
+        accept: AcceptOption = Accept.smaller,
+        timings: TimingsOption = None,
+        size: TradeSizeOption = None,
+        only: OnlyOption = None,
+        skip: SkipOption = None,
+        verify: VerifyOption = True,
+        provider: ProviderOption = Provider.auto,
+        max_output_error: BudgetOption = None,
+        samples: SamplesOption = 3,
+        seed: SeedOption = 0,
+        data: DataOption = None,
+        report: ReportOption = None,
+        quiet: QuietOption = False,
+        verbose: VerboseOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        """Split convolutions into groups of channels, exactly where the weights allow it."""
+
+        def work(tell: Tell | None) -> Outcome:
+            from convrewrite import pipeline
+            from convrewrite.passes.groups import Groups
+
+            options = options_of(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
+            judged = "always" if expand is not None else accept.value
+            pass_ = Groups(tol=tol, into=into, expand=None if expand is None else expand.value)
+            return pipeline.trade(*paths_of(source, target), pass_, options, pipeline.Trade(judged, size, timings))
+
+        files = [source or "-", target or "-"]
+        run("groups", provider, work, report, files[1:] if files[0] == "-" else files, quiet=quiet, verbose=verbose)

@@ -170,7 +170,7 @@ def test_each_platform_gets_one_onnxruntime(metadata: Message, sys_platform: str
     required = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     chosen = [one.name for one in required if one.marker is None or one.marker.evaluate(environment)]
     assert [name for name in chosen if name.startswith("onnxruntime")] == [expected]
-    assert {"onnx", "onnx-graphsurgeon", "numpy", "scipy", "typer", "rich"} == set(chosen) - {expected}
+    assert {"onnx", "onnx-graphsurgeon", "numpy", "scipy", "threadpoolctl", "typer", "rich"} == set(chosen) - {expected}
 
 
 IMPORT = """

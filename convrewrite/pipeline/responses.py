@@ -33,6 +33,8 @@ PATCHES = 32768
 """Places that a layer's moments are taken from, over all samples, at most ..."""
 PER_ENTRY = 8
 """... and so many per entry of a patch, where that is more."""
+LARGEST = 1 << 27
+"""Numbers in the second moments of a layer (1 GiB); beyond it, its factors are not fitted."""
 CHUNK = 1 << 23
 """Numbers of patches that are held at a time."""
 
@@ -54,10 +56,12 @@ class Collected:
         ]
         return cls(model, tuple(sample.feeds for sample in cut_data(data, specs)), provider, seed)
 
-    def __call__(self, graph: gs.Graph, site: ConvSite) -> Moments:
+    def __call__(self, graph: gs.Graph, site: ConvSite) -> Moments | None:
         """Moments of one convolution of the graph; `graph` is the model, rewritten so far."""
         conv = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == site.anchor)
         size = site.weight[0].size
+        if site.group * size * size > LARGEST:
+            return None
         wanted = max(PATCHES, PER_ENTRY * size)
         rng = np.random.default_rng(self.seed)
         sums = _Sums(site)

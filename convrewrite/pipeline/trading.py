@@ -21,6 +21,7 @@ from convrewrite.acceptance import Decisions, Faster
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Log, Options, Outcome
+from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.files import as_file, copied, input_facts, load, output_facts, refuse_stream_target, same_file
 from convrewrite.pipeline.native import Native, native
@@ -29,6 +30,9 @@ from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_prov
 from convrewrite.rewrite import Judge, PassResult, run_pass
 from convrewrite.verification import Verification
 from convrewrite.verification.stated import joined, output_error, state
+
+Traded = Separable | Groups
+"""The passes of these commands."""
 
 ACCEPT = ("smaller", "faster", "always")
 """The judges by name."""
@@ -57,7 +61,7 @@ class _Run:
     """One run of a command, from the model that was read to the rewritten graph."""
 
     model: Model
-    pass_: Separable
+    pass_: Traded
     options: Options
     trade: Trade
     at: Native
@@ -103,7 +107,7 @@ class _Run:
         limit = self.options.max_output_error
         if all(site.equivalence != "approximate" for site in result.outcome("rewritten")):
             return verification.verify(self.original, staged, tolerance=limit, **self.how)
-        graph = acceptance.with_kernels(self.model.graph, result.evidence["kernels"])
+        graph = acceptance.with_kernels(self.model.graph, result.evidence.get("kernels", {}))
         reference = model_io.save(replace(self.model, graph=graph), self.folder / "reference.onnx")
         equal = verification.verify(reference, staged, **self.how)
         return joined(equal, state(self.original, staged, limit=limit, **self.how))
@@ -125,7 +129,7 @@ class _Run:
         return known.verdict == timing.FASTER
 
 
-def trade(source: str, target: str, pass_: Separable, options: Options, how: Trade) -> Outcome:
+def trade(source: str, target: str, pass_: Traded, options: Options, how: Trade) -> Outcome:
     """Run a pass whose rewrites cost something: read `source`, write `target` ("-" is standard input or output).
 
     Whatever stops it is the outcome's `error`, and then nothing was written; `Outcome.check` raises it.
@@ -136,7 +140,7 @@ def trade(source: str, target: str, pass_: Separable, options: Options, how: Tra
     return log.outcome
 
 
-def _trade(source: str, target: str, pass_: Separable, options: Options, how: Trade, log: Log) -> None:
+def _trade(source: str, target: str, pass_: Traded, options: Options, how: Trade, log: Log) -> None:
     runtime.check_installation()
     check_provider(options.provider)
     refuse_stream_target(target)
@@ -151,7 +155,7 @@ def _trade(source: str, target: str, pass_: Separable, options: Options, how: Tr
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
         pass_ = replace(pass_, shapes=at.tensors)
-        if how.fit and options.data is not None:
+        if how.fit and options.data is not None and isinstance(pass_, Separable):
             pass_ = replace(pass_, responses=Collected.read(model, options.data, at, options.provider, options.seed))
         run = _Run(model, pass_, options, how, at, original, folder, decisions, log)
         result = run.result()
@@ -169,7 +173,7 @@ def _trade(source: str, target: str, pass_: Separable, options: Options, how: Tr
 _SIZE = "give --size, as in 224x224"
 
 
-def _check_refused(pass_: Separable, result: PassResult) -> None:
+def _check_refused(pass_: Traded, result: PassResult) -> None:
     """Raise Refused where a site refuses the model as a whole, or where there are only refused sites."""
     refused = result.outcome("refused")
     whole = [site for site in refused if site.reason in pass_.reasons and pass_.reasons[site.reason].whole]
@@ -244,6 +248,8 @@ def _next(run: _Run, source: str, target: str) -> str:
     before, after = (facts.macs if facts is not None else None for facts in (outcome.input, outcome.output))
     saved = None if not before or after is None else 1 - after / before
     parts = [] if saved is None else [f"{saved:.0%} fewer multiply-accumulates" if saved > 0 else "no fewer MACs"]
+    if isinstance(run.pass_, Groups) and run.pass_.expand is not None:
+        parts = ["for backends without grouped convolution; on ONNX Runtime it is usually slower"]
     stated = [c for c in outcome.verification.cases if c.status == "stated"] if outcome.verification else []
     error = max((case.error or 0.0 for case in stated), default=None)
     agreements = [c.metrics.top1_agreement for c in stated if c.metrics and c.metrics.top1_agreement is not None]

@@ -31,10 +31,11 @@ of Deep Convolutional Neural Networks", ICLR 2016 (tucker).
 
 from __future__ import annotations
 
+import functools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, overload
 
 import numpy as np
 import onnx
@@ -52,9 +53,6 @@ from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 FORMS = ("spatial", "depthwise", "channel", "tucker")
 """What `form` may be, beside "auto" for all of them."""
 
-FITTED = 3
-"""Plans that are fitted to responses, which takes seconds for large layers."""
-
 FACTOR = re.compile(r"/separable/\d+\.\d+(_\d+)?$")
 """The end of the name of a node that this pass made."""
 
@@ -62,9 +60,37 @@ FACTOR = re.compile(r"/separable/\d+\.\d+(_\d+)?$")
 class Responses(Protocol):
     """What a convolution sees and gives on real inputs: how the pipeline hands activations to the pass."""
 
-    def __call__(self, graph: gs.Graph, site: ConvSite) -> Moments:
-        """Moments of the inputs of a Conv as the graph now computes them, and of what the original gives there."""
+    def __call__(self, graph: gs.Graph, site: ConvSite) -> Moments | None:
+        """Moments of the inputs of a Conv as the graph now computes them, and of what the original gives there.
+
+        None where they would be too large to hold: the factors then stay as the decomposition gives them.
+        """
         ...
+
+
+class Lazily(Sequence[Plan]):
+    """Plans that are made when they are asked for, once each: to fit one to responses takes seconds."""
+
+    def __init__(self, options: Sequence[Option], make: Callable[[Option], Plan]) -> None:
+        self._options, self._make = options, functools.cache(make)
+
+    def __len__(self) -> int:
+        return len(self._options)
+
+    @overload
+    def __getitem__(self, place: int) -> Plan: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[Plan]: ...
+    def __getitem__(self, place: int | slice) -> Plan | Sequence[Plan]:
+        if isinstance(place, slice):
+            return [self._make(option) for option in self._options[place]]
+        return self._make(self._options[place])
+
+
+def _worth_fitting(site: ConvSite, found: Offers) -> bool:
+    """Whether some option is approximate, and has fewer MACs."""
+    limit = rounding(site.dtype)
+    return any(option.error > limit and option.cost.macs < found.before.macs for option in found.options)
 
 
 @dataclass(frozen=True)
@@ -105,19 +131,15 @@ class Separable:
         found = offers(site, self.tol, FORMS if self.form == "auto" else (self.form,), size, batch)
         if found is None:
             return Declined(REASONS["separable/no-form"], f"{label}: {site}")
-        fitted = self.responses is not None
-        options = found.options[:FITTED] if fitted else found.options
-        return [self._plan(graph, site, found, option) for option in options]
+        moments = self.responses(graph, site) if self.responses is not None and _worth_fitting(site, found) else None
+        return Lazily(found.options, lambda option: self._plan(site, found, option, moments))
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put the chain in the place of the Conv, and of the BatchNormalization that it holds."""
         emit(graph, plan.payload)
 
-    def _plan(self, graph: gs.Graph, site: ConvSite, found: Offers, option: Option) -> Plan:
-        pays = option.cost.macs < found.before.macs
-        moments = None
-        if self.responses is not None and pays and option.error > rounding(site.dtype):
-            moments = self.responses(graph, site)
+    def _plan(self, site: ConvSite, found: Offers, option: Option, moments: Moments | None) -> Plan:
+        moments = moments if option.error > rounding(site.dtype) else None
         replacement = Replacement(site, option, moments, max(self.tol, rounding(site.dtype)))
         error, response = replacement.errors
         biases = 0 if site.bias is None else len(site.bias)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -26,6 +25,7 @@ import numpy as np
 from convrewrite.passes.separable.decomposition import Decomposition, relative
 from convrewrite.passes.separable.factors import Array, Factor, Factorization, Rank, Stage
 from convrewrite.passes.separable.grouped import Axes, Grouped, checked
+from convrewrite.passes.separable.lazy import lazy
 from convrewrite.passes.separable.spectra import NOISE, Bank, canonical, suffix_sums
 
 
@@ -104,7 +104,7 @@ class Filters(Decomposition):
         extents = [weight.size(part) for part in parts]
         self.full = (math.prod(min(n, math.prod(extents[at + 1 :])) for at, n in enumerate(extents[:-1])),)
 
-    @cached_property
+    @lazy
     def _terms(self) -> _Terms:
         filters = np.asarray(self._weight.sorted_into(("g", "o", "i", *self._flat), *self._parts), np.float64)
         terms = _expanded(filters)
@@ -112,7 +112,7 @@ class Filters(Decomposition):
         sizes = np.take_along_axis(terms.sizes, order, axis=1)
         return _Terms(sizes, tuple(np.take_along_axis(v, order[:, :, None], axis=1) for v in terms.vectors))
 
-    @cached_property
+    @lazy
     def _tails(self) -> Array:
         return np.sqrt(suffix_sums(np.sum(np.square(self._terms.sizes), axis=0)))
 

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import final
 
 import numpy as np
@@ -29,6 +28,7 @@ import numpy as np
 from convrewrite.passes.separable.decomposition import Decomposition, relative
 from convrewrite.passes.separable.factors import Array, Factor, Factorization, Rank, Stage
 from convrewrite.passes.separable.grouped import Axes, Grouped, Side, checked
+from convrewrite.passes.separable.lazy import lazy
 from convrewrite.passes.separable.spectra import NOISE, TRUST, Bank, canonical, suffix_sums
 
 
@@ -44,7 +44,12 @@ class Pair(Decomposition):
         rows = weight.inputs_each * weight.size(first)
         columns = weight.outs_each * weight.size(self._second)
         sides: tuple[Side, ...] = ("g", ("i", *first), ("o", *self._second))
-        self._bank = Bank((weight.group, rows, columns), lambda: weight.sorted_into(*sides))
+        gram = None
+        if not first and rows <= columns:
+            gram = lambda: weight.input_gram  # noqa: E731
+        elif not self._second and columns <= rows:
+            gram = lambda: weight.output_gram  # noqa: E731
+        self._bank = Bank((weight.group, rows, columns), lambda: weight.sorted_into(*sides), gram)
         self.full = (self._bank.full,)
 
     def error(self, rank: Rank) -> float:
@@ -114,9 +119,11 @@ class Triple(Decomposition):
         slices = self._weight.sorted_into(self._middle, "g", ("i", *self._first), ("o", *self._last))
         return list(slices)
 
-    @cached_property
+    @lazy
     def _sides(self) -> tuple[_Side, _Side]:
         """The (I a) side and the (O b) side."""
+        if not self._first and not self._last:
+            return _side(self._weight.input_gram, self.full[0]), _side(self._weight.output_gram, self.full[1])
         rows: Array | float = 0.0
         columns: Array | float = 0.0
         for cell in self._slices():
@@ -136,7 +143,7 @@ class Triple(Decomposition):
         for cell in self._slices():
             yield u.swapaxes(1, 2) @ np.asarray(cell, np.float64) @ v
 
-    @cached_property
+    @lazy
     def _energy(self) -> Array:
         """[R1, R2]: squared entries of the full core, added over cells and groups."""
         energy = np.zeros(self.full)
@@ -144,7 +151,7 @@ class Triple(Decomposition):
             energy += np.sum(np.square(cell), axis=0)
         return energy
 
-    @cached_property
+    @lazy
     def _errors(self) -> Array:
         """[R1 + 1, R2 + 1]: energy outside the corner R1 x R2 of the core, as a root. Only small squares are added."""
         below = suffix_sums(self._energy.sum(axis=1))[:, None]

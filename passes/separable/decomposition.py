@@ -6,13 +6,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import final
+from typing import TypeVar, final
 
 from threadpoolctl import threadpool_limits
 
 from convrewrite.passes.separable.factors import Array, Factorization, Rank, Stage
 
 Fits = Callable[[Rank], bool]
+Asked = TypeVar("Asked")
+Answer = TypeVar("Answer")
 
 
 class Decomposition(ABC):
@@ -82,17 +84,17 @@ class Decomposition(ABC):
         return [(beyond - 1,)] if beyond > 1 else []
 
 
-def prepare(found: Iterable[Decomposition], workers: int | None = None) -> None:
-    """Compute the spectra of many forms at once, a thread for each and none inside the linear algebra.
+def answers(found: Iterable[Asked], ask: Callable[[Asked], Answer], workers: int | None = None) -> list[Answer]:
+    """Ask many forms one question, in threads, and without threads inside the linear algebra.
 
     That is faster than the threads of the linear algebra, and far faster where other processes compete for the cores.
 
     Args:
+        found: decompositions, or what holds them. ask: a question of one of them.
         workers: threads; as many as this process may use by default. Each needs about 8 times its weight in float32.
     """
     with threadpool_limits(1), ThreadPoolExecutor(workers or _cores()) as pool:
-        for _ in pool.map(lambda made: made.spectra, found):
-            pass
+        return list(pool.map(ask, found))
 
 
 def _cores() -> int:

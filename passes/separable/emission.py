@@ -113,7 +113,9 @@ def emit(graph: gs.Graph, replacement: Replacement) -> None:
             made.append(gs.Node("Conv", name, dict(node.attrs), inputs, [tensor] if tensor is not target else []))
         if total is not None:
             added = target if number == len(branches) - 1 else fresh(f"{site.node}/separable/sum.{number}")
-            node = gs.Node("Add", f"{site.node}/separable/add.{number}", {}, [total, tensor])
+            node = gs.Node(
+                "Add" if graph.opset >= 7 else "Sum", f"{site.node}/separable/add.{number}", {}, [total, tensor]
+            )
             made.append(node)
             if added is not target:
                 node.outputs = [added]

@@ -48,7 +48,9 @@ def decompositions(weight: Array, group: int, forms: Collection[str] = FORMS) ->
     if unknown := set(forms) - set(FORMS):
         raise ValueError(f"no such form: {', '.join(sorted(unknown))}; the forms are {', '.join(FORMS)}")
     grouped = Grouped(weight, group)
-    found = (made for form in FORMS if form in forms for made in _MAKERS[form](grouped))
+    found = [made for form in FORMS if form in forms for made in _MAKERS[form](grouped)]
+    if "depthwise" in forms or "spatial" in forms:  # chains of filters on one channel are both
+        found += _filters(grouped)
     # At rank 1 a form that is exact there for every weight is the original and one more convolution.
     return [made for made in found if max(made.full) > 1]
 
@@ -73,17 +75,21 @@ def _tucker(weight: Grouped) -> Iterator[Decomposition]:
 
 
 def _spatial(weight: Grouped) -> Iterator[Decomposition]:
-    """Where filters see one channel and there are several channels, only branches; both where there is one channel."""
+    """Not where filters see one channel of several: there, branches are faster (`_filters`)."""
     names = _AXIS_NAMES[len(weight.kernel)]
-    if weight.inputs_each == 1:
-        for parts in _cuts(weight):
-            yield Filters("spatial", "depthwise-" + _named(parts, names), weight, parts)
     if weight.inputs_each > 1 or weight.group == 1:
         for parts in _cuts(weight):
             if len(parts) == 2:
                 yield Pair("spatial", _named(parts, names), weight, parts[0])
             else:
                 yield Triple("spatial", _named(parts, names), weight, parts[0], parts[2])
+
+
+def _filters(weight: Grouped) -> Iterator[Decomposition]:
+    names = _AXIS_NAMES[len(weight.kernel)]
+    if weight.inputs_each == 1:
+        for parts in _cuts(weight):
+            yield Filters("depthwise", "depthwise-" + _named(parts, names), weight, parts)
 
 
 def _cuts(weight: Grouped) -> Iterator[tuple[Axes, ...]]:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from convrewrite.passes.separable.factors import Array, Rank
+from convrewrite.passes.separable.lazy import lazy
+from convrewrite.passes.separable.spectra import grams
 
 Axes = tuple[int, ...]
 Side = Sequence[str | int]
@@ -56,7 +57,7 @@ class Grouped:
         """All the spatial axes."""
         return tuple(range(len(self.kernel)))
 
-    @cached_property
+    @lazy
     def norm(self) -> float:
         """Frobenius norm of the weight."""
         return math.sqrt(sum(float(np.sum(np.square(filters, dtype=np.float64))) for filters in self.weight))
@@ -69,17 +70,30 @@ class Grouped:
         """Number of cells of that kernel."""
         return math.prod(self.extents(axes))
 
+    @lazy
+    def input_gram(self) -> Array:
+        """[g, I / g, I / g]: inner products of the kernels of each two channels in."""
+        return grams(self.sorted_into("g", "i", ("o", *self.axes)))
+
+    @lazy
+    def output_gram(self) -> Array:
+        """[g, O / g, O / g]: inner products of each two filters."""
+        return grams(self.sorted_into("g", "o", ("i", *self.axes)))
+
     def sorted_into(self, *sides: Side) -> Array:
         """The weight with its axes in another order, each side's axes made one, in its own type.
 
         Args:
-            sides: "g", "o", "i" for groups, channels out and in of a group, numbers for the spatial axes.
+            sides: "g", "o", "i" for groups, channels out and in of a group, numbers for the spatial axes. Axes of
+                extent 1 may be left out.
         """
         view = self.weight.reshape(self.group, self.outs_each, self.inputs_each, *self.kernel)
         places = {"g": 0, "o": 1, "i": 2}
         order = [[places[a] if isinstance(a, str) else 3 + a for a in side] for side in sides]
         extents = [math.prod(view.shape[place] for place in side) for side in order]
-        return view.transpose([place for side in order for place in side]).reshape(extents)
+        named = [place for side in order for place in side]
+        left_out = [place for place in range(view.ndim) if place not in named]
+        return view.transpose(named + left_out).reshape(extents)
 
 
 def checked(rank: Rank, full: Rank) -> Rank:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from convrewrite.passes.separable.decomposition import Decomposition, prepare
+from convrewrite.passes.separable.decomposition import Decomposition, answers
 from convrewrite.passes.separable.factors import Rank, Stage, rounding
 from convrewrite.passes.separable.forms import decompositions
 from convrewrite.passes.separable.geometry import BLOCK, Cost, cells_of, cost
@@ -68,17 +68,26 @@ def offers(
     found = [_Priced(made, site, size, batch) for made in decompositions(site.weight, site.group, forms)]
     if not found:
         return None
-    prepare(priced.decomposition for priced in found)
     whole = (Stage(*site.channels, site.kernel, site.group),)
     before = cost((whole,), cells_of(whole, site.attrs, size), batch)
     limit = max(tol, rounding(site.dtype))
-    options = [option for priced in found for option in priced.options(limit, before.macs)]
+    told = answers(found, lambda priced: priced.told(limit, before.macs))
+    options = [option for one in told for option in one.options]
     options.sort(key=lambda option: (option.cost.time, option.error, option.decomposition.name, option.rank))
     if not options:
         options = [min((priced.costlier(limit) for priced in found), key=lambda option: option.cost.time)]
-    pays = [error for priced in found for error in priced.errors(before.macs - 1)]
-    halves = [error for priced in found for error in priced.errors(before.macs // 2)]
+    pays = [error for one in told for error in one.pays]
+    halves = [error for one in told for error in one.halves]
     return Offers(before, tuple(_pareto(options)), min(pays, default=None), min(halves, default=None))
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What one form has to offer: options, and the errors from which on it pays and halves the cost."""
+
+    options: list[Option]
+    pays: list[float]
+    halves: list[float]
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,10 @@ class _Priced:
     @cached_property
     def _cells(self) -> list[int]:
         return cells_of(self.decomposition.layout(self.decomposition.full)[0], self.site.attrs, self.size)
+
+    def told(self, limit: float, macs: int) -> _Told:
+        """All of it, for a convolution of so many MACs."""
+        return _Told(list(self.options(limit, macs)), self.errors(macs - 1), self.errors(macs // 2))
 
     def option(self, rank: Rank) -> Option:
         """One plan to choose from."""

@@ -13,12 +13,12 @@ The errors of several matrices add up by their squares. Only small squares are s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from functools import cached_property
 
 import numpy as np
 import scipy.linalg
 
 from convrewrite.passes.separable.factors import Array
+from convrewrite.passes.separable.lazy import lazy
 
 TRUST = 2e-5  # of the norm: tails above it are read from the Gram matrix, within 0.5 % for 4096 values
 CLEAR = 1e-4  # of the norm: directions above it are known to 1e-12 of the norm from the Gram matrix
@@ -31,18 +31,25 @@ class Bank:
 
     Args:
         shape: (b, p, q). matrices: makes the array, of any float type; it is not kept.
+        gram: gives the Gram matrices of the shorter side, where something else needs them too.
     """
 
-    def __init__(self, shape: tuple[int, int, int], matrices: Callable[[], Array]) -> None:
+    def __init__(
+        self, shape: tuple[int, int, int], matrices: Callable[[], Array], gram: Callable[[], Array] | None = None
+    ) -> None:
         self.shape = shape
         self.full = min(shape[1:])
         self._matrices = matrices
+        self._gram = gram or self._own_gram
 
-    @cached_property
+    def _own_gram(self) -> Array:
+        bank = self._matrices()
+        return grams(bank if self.shape[1] <= self.shape[2] else bank.swapaxes(1, 2))
+
+    @lazy
     def _gram_values(self) -> Array:
         """Singular values [b, full], largest first, blurred below 1.5e-8 of the largest."""
-        bank = self._matrices()
-        squares = np.linalg.eigvalsh(grams(bank if self.shape[1] <= self.shape[2] else bank.swapaxes(1, 2)))
+        squares = np.linalg.eigvalsh(self._gram())
         values: Array = np.sqrt(np.maximum(squares[:, ::-1], 0.0))
         return values
 
@@ -52,11 +59,11 @@ class Bank:
         spectrum: Array = np.sqrt(np.sum(np.square(self._gram_values), axis=0))
         return spectrum
 
-    @cached_property
+    @lazy
     def _gram_tails(self) -> Array:
         return np.sqrt(suffix_sums(np.square(self.spectrum)))
 
-    @cached_property
+    @lazy
     def norm(self) -> float:
         """Frobenius norm of all the matrices."""
         return float(self._gram_tails[0])
@@ -66,23 +73,25 @@ class Bank:
         for matrix, values in zip(self._matrices(), self._gram_values, strict=True):
             yield Matrix(np.asarray(matrix, np.float64), values, noise)
 
-    @cached_property
+    @lazy
     def _exact(self) -> list[Matrix]:
         return list(self._each())
 
     def tail(self, rank: int) -> float:
-        """Frobenius norm of what rank `rank` leaves out, within 1 % or within `NOISE` of the norm."""
+        """Frobenius norm of what rank `rank` leaves out, within 1 %, and never below `NOISE` of the norm."""
         blurred = float(self._gram_tails[rank])
         if blurred >= TRUST * self.norm:
             return blurred
-        if rank == self.full:
-            return NOISE * self.norm
-        return float(np.linalg.norm([matrix.tail(rank) for matrix in self._exact]))
+        left_out = 0.0 if rank == self.full else float(np.linalg.norm([one.tail(rank) for one in self._exact]))
+        return max(left_out, NOISE * self.norm)
 
     def tail_within(self, rank: int, bound: float) -> bool:
         """Whether tail(rank) <= bound, without looking closer than the bound asks."""
-        if self._gram_tails[rank] < TRUST * self.norm <= bound:
-            return True
+        if self._gram_tails[rank] < TRUST * self.norm:
+            if bound >= TRUST * self.norm or bound < NOISE * self.norm:
+                return bound >= NOISE * self.norm
+            if rank < self.full and np.linalg.norm([one.ceiling(rank) for one in self._exact]) <= bound:
+                return True
         return self.tail(rank) <= bound
 
     def factors(self, rank: int) -> tuple[Array, Array]:
@@ -106,21 +115,34 @@ class Matrix:
         self._flipped = matrix.shape[0] > matrix.shape[1]
         self._wide = matrix.T if self._flipped else matrix
         self._noise = noise
-        if values is None:
-            squares = np.linalg.eigvalsh(grams(self._wide[None])[0])[::-1]
-            values = np.sqrt(np.maximum(squares, 0.0))
-        self._values = values
         self._norm = float(np.linalg.norm(self._wide))
-        self._clear = int(np.count_nonzero(values >= CLEAR * self._norm)) if self._norm > noise else 0
+        if values is not None:
+            self._values = values
+
+    @lazy
+    def _values(self) -> Array:
+        squares = np.linalg.eigvalsh(grams(self._wide[None])[0])[::-1]
+        values: Array = np.sqrt(np.maximum(squares, 0.0))
+        return values
+
+    @lazy
+    def _clear(self) -> int:
+        return int(np.count_nonzero(self._values >= CLEAR * self._norm))
 
     def tail(self, rank: int) -> float:
         """Frobenius norm of what rank `rank` leaves out."""
-        if self._norm <= self._noise:
+        if self._norm <= self._noise or rank <= 0:
             return self._norm
         blurred = float(np.linalg.norm(self._values[rank:]))
         if blurred >= TRUST * self._norm:
             return blurred
-        return self._residual.tail(min(rank - self._clear, len(self._values)))
+        return self._residual.tail(rank - self._clear)
+
+    def ceiling(self, rank: int) -> float:
+        """An upper bound of tail(rank), without the values of what the clear directions leave."""
+        if self._norm <= self._noise or rank < self._clear:
+            return self._norm
+        return self._residual._norm
 
     def vectors(self, rank: int) -> tuple[Array, Array, Array]:
         """(left [p, rank], values [rank], right [rank, q]); zeros where there is nothing but rounding."""
@@ -137,11 +159,11 @@ class Matrix:
         left, values, right = found
         return (right.T, values, left.T) if self._flipped else found
 
-    @cached_property
+    @lazy
     def _top(self) -> Array:
         return self._directions(self._clear)
 
-    @cached_property
+    @lazy
     def _residual(self) -> Matrix:
         """What the clear directions leave. It is never flipped: it is as wide as this one."""
         left = self._top
