@@ -20,7 +20,7 @@ def blocks(rng: np.random.Generator, shapes: Sequence[tuple[int, int]], kernel: 
     row = column = 0
     for out, inputs in shapes:
         block = rng.integers(-bound, bound + 1, (out, inputs, *kernel)).astype(np.float32)
-        block[(slice(None), slice(None), *(0,) * len(kernel))] = 1  # connected, whatever the rest is
+        block.reshape(out, inputs, -1)[:, :, 0] = 1  # connected, whatever the rest is
         weight[row : row + out, column : column + inputs] = block
         row, column = row + out, column + inputs
     return weight
@@ -45,7 +45,7 @@ def planted(
 def stem(net: Net, *shape: int) -> Array:
     """A dense kernel of -1, 0 and 1 in which no channel is dead."""
     weight = net.numbers_of(*shape, bound=1)
-    weight[:, :, *[0] * (len(shape) - 2)] = 1
+    weight.reshape(*shape[:2], -1)[:, :, 0] = 1
     return weight
 
 

@@ -22,9 +22,13 @@ from helpers import Net, convert
 PICTURE = re.compile(r"^Before +After$", re.MULTILINE)
 
 
-def classifier() -> onnx.ModelProto:
+def classifier(dead: bool = False) -> onnx.ModelProto:
+    """`dead`: one channel of the convolution is zero, so that every pass has something to do."""
     net = Net(1, 2, 9, 12)
-    map_ = net.MaxPool(net.Relu(net.conv("x", 3, 3, 3, name="first")), kernel_shape=[2, 2], strides=[2, 2])
+    weight = net.numbers_of(3, 2, 3, 3)
+    weight[0] *= not dead
+    first = net.Conv("x", net.const(weight), net.ints(3), name="first")
+    map_ = net.MaxPool(net.Relu(first), kernel_shape=[2, 2], strides=[2, 2])
     return net.model(net.Softmax(net.fc(net.Relu(net.fc(net.Flatten(map_), 6)), 4), axis=1))
 
 
@@ -121,7 +125,7 @@ def test_two_runs_agree(pass_: type[Any], kind: str) -> None:
 @EVERY
 def test_the_judge_has_the_last_word(pass_: type[Any]) -> None:
     slow = Reason("test/slow", "it is slower", "nothing")
-    graph = load(classifier())
+    graph = load(classifier(dead=True))
     judged: list[Plan] = []
 
     def judge(_: gs.Graph, plan: Plan) -> Declined:

@@ -44,7 +44,7 @@ from convrewrite.graph import infer_shapes
 from convrewrite.passes.groups.clustering import needed_tol
 from convrewrite.passes.groups.dead import Trim, find_trim, trim
 from convrewrite.passes.groups.detection import Array, kernel_norms, rounding
-from convrewrite.passes.groups.emission import Grouping, regroup
+from convrewrite.passes.groups.emission import MADE, Grouping, regroup
 from convrewrite.passes.groups.expand import Expansion, expand, expanded_size
 from convrewrite.passes.groups.network import Network
 from convrewrite.passes.groups.offers import Offer, offers
@@ -105,7 +105,7 @@ class Groups:
         if self.expand is not None:
             return self._expansion(site)
         out, inputs = site.channels
-        if self.into is not None and (out % self.into or inputs % self.into):
+        if self.into is not None and (self.into < 2 or out % self.into or inputs % self.into):
             return Declined(REASONS["groups/no-such-number"], f"{site.label}: {site}")
         norms = kernel_norms(site.weight, site.group)
         trimmed = None
@@ -118,6 +118,8 @@ class Groups:
             return Declined(REASONS[options.reason], f"{site.label}: {options.detail}", self._known(site))
         if options:
             return [self._plan(graph, site, Work(None, option.grouping), option.offer, site) for option in options]
+        if self.tol > 0 and MADE.search(site.node):
+            return Declined(REASONS["groups/already-grouped"], site.label, self._known(site))
         if trimmed is not None:
             return Declined(REASONS[trimmed.reason], f"{site.label}: {trimmed.detail}", self._known(site))
         return self._no_structure(site, norms)
@@ -134,7 +136,8 @@ class Groups:
 
     def _options(self, graph: gs.Graph, site: ConvSite, norms: Array) -> list[Fitting] | Stop:
         """What groups there are within the tolerance, and fit into the graph."""
-        found = offers(norms, site.taps, rounding(site.weight.dtype), self.tol, self.into, site.group)
+        tol = 0.0 if MADE.search(site.node) else self.tol
+        found = offers(norms, site.taps, rounding(site.weight.dtype), tol, self.into, site.group)
         return fit(Network(graph), site, found) if found else []
 
     def _trimmed(self, graph: gs.Graph, site: ConvSite, change: Trim) -> Sequence[Plan]:
@@ -205,6 +208,7 @@ class Groups:
             equivalence="approximate" if approximate else "reassociated",
             error=error,
             macs_after=weights * left.cells,
+            tol_halves=error if offer is not None and 2 * weights <= site.weight.size else None,
             params_after=weights + biases,
         )
         evidence: dict[str, Any] = {}

@@ -48,7 +48,7 @@ def takes(net: Network, changes: Sequence[tuple[Space, Array]]) -> tuple[Take, .
     for (anchor, position, axis, grouped), ranges in found.items():
         length = _length(net, nodes[anchor], Edit(anchor, position, axis, ranges[0][0], grouped))
         made.append(Take(anchor, position, axis, along(length, ranges), grouped))
-    return tuple(made)
+    return tuple(sorted(made, key=lambda take: not take.grouped))  # before rows of the same weight move
 
 
 def _length(net: Network, node: gs.Node, edit: Edit) -> int:
@@ -107,7 +107,12 @@ def _channels(shop: Workshop, node: gs.Node) -> tuple[int, int]:
 
 
 def _in_groups(values: Array, zero: Array, index: Array, group: int) -> Array:
-    """Columns chosen for each group of rows among its own."""
+    """Columns chosen for each group of rows among its own; rows stay where they are, though the groups may move."""
     rows, per = values.shape[0] // group, values.shape[1]
-    parts = [values[g * rows : (g + 1) * rows, index[g * per : (g + 1) * per] - g * per] for g in range(group)]
-    return np.concatenate(parts)
+    made = values.copy()
+    for place in range(group):
+        own = index[place * per : (place + 1) * per]
+        source = int(own[0]) // per
+        block = slice(source * rows, (source + 1) * rows)
+        made[block] = values[block][:, own - source * per]
+    return made

@@ -10,6 +10,7 @@ layout could not be absorbed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,9 @@ from convrewrite.passes.groups.expand import split_node
 from convrewrite.passes.groups.packing import Layout, Part
 from convrewrite.passes.groups.weights import Workshop, node_of, origin, remember
 
+MADE = re.compile(r"/groups(_\d+)?$|/groups/\d+/conv(_\d+)?$")
+"""The end of the name of a convolution from which this pass has dropped something."""
+
 
 @dataclass(frozen=True)
 class Grouping:
@@ -30,6 +34,7 @@ class Grouping:
 
     Attributes:
         anchor: name of its output. layout: what it becomes. takes: what changes around it.
+        approximate: some of the kernel is dropped; the node's name will tell, so that nothing more is dropped later.
         gather_inputs, gather_outputs: for each channel, in order, which of those at hand it is; None without a Gather.
     """
 
@@ -38,6 +43,7 @@ class Grouping:
     takes: tuple[Take, ...] = ()
     gather_inputs: Array | None = None
     gather_outputs: Array | None = None
+    approximate: bool = False
 
     @property
     def gathers(self) -> int:
@@ -59,6 +65,8 @@ def regroup(graph: gs.Graph, plan: Grouping) -> None:
         remember(parts[0][0], origin(node.inputs[1], channels).chosen(plan.layout.outputs, plan.layout.inputs))
         node.inputs = [node.inputs[0], *parts[0]]
         node.attrs = _attrs(node, plan.layout.parts[0])
+        if plan.approximate:
+            node.name = _name(shop, node, plan)
         return
     _replace(graph, shop, node, plan, parts)
 
@@ -97,7 +105,7 @@ def _replace(
     for number, (part, piece, more) in enumerate(zip(parts, pieces, operands, strict=True)):
         last = len(parts) == 1 and plan.gather_outputs is None
         result = target if last else fresh(f"{label}/groups/{number}")
-        name = node.name if len(parts) == 1 and node.name else shop.name(f"{label}/groups/{number}/conv")
+        name = _name(shop, node, plan) if len(parts) == 1 else shop.name(f"{label}/groups/{number}/conv")
         made.append(gs.Node("Conv", name, _attrs(node, part), [piece, *more], [result]))
         results.append(result)
     joined = results[0]
@@ -107,6 +115,11 @@ def _replace(
     gathered(joined, plan.gather_outputs, "outputs", target)
     node.inputs.clear()
     graph.nodes[where : where + 1] = made
+
+
+def _name(shop: Workshop, node: gs.Node, plan: Grouping) -> str:
+    """Of the grouped convolution."""
+    return shop.name(f"{node.name or plan.anchor}/groups") if plan.approximate else str(node.name)
 
 
 def _attrs(node: gs.Node, part: Part) -> dict[str, Any]:

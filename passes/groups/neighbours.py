@@ -24,6 +24,8 @@ Where Xor"""
 POOLS = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool"
 REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
 ReduceSumSquare"""
+NUMPY_LIKE = 7
+"""From this opset on, operands of different ranks are aligned at their last axes, and at no other."""
 RESHAPES = "Flatten Reshape Squeeze Unsqueeze"
 ORDERLESS = """Pad Resize Slice Transpose Upsample QuantizeLinear DequantizeLinear BatchNormalization
 InstanceNormalization"""
@@ -59,7 +61,7 @@ def _conv_made(s: Search, node: gs.Node, own: Range) -> None:
         if multiplier > 1:
             s.keep(s.net.label(node))
     else:
-        s.cut(own, multiplier)
+        s.seam(node, True, own, multiplier, per)
         s.keep(s.net.label(node))
 
 
@@ -77,7 +79,7 @@ def _conv_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     elif per == 1:
         s.add(node.outputs[0].name, own.scaled(group, rows))
     else:
-        s.cut(own, per)
+        s.seam(node, False, own, per, rows // group)
         s.columns(node, 1, own, grouped=True)
         s.keep(s.net.label(node))
 
@@ -178,6 +180,9 @@ def _same_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
 @on_made(ELEMENTWISE)
 def _elementwise_made(s: Search, node: gs.Node, own: Range) -> None:
     given = s.net.shape(node.outputs[0])
+    if s.net.graph.opset < NUMPY_LIKE:
+        s.stop("groups/order-fixed", s.net.label(node))
+        return
     if given is None or len(given) < 2:
         s.stop("groups/unknown-shape", s.net.label(node))
         return

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -130,13 +130,18 @@ def part_time(out: int, inputs: int, groups: int, taps: int) -> int:
 
 
 def by_inputs(layout: Layout) -> Layout:
-    """The layout with the groups of each part in the order of their first input channels."""
-    return Layout(tuple(Part(tuple(sorted(p.groups, key=lambda g: int(g.inputs.min())))) for p in layout.parts))
+    """The layout with its groups in the order of their first input channels, and its parts likewise."""
+    return _sorted(layout, lambda group: int(group.inputs.min()))
 
 
 def by_outputs(layout: Layout) -> Layout:
-    """The layout with the groups of each part in the order of their first output channels."""
-    return Layout(tuple(Part(tuple(sorted(p.groups, key=lambda g: int(g.outputs.min())))) for p in layout.parts))
+    """The layout with its groups in the order of their first output channels, and its parts likewise."""
+    return _sorted(layout, lambda group: int(group.outputs.min()))
+
+
+def _sorted(layout: Layout, key: Callable[[Component], int]) -> Layout:
+    parts = (Part(tuple(sorted(part.groups, key=key))) for part in layout.parts)
+    return Layout(tuple(sorted(parts, key=lambda part: key(part.groups[0]))))
 
 
 def layouts(found: Structure, taps: int, into: int | None = None) -> list[Layout]:

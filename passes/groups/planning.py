@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from convrewrite.passes.groups.absorb import along, takes
-from convrewrite.passes.groups.detection import Array
+from convrewrite.passes.groups.absorb import takes
+from convrewrite.passes.groups.detection import Array, rounding
 from convrewrite.passes.groups.emission import Grouping
+from convrewrite.passes.groups.moves import Orders
 from convrewrite.passes.groups.neighbours import find_space
 from convrewrite.passes.groups.network import Network
 from convrewrite.passes.groups.offers import Offer
 from convrewrite.passes.groups.packing import TRAFFIC, Layout, by_inputs, by_outputs, part_time
 from convrewrite.passes.groups.site import ConvSite
-from convrewrite.passes.groups.spaces import Range, Space, Stop
+from convrewrite.passes.groups.spaces import Space, Stop
 
 ORDERS: tuple[Callable[[Layout], Layout], ...] = (by_inputs, by_outputs)
 
@@ -41,19 +42,16 @@ class Fitting:
 
 @dataclass(frozen=True)
 class _Sides:
-    """The channels on both sides of a convolution, and why they would not move."""
+    """The spaces of channels on both sides of a convolution; they may be one."""
 
     source: Space
     target: Space
-    shared: bool
 
 
 def fit(net: Network, site: ConvSite, found: Sequence[Offer]) -> list[Fitting] | Stop:
     """The offers that save more than their gathers cost, the fastest first; or what stands in their way."""
     out, inputs = site.channels
-    source = find_space(net, site.data, inputs, site.anchor)
-    target = find_space(net, site.anchor, out, site.anchor)
-    sides = _Sides(source, target, _overlap(source, target))
+    sides = _Sides(find_space(net, site.data, inputs, site.anchor), find_space(net, site.anchor, out, site.anchor))
     now = part_time(out // site.group, inputs // site.group, site.group, site.taps)
     read = inputs * math.prod(site.attrs.get("strides") or (1,))
     fitting: list[Fitting] = []
@@ -67,7 +65,8 @@ def fit(net: Network, site: ConvSite, found: Sequence[Offer]) -> list[Fitting] |
         if gathered and time >= now:
             reason = reason or stop
         else:
-            fitting.append(Fitting(offer, grouping, time))
+            approximate = offer.error > rounding(site.weight.dtype)
+            fitting.append(Fitting(offer, replace(grouping, approximate=approximate), time))
     if not fitting and reason is not None:
         return reason
     return sorted(fitting, key=lambda f: (f.time, f.offer.layout.group_count))
@@ -77,45 +76,39 @@ def _groupings(net: Network, site: ConvSite, sides: _Sides, layout: Layout) -> I
     """Ways to put one layout into the graph, each with the first thing that keeps it from being absorbed."""
     for order in ORDERS:
         ordered = order(layout)
-        yield _settled(net, site, sides, ordered)
-        if sides.shared:
-            yield _settled(net, site, sides, ordered, output_leads=True)
+        for output_leads in (False, True):
+            yield _settled(net, site, sides, ordered, output_leads)
 
 
 def _settled(
-    net: Network, site: ConvSite, sides: _Sides, layout: Layout, output_leads: bool = False
+    net: Network, site: ConvSite, sides: _Sides, layout: Layout, output_leads: bool
 ) -> tuple[Grouping, Stop | None]:
+    """The layout with its order absorbed on as many sides as can be, one of them first."""
     out, inputs = site.channels
-    have, want = np.arange(inputs), np.arange(out)
+    wanted = [(sides.source, site.data, layout.inputs), (sides.target, site.anchor, layout.outputs)]
     changes: list[tuple[Space, Array]] = []
     stop: Stop | None = None
-    if output_leads:
-        stop = sides.target.allows(layout.outputs)
-        if stop is None:
-            changes.append((sides.target, layout.outputs))
-            want = layout.outputs
-            have = along(inputs, _ranges(sides.target, site.data, layout.outputs))
-    else:
-        stop = sides.source.allows(layout.inputs)
-        if stop is None:
-            changes.append((sides.source, layout.inputs))
-            have = layout.inputs
-            want = along(out, _ranges(sides.source, site.anchor, layout.inputs))
-        if not sides.shared:
-            other = sides.target.allows(layout.outputs)
-            stop = stop or other
-            if other is None:
-                changes.append((sides.target, layout.outputs))
-                want = layout.outputs
-    changes = [(space, index) for space, index in changes if not np.array_equal(index, np.arange(space.size))]
-    gathers = _lookup(have, layout.inputs), _lookup(layout.outputs, want)
-    if sides.shared and stop is None and any(index is not None for index in gathers):
+    for space, tensor, index in reversed(wanted) if output_leads else wanted:
+        attempt = Orders(net, site.anchor, list(changes))
+        if attempt.of(tensor, len(index)) is not None:
+            continue  # the other side has given it an order
+        if attempt.touches(space):
+            why: Stop | None = Stop("groups/tied-channels", f"both sides of {site.label} share channels")
+        else:
+            why = attempt.change(space, index)
+        if why is None:
+            changes = attempt.changes
+        stop = stop or why
+    orders = Orders(net, site.anchor, changes)
+    have, want = orders.of(site.data, inputs), orders.of(site.anchor, out)
+    gathers = (
+        _lookup(np.arange(inputs) if have is None else have, layout.inputs),
+        _lookup(layout.outputs, np.arange(out) if want is None else want),
+    )
+    if stop is None and any(index is not None for index in gathers):
         stop = Stop("groups/tied-channels", f"what {site.label} reads and gives has one order of channels")
-    return Grouping(site.anchor, layout, takes(net, changes), *gathers), stop
-
-
-def _ranges(space: Space, tensor: str, index: Array) -> list[tuple[Range, Array]]:
-    return [(own, index) for own in space.members.get(tensor, ())]
+    moved = [(space, index) for space, index in changes if not np.array_equal(index, np.arange(space.size))]
+    return Grouping(site.anchor, layout, takes(net, moved), *gathers), stop
 
 
 def _lookup(have: Array, want: Array) -> Array | None:
@@ -126,12 +119,3 @@ def _lookup(have: Array, want: Array) -> Array | None:
     where[have] = np.arange(len(have))
     index: Array = where[want]
     return index
-
-
-def _overlap(one: Space, other: Space) -> bool:
-    """Whether two spaces have channels of some tensor in common."""
-    for name, ranges in one.members.items():
-        for a in ranges:
-            if any(a.at < b.end and b.at < a.end for b in other.members.get(name, ())):
-                return True
-    return False

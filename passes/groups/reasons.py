@@ -13,6 +13,11 @@ REASONS = {
             "raise --tol to what the detail names, if the model can bear it",
         ),
         Reason(
+            "groups/already-grouped",
+            "the groups were made within a tolerance by this pass; dividing them further would add to the error unseen",
+            "group the original model instead, with another --tol",
+        ),
+        Reason(
             "groups/not-grouped",
             "the convolution has one group, so there is nothing to expand",
             "leave --expand out to look for groups instead",
@@ -26,7 +31,7 @@ REASONS = {
             "groups/public-order",
             "the channels would have to change places in an input or an output of the model, where their order is "
             "public, and gathering them there costs more than the groups save",
-            "rewrite it all the same with --accept always, if a gather is offered; or end the model elsewhere",
+            "give the model's input or output another order of channels, or end the model elsewhere",
         ),
         Reason(
             "groups/order-fixed",

@@ -90,6 +90,24 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class Seam:
+    """A grouped convolution at the edge of a space: within a group channels move freely, groups only with their other
+    side.
+
+    Attributes:
+        anchor: names it. tensor: of the space. range: the channels there, all of them. per: channels per group there.
+        other, others: the tensor on its other side, and channels per group on that.
+    """
+
+    anchor: str
+    tensor: str
+    range: Range
+    per: int
+    other: str
+    others: int
+
+
+@dataclass(frozen=True)
 class Stop:
     """Why the channels of a space cannot change places, as the code of a reason."""
 
@@ -103,13 +121,15 @@ class Space:
 
     Attributes:
         size: channels. members: ranges by the name of a tensor. edits: what changes with the order.
-        cuts: channels do not move across these. stops: why they cannot move. rigid: why none can be left out.
+        cuts: channels do not move across these. seams: groups move here together with those of the other side.
+        stops: why they cannot move. rigid: why none can be left out.
     """
 
     size: int
     members: dict[str, list[Range]] = field(default_factory=dict)
     edits: list[Edit] = field(default_factory=list)
     cuts: set[int] = field(default_factory=set)
+    seams: list[Seam] = field(default_factory=list)
     stops: list[Stop] = field(default_factory=list)
     rigid: list[Stop] = field(default_factory=list)
 
@@ -125,10 +145,6 @@ class Space:
             if len(own) and (own.min() < low or own.max() >= high):
                 return Stop("groups/tied-channels", f"channels {low} to {high - 1} have to stay together")
         return None
-
-    def overlaps(self, tensor: str) -> bool:
-        """Whether a tensor belongs to the space."""
-        return tensor in self.members
 
 
 class Search:
@@ -175,6 +191,16 @@ class Search:
     def columns(self, node: gs.Node, axis: int, own: Range, grouped: bool = False) -> None:
         """The weight of a node reads the channels along an axis."""
         self.space.edits.append(Edit(self.net.anchor(node), 1, axis, own, grouped, True))
+
+    def seam(self, node: gs.Node, made: bool, own: Range, per: int, others: int) -> None:
+        """A grouped convolution that makes or reads the range, with so many channels per group on its two sides."""
+        tensor, other = node.inputs[0].name, node.outputs[0].name
+        if made:
+            tensor, other = other, tensor
+        if own.at == 0 and own.repeat == 1 and own.size == per * int(node.attrs["group"]):
+            self.space.seams.append(Seam(self.net.anchor(node), tensor, own, per, other, others))
+        else:
+            self.cut(own, per)
 
     def cut(self, own: Range, every: int) -> None:
         """Channels do not move across multiples of `every` along the axis that the range lies on."""

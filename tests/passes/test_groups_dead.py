@@ -11,7 +11,7 @@ import pytest
 
 from convrewrite.acceptance import smaller
 from convrewrite.passes.groups import Groups
-from convrewrite.rewrite import Site
+from convrewrite.rewrite import PassResult, Site
 from groups_nets import assert_equal, conv, equal, group_counts, ops, planted, rewrite
 from helpers import Array, Net
 
@@ -37,7 +37,7 @@ def head(net: Net, x: str, count: int, **attrs: Any) -> onnx.ModelProto:
     return net.model(conv(net, x, net.numbers_of(5, count, 3, 3) + 0.0, pads=[0] * 4, **attrs))
 
 
-def site_of(result: Any, outcome: str) -> Site:
+def site_of(result: PassResult, outcome: str) -> Site:
     (site,) = (s for s in result.sites if s.outcome == outcome and s.reason != "groups/no-structure")
     return site
 
