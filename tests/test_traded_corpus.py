@@ -1,6 +1,6 @@
 """The real models, the lecture networks and the trained ones through `separable` and `groups`, from file to file.
 
-The pipeline verifies with ONNX Runtime what it writes; here the files are looked at as well: fewer multiply-accumulates,
+The pipeline verifies with ONNX Runtime what it writes; here the files are looked at as well: fewer MACs, a file that is
 unchanged where nothing was worth it, and nothing to do a second time.
 """
 
