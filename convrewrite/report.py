@@ -46,6 +46,7 @@ SHOWN = 12
 NAMES = 40
 """Characters of a name in a table."""
 
+NO_STRUCTURE = "groups/no-structure"
 BEST = 5
 """Sites that are listed with what they would need."""
 
@@ -159,7 +160,10 @@ def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]
 
 
 def _site_lines(sites: Sequence[Site], verbose: bool) -> Iterator[tuple[str, list[str]]]:
-    shown = sites if verbose or len(sites) <= SHOWN else sites[: SHOWN - 1]
+    first = [site for site in sites if site.outcome == "rewritten"]
+    rest = [site for site in sites if site.outcome != "rewritten"]
+    room = len(sites) if verbose or len(sites) <= SHOWN else max(SHOWN - 1 - len(first), 3)
+    shown = [*first, *rest[:room]]
     for outcome in ("rewritten", "declined", "refused"):
         rows = [(site.anchor, site.detail, _kind(site)) for site in shown if site.outcome == outcome]
         if rows:
@@ -178,7 +182,7 @@ def _kind(site: Site) -> str:
 
 def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
     """Where nothing was worth it: the sites that would need the smallest tolerances, and what they would save."""
-    known = [site for site in outcome.sites if site.tol_pays is not None]
+    known = [s for s in outcome.sites if s.tol_pays is not None and s.reason in ("accept/not-smaller", NO_STRUCTURE)]
     known.sort(key=lambda site: (site.tol_halves or math.inf, site.tol_pays, site.anchor))
     if not known:
         return
@@ -187,11 +191,19 @@ def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
     for site in known[:BEST]:
         half = site.macs_before - site.macs_before // 2
         share = f" ({half / total:.1%})" if total else ""
-        halves = "-" if site.tol_halves is None else f"{site.tol_halves:.2g}"
+        halves = "-" if site.tol_halves is None else _enough(site.tol_halves)
         saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"
-        rows.append((_short(site.anchor), f"{site.tol_pays:.2g}", halves, saved))
+        rows.append((_short(site.anchor), _enough(site.tol_pays), halves, saved))
     more = [f"... and {len(known) - BEST} more, in the report"] if len(known) > BEST else []
     yield "would need", [*_columns(rows, right=(1, 2, 3)), *more]
+
+
+def _enough(tol: float | None) -> str:
+    """A tolerance in two digits, rounded up, so that giving it is enough."""
+    if not tol:
+        return "0"
+    unit = 10.0 ** (math.floor(math.log10(tol)) - 1)
+    return f"{math.ceil(tol / unit - 1e-9) * unit:.2g}"
 
 
 def _short(name: str) -> str:

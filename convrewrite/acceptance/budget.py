@@ -2,7 +2,7 @@
 
     all sites     error of the outputs within the bound?  ->  done
     one by one    the site that saves the most multiply-accumulates per error of its kernel first; it stays if the
-                  outputs stay within the bound, else at half and a quarter of its error, else it is left alone
+                  outputs stay within the bound, else at a half, a quarter, ... of its error, else it is left alone
 
 What is measured is the whole rewritten model on real or seeded inputs, after each step: errors of layers do not add up
 in any way that could be foretold.
@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 from convrewrite.acceptance.judges import OVER_BUDGET
 from convrewrite.rewrite import Declined, Judge, PassResult, Plan, Site
 
-SHARES = (1.0, 0.5, 0.25)
+SHARES = tuple(2.0**-step for step in range(8))
 """Of a site's error, tried in this order."""
 
 SLACK = 1.01

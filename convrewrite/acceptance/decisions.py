@@ -83,7 +83,7 @@ class Decisions:
                 for name, entries in data["devices"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = getattr(error, "strerror", None) or f"it is no file of timings ({type(error).__name__}: {error})"
+            reason = getattr(error, "strerror", None) or "it is no file of timings"
             raise UsageError(f"cannot read {path}: {reason}", remedy="give --timings another path") from None
         return cls(path, 0, devices)
 

@@ -26,7 +26,7 @@ NOT_FASTER = Reason(
 )
 WHOLE_NOT_FASTER = Reason(
     "accept/whole-not-faster",
-    "the layer is faster by itself, but the whole model was not measured to be",
+    "layers are faster by themselves, but the whole model was not measured to be",
     "write the smaller model all the same with --accept smaller",
 )
 OVER_BUDGET = Reason(
@@ -73,6 +73,7 @@ class Faster:
     seconds: float = 1.0
     sets: int = 6
     _tried: Counter[str] = field(default_factory=Counter)
+    _last: dict[str, str] = field(default_factory=dict)
 
     def __call__(self, graph: gs.Graph, plan: Plan) -> Declined | None:
         """Time the region that the plan changes."""
@@ -81,7 +82,7 @@ class Faster:
             return Declined(NOT_FASTER, f"{not_fewer.detail}; not timed")
         self._tried[anchor] += 1
         if self._tried[anchor] > TRIES:
-            return Declined(NOT_FASTER, f"the {TRIES} forms ranked first were timed, this one was not")
+            return Declined(NOT_FASTER, f"{TRIES} forms were timed; the last: {self._last[anchor]}")
         parts = region(graph, self.pass_, plan, self.shapes, self.ir_version)
         where = device(self.provider, self.threads)
         decision = self.decisions.get(where, parts.key)
@@ -93,7 +94,8 @@ class Faster:
             self.decisions.put(where, parts.key, decision)
         if decision.verdict == timing.FASTER:
             return None
-        return Declined(NOT_FASTER, f"{plan.sites[0].detail}: {decision.verdict}, {decision}")
+        self._last[anchor] = f"{plan.sites[0].detail}: {decision.verdict}, {decision}"
+        return Declined(NOT_FASTER, self._last[anchor])
 
     def _time(self, a: Path, b: Path) -> Decision:
         """Time two model files; raises what `timing.bench` raises."""

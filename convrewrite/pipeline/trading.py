@@ -12,9 +12,12 @@ import dataclasses
 import shlex
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from convrewrite import acceptance, model_io, runtime, timing, verification
 from convrewrite.acceptance import Decisions, Faster
@@ -172,11 +175,14 @@ def _trade(source: str, target: str, pass_: Traded, options: Options, how: Trade
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
         pass_ = replace(pass_, shapes=at.tensors)
+        _check_finite(options.data)
         if how.fit and options.data is not None and isinstance(pass_, Separable):
             pass_ = replace(pass_, responses=Collected.read(model, options.data, at, options.provider, options.seed))
         run = _Run(model, pass_, options, how, at, original, folder, decisions, log)
-        result = run.result()
-        decisions.save()
+        try:
+            result = run.result()
+        finally:
+            decisions.save()  # what was timed is kept, also where Ctrl-C ends the rest
         log.note(sites=result.sites)
         _check_refused(pass_, result)
         if not result.changed:
@@ -188,6 +194,14 @@ def _trade(source: str, target: str, pass_: Traded, options: Options, how: Trade
 
 
 _SIZE = "give --size, as in 224x224"
+
+
+def _check_finite(data: Mapping[str, Any] | None) -> None:
+    """Raise UsageError where the user's inputs hold NaN or Inf."""
+    for name, array in (data or {}).items():
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            sample = int(np.argwhere(~np.isfinite(array))[0][0]) if array.ndim else 0
+            raise UsageError(f"array '{name}' of the data holds NaN or Inf, first in sample {sample}", remedy="mend it")
 
 
 def _check_refused(pass_: Traded, result: PassResult) -> None:
@@ -251,7 +265,7 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
 def _nothing(result: PassResult) -> str:
     """Why the file was copied."""
     if not result.sites:
-        return "nothing to do: the model has no convolution; copied byte for byte"
+        return "nothing to do: no convolution outside of subgraphs; copied byte for byte"
     reasons = sorted({site.reason for site in result.sites})
     if len(result.sites) == 1:
         site = result.sites[0]
@@ -273,7 +287,12 @@ def _next(run: _Run, source: str, target: str) -> str:
     if error is not None:
         parts.append(f"outputs moved by {error:.1e} of the largest")
         if saved is not None and (error > max(saved, 0.0) or min(agreements, default=1.0) < 1.0):
-            parts.append("a bad trade by that measure: lower --tol, or give real inputs with --data")
+            given = run.options.data is not None
+            mend = "lower --tol" if given else "lower --tol, or give real inputs with --data"
+            why = "the outputs moved by more than was saved" if error > max(saved, 0.0) else "some classes changed"
+            parts.append(f"a bad trade, {why}: {mend}")
+    if run.at.assumed and run.at.size:
+        parts.append(f"counted and checked at {by(run.at.size)}, since the input is open (--size names another)")
     if not run.options.verify:
         parts.append("it was NOT verified; leave --no-verify out to do so")
     elif run.trade.accept != "faster" and STREAM not in (source, target) and not same_file(source, target):

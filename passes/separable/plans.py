@@ -1,6 +1,6 @@
 """Which forms and ranks a convolution could take, what each costs, and from which tolerance on one would pay.
 
-for each form          the smallest ranks within the tolerance, and within a half, a quarter, an eighth of it
+for each form          the smallest ranks within the tolerance, and within a half, a quarter ... a 128th of it
 a rank of 33           is offered as 48 too, where that takes no more blocks of channels: more accurate, as fast
 ranked by              time as `geometry.cost` sees it; all that is ever built is the plan that is accepted
 """
@@ -18,7 +18,7 @@ from convrewrite.passes.separable.forms import decompositions
 from convrewrite.passes.separable.geometry import BLOCK, Cost, cells_of, cost
 from convrewrite.passes.separable.site import ConvSite
 
-RUNGS = (1.0, 0.5, 0.25, 0.125)
+RUNGS = tuple(2.0**-step for step in range(8))
 """Shares of the tolerance at which plans are offered: whoever bounds the error of the whole model may want less."""
 
 COARSE = 1e-3
