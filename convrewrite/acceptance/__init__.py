@@ -21,7 +21,7 @@ from convrewrite.acceptance.judges import (
     Faster,
     smaller,
 )
-from convrewrite.acceptance.reference import Kernels, with_kernels
+from convrewrite.acceptance.reference import Kernels, shaken, with_kernels
 from convrewrite.acceptance.regions import structure_key
 from convrewrite.rewrite import accept_all
 
@@ -37,6 +37,7 @@ __all__ = [
     "Kernels",
     "accept_all",
     "device",
+    "shaken",
     "smaller",
     "structure_key",
     "with_kernels",

@@ -6,6 +6,7 @@ reference  x ── Conv W~ ── BatchNormalization ── Relu ── ...    
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,17 @@ from convrewrite.graph import Constants, unique_name
 Array = np.ndarray[Any, Any]
 Kernels = Mapping[str, Callable[[], tuple[Array, Array | None]]]
 """By the name of a Conv's output: gives its weight in the rewritten model, and what is added to its bias, or None."""
+
+
+def shaken(kernels: Kernels, seed: int = 0) -> Kernels:
+    """The kernels with each entry moved by up to one unit in its last place, at random: what rounding alone can do."""
+
+    def moved(place: int, give: Callable[[], tuple[Array, Array | None]]) -> tuple[Array, Array | None]:
+        weight, shift = give()
+        noise = np.random.default_rng([seed, place]).uniform(-1.0, 1.0, weight.shape)
+        return (weight * (1.0 + np.finfo(weight.dtype).eps * noise)).astype(weight.dtype), shift
+
+    return {name: functools.partial(moved, place, give) for place, (name, give) in enumerate(kernels.items())}
 
 
 def with_kernels(graph: gs.Graph, kernels: Kernels) -> gs.Graph:
