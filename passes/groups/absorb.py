@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.passes.groups.detection import spread
 from convrewrite.passes.groups.network import Network
 from convrewrite.passes.groups.spaces import Edit, Range, Space
 from convrewrite.passes.groups.weights import Array, Workshop, node_of, origin, remember
@@ -88,6 +89,10 @@ def perform(graph: gs.Graph, changes: Sequence[Take]) -> None:
         if weight:
             rows = change.axis == (1 if node.op == "ConvTranspose" else 0)
             where = origin(old, before)
+            if where.whole is None and node.op == "Conv" and len(change.index) < before[0 if rows else 1]:
+                values = shop.constants.value(old)
+                assert values is not None, "the plan has made sure that the weight is constant"
+                where = replace(where, whole=where.placed(spread(values, group)))
             remember(new, where.chosen(rows=change.index) if rows else where.chosen(columns=change.index))
             if group > 1 and rows and _channels(shop, node)[0] != before[0]:
                 node.attrs["group"] = group * len(change.index) // before[0]  # depthwise: one group per channel

@@ -36,10 +36,8 @@ class Orders:
 
     def of(self, tensor: str, count: int) -> Array | None:
         """The new order of a tensor; None where nothing has been said of it."""
-        for space, index in self.changes:
-            if tensor in space.members:
-                return along(count, [(own, index) for own in space.members[tensor]])
-        return None
+        ranges = [(own, index) for space, index in self.changes for own in space.members.get(tensor, ())]
+        return along(count, ranges) if ranges else None
 
     def touches(self, space: Space) -> bool:
         """Whether an order has been given to channels of a space."""

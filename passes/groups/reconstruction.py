@@ -3,8 +3,8 @@
     grouped Conv (W1, W2), channels in another order        ==>        W~ [O, I/g, *kernel] with zeros outside of the
                                                                        blocks, in the original's order of channels
 
-The rewritten model is verified against the original with that kernel in it. Channels that an earlier rewrite left out
-have zeros: nothing reads them, or they were dead.
+The rewritten model is verified against the original with that kernel in it. Channels that were left out keep what they
+had: nothing reads them, or what they add, always the same, is in a bias of the rewritten model.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ def _kernel(weight: Array, group: int, where: Origin, layout: Layout) -> Array:
     dense = spread(weight, group)
     mask = layout.mask(*dense.shape[:2])
     kept = np.where(mask.reshape(*mask.shape, *[1] * (dense.ndim - 2)), dense, np.zeros((), dense.dtype))
-    whole = np.zeros((*where.full, *dense.shape[2:]), dense.dtype)
-    whole[np.ix_(where.rows, where.columns)] = kept
+    whole = where.placed(kept)
     if group == 1:
         return whole
     rows, per = where.full[0] // group, where.full[1] // group

@@ -10,7 +10,7 @@ stays so where the change does not mix what has scales of its own; any other com
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,16 +27,24 @@ class Origin:
 
     Attributes:
         rows, columns: of the outputs and of the inputs of all groups. full: (out, in) of the original.
+        whole: its dense weight, kept where channels were left out: what a constant channel adds is in a bias now.
     """
 
     rows: Array
     columns: Array
     full: tuple[int, int]
+    whole: Array | None = None
 
     def chosen(self, rows: Array | None = None, columns: Array | None = None) -> Origin:
         """With channels chosen from those there are."""
         taken = [own if index is None else own[index] for own, index in ((self.rows, rows), (self.columns, columns))]
-        return Origin(taken[0], taken[1], self.full)
+        return replace(self, rows=taken[0], columns=taken[1])
+
+    def placed(self, dense: Array) -> Array:
+        """A dense weight of the channels that there are, as the original convolution would hold it."""
+        whole = np.zeros((*self.full, *dense.shape[2:]), dense.dtype) if self.whole is None else self.whole.copy()
+        whole[np.ix_(self.rows, self.columns)] = dense
+        return whole
 
 
 Change = Callable[[Array, Array], Array]
@@ -124,7 +132,8 @@ def _axis(node: gs.Node) -> int:
 
 def origin(tensor: gs.Tensor, channels: tuple[int, int]) -> Origin:
     """Where the channels of a weight come from, given how many (out, in) the convolution has."""
-    values = getattr(tensor, "_values", None)
+    carrier = _carrier(tensor)
+    values = None if carrier is None else carrier._values
     if isinstance(values, Ordered):
         return values.origin
     return Origin(np.arange(channels[0]), np.arange(channels[1]), channels)
@@ -132,7 +141,15 @@ def origin(tensor: gs.Tensor, channels: tuple[int, int]) -> Origin:
 
 def remember(tensor: gs.Tensor, where: Origin) -> None:
     """Note where the channels of a fresh weight come from."""
-    if isinstance(tensor, gs.Constant):
-        made = tensor._values.view(Ordered)
+    carrier = _carrier(tensor)
+    if carrier is not None:
+        made = carrier._values.view(Ordered)
         made.origin = where
-        tensor._values = made
+        carrier._values = made
+
+
+def _carrier(tensor: gs.Tensor) -> gs.Constant | None:
+    """The constant that holds a weight, stored quantized or not."""
+    node = producer(tensor)
+    stored = node.inputs[0] if node is not None and node.op == "DequantizeLinear" else tensor
+    return stored if isinstance(stored, gs.Constant) else None
