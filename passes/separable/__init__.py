@@ -1,7 +1,8 @@
 """separable: a convolution becomes a chain of smaller ones, by singular value decomposition, within a tolerance.
 
-Before                                  After (one of)
-    x ── Conv k x k, I -> O ── y            x ── k x 1, I -> R ── 1 x k, R -> O ── y          spatial
+Before                                  After
+    x ── Conv k x k, I -> O ── y            one of
+                                            x ── k x 1, I -> R ── 1 x k, R -> O ── y          spatial
                                             x ── depthwise k x k ── 1 x 1 ──(+)── y           depthwise, R times, added
                                             x ── k x k, I -> R ── 1 x 1, R -> O ── y          channel
                                             x ── 1 x 1 ── k x k, P -> R ── 1 x 1 ── y         tucker
