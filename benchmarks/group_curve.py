@@ -97,7 +97,7 @@ def draw(data: Mapping[str, Any], target: Path) -> None:
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylabel("% of the network as it was trained" if model == next(iter(MODELS)) else "")
-    axes.legend(frameon=False)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(target, dpi=140, metadata={"Software": None} if target.suffix == ".png" else None)
 
 
