@@ -16,14 +16,13 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from convrewrite import costs, model_io
-from convrewrite.acceptance import NOT_SMALLER, smaller, with_kernels
-from convrewrite.graph import infer_shapes
+from convrewrite import model_io
+from convrewrite.acceptance import NOT_SMALLER, smaller
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import Declined, PassResult, Site, accept_all, run_pass
-from helpers import Array, Net, run
+from convrewrite.rewrite import Declined, PassResult, Site, accept_all
+from helpers import Array, Net
+from rewriting import ROUNDING, assert_same, macs_of, reference_of, rewrite
 
-ROUNDING = 2e-6
 NO = Declined(NOT_SMALLER, "by the test")
 
 
@@ -70,40 +69,6 @@ def net_of(
         values = [net.rng.uniform(0.5, 2, out), net.rng.standard_normal(out), net.rng.standard_normal(out)]
         y = net.BatchNormalization(y, *(net.const(v) for v in (*values, net.rng.uniform(0.5, 2, out))))
     return net.model(net.Relu(y))
-
-
-def rewrite(model: onnx.ModelProto, pass_: Separable, judge: Any = smaller) -> tuple[PassResult, onnx.ModelProto]:
-    """The pass over a model, written and read again; the input is checked to be untouched."""
-    loaded = model_io.load(model.SerializeToString())
-    before = model_io.to_bytes(loaded)
-    result = run_pass(pass_, loaded.graph, judge=judge)
-    assert model_io.to_bytes(loaded) == before, "the input was changed"
-    made = model_io.Model(result.graph, model.ir_version)
-    return result, onnx.load_model_from_string(model_io.to_bytes(made))
-
-
-def macs_of(model: onnx.ModelProto) -> int:
-    """Counted by `costs`, which is checked against hand-counted layers elsewhere."""
-    graph = model_io.load(model.SerializeToString()).graph
-    return costs.graph_macs(graph, infer_shapes(graph, {t.name: t.shape for t in graph.inputs}))
-
-
-def assert_same(before: onnx.ModelProto, after: onnx.ModelProto, error: float = ROUNDING, seed: int = 0) -> None:
-    """Both give the same in ONNX Runtime."""
-    rng = np.random.default_rng(seed)
-    constants = {tensor.name for tensor in before.graph.initializer}
-    feeds = {}
-    for info in before.graph.input:
-        if info.name not in constants:
-            dims = [d.dim_value or 13 for d in info.type.tensor_type.shape.dim]
-            dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
-            feeds[info.name] = rng.standard_normal(dims).astype(dtype)
-    for name, want in run(before, feeds).items():
-        got = run(after, feeds)[name]
-        assert got.shape == want.shape
-        assert got.dtype == want.dtype
-        peak = float(np.abs(want.astype(np.float64)).max())
-        assert float(np.abs(got.astype(np.float64) - want).max()) <= error * peak
 
 
 def only_site(result: PassResult) -> Site:
@@ -235,11 +200,7 @@ def test_planted_noise_is_stated_to_a_percent(form: str, tol: float) -> None:
     true = np.linalg.norm(kernel - weight) / np.linalg.norm(weight)
     assert true <= tol
     assert site.error == pytest.approx(true, rel=0.01)
-    loaded = model_io.load(model.SerializeToString())
-    reference = model_io.to_bytes(
-        model_io.Model(with_kernels(loaded.graph, result.evidence["kernels"]), model.ir_version)
-    )
-    assert_same(onnx.load_model_from_string(reference), made)
+    assert_same(reference_of(model, result), made)
 
 
 def test_a_normalization_is_folded_before_the_error_is_measured() -> None:
@@ -256,9 +217,9 @@ def test_a_normalization_is_folded_before_the_error_is_measured() -> None:
     stored = scales["W"]
     true = np.linalg.norm(wide * (kernel - stored)) / np.linalg.norm(wide * stored)
     assert only_site(result).error == pytest.approx(true, rel=0.01)
-    reference = with_kernels(model_io.load(model.SerializeToString()).graph, result.evidence["kernels"])
-    assert any(node.op == "BatchNormalization" for node in reference.nodes)
-    assert_same(onnx.load_model_from_string(model_io.to_bytes(model_io.Model(reference, model.ir_version))), made)
+    reference = reference_of(model, result)
+    assert any(node.op_type == "BatchNormalization" for node in reference.graph.node)
+    assert_same(reference, made)
 
 
 def low_rank(out: int = 16, inputs: int = 12) -> Array:
