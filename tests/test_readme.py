@@ -71,6 +71,14 @@ def test_the_main_command_prints_what_the_readme_shows(main_run: subprocess.Comp
 
 
 @pytest.mark.network
+def test_separable_prints_what_the_readme_shows(clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
+    assert main_run.returncode == 0, main_run.stderr
+    printed = [line.rstrip() for line in run(block("command", "separable"), clone).stderr.splitlines()]
+    for line in block("output", "separable").splitlines():
+        assert line in printed
+
+
+@pytest.mark.network
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("main", "tests")])
 def test_every_other_command_runs(name: str, clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
     assert main_run.returncode == 0, main_run.stderr
