@@ -16,6 +16,7 @@ an output channel are joined where their kernel is not zero. P and Q commute wit
 (activations, pools), turn into reordered parameters where each channel has its own (bias, BatchNormalization, PRelu,
 depthwise convolutions), and end in the rows or the columns of another convolution or Gemm. A channel that no output
 reads is left out where it is made; one that reads nothing is a constant, which goes into the bias of what reads it.
+Where groups of one size need a dead channel to be full, it stays.
 
 `tol` allows blocks that are only almost there: what lies outside of them is dropped, and its relative Frobenius norm is
 the error of the kernel, which `tol` bounds. `into` asks for one number of groups. `expand` does the opposite, exactly:
@@ -42,12 +43,13 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.graph import infer_shapes
 from convrewrite.passes.groups.clustering import needed_tol
-from convrewrite.passes.groups.dead import Trim, find_trim, trim
+from convrewrite.passes.groups.dead import Trims, find_trims, trim
 from convrewrite.passes.groups.detection import Array, kernel_norms, rounding
 from convrewrite.passes.groups.emission import MADE, Grouping, regroup
 from convrewrite.passes.groups.expand import Expansion, expand, expanded_size
 from convrewrite.passes.groups.network import Network
 from convrewrite.passes.groups.offers import Offer, offers
+from convrewrite.passes.groups.packing import part_time
 from convrewrite.passes.groups.planning import Fitting, fit
 from convrewrite.passes.groups.reasons import REASONS
 from convrewrite.passes.groups.reconstruction import reconstruction
@@ -63,14 +65,12 @@ __all__ = ["Groups"]
 class Work:
     """What is done for one convolution: channels left out, and then groups; at least one of them."""
 
-    trim: Trim | None
+    trims: Trims | None
     grouping: Grouping | None
 
     def new_biases(self, site: ConvSite) -> int:
         """Entries of a bias that the convolution gets for the constants that it read."""
-        if self.trim is None or site.bias is not None:
-            return 0
-        return sum(len(shift.amount) for shift in self.trim.shifts if shift.anchor == site.anchor)
+        return 0 if self.trims is None or site.bias is not None else self.trims.shifts(site.anchor)
 
 
 @dataclass(frozen=True)
@@ -108,20 +108,25 @@ class Groups:
         if self.into is not None and (self.into < 2 or out % self.into or inputs % self.into):
             return Declined(REASONS["groups/no-such-number"], f"{site.label}: {site}")
         norms = kernel_norms(site.weight, site.group)
-        trimmed = None
+        trims = None
         if not norms.any(0).all() or not norms.any(1).all():
-            trimmed = find_trim(Network(graph), site, norms)
-        if isinstance(trimmed, Trim):
-            return self._trimmed(graph, site, trimmed)
+            trims = find_trims(graph, site, norms)
+        if isinstance(trims, Trims) and (other := self._undivided(graph, site, trims)):
+            trims = Stop("groups/dead-kept", f"{other} divides into faster groups with all of its channels")
         options = self._options(graph, site, norms)
-        if isinstance(options, Stop):
-            return Declined(REASONS[options.reason], f"{site.label}: {options.detail}", self._known(site))
-        if options:
-            return [self._plan(graph, site, Work(None, option.grouping), option.offer, site) for option in options]
-        if self.tol > 0 and MADE.search(site.node):
+        plans = self._plans(graph, site, None, site, options)
+        smaller: list[Plan] = []
+        if isinstance(trims, Trims):
+            left, more = self._trimmed(trims, site)
+            plans = [*more, *plans]
+            smaller = [self._plan(trims.graph, site, Work(trims, None), None, left)]
+        if plans or smaller:
+            return [*(plan for _, plan in sorted(plans, key=lambda pair: pair[0])), *smaller]
+        if not isinstance(options, Stop) and self.tol > 0 and MADE.search(site.node):
             return Declined(REASONS["groups/already-grouped"], site.label, self._known(site))
-        if trimmed is not None:
-            return Declined(REASONS[trimmed.reason], f"{site.label}: {trimmed.detail}", self._known(site))
+        stop = options if isinstance(options, Stop) else trims
+        if isinstance(stop, Stop):
+            return Declined(REASONS[stop.reason], f"{site.label}: {stop.detail}", self._known(site))
         return self._no_structure(site, norms)
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
@@ -129,27 +134,49 @@ class Groups:
         if isinstance(plan.payload, Expansion):
             expand(graph, plan.payload)
             return
-        if plan.payload.trim is not None:
-            trim(graph, plan.payload.trim)
+        for step in () if plan.payload.trims is None else plan.payload.trims.steps:
+            trim(graph, step)
         if plan.payload.grouping is not None:
             regroup(graph, plan.payload.grouping)
 
     def _options(self, graph: gs.Graph, site: ConvSite, norms: Array) -> list[Fitting] | Stop:
         """What groups there are within the tolerance, and fit into the graph."""
-        tol = 0.0 if MADE.search(site.node) else self.tol
-        found = offers(norms, site.taps, rounding(site.weight.dtype), tol, self.into, site.group)
+        found = self._offers(site, norms)
         return fit(Network(graph), site, found) if found else []
 
-    def _trimmed(self, graph: gs.Graph, site: ConvSite, change: Trim) -> Sequence[Plan]:
-        """Plans without the dead channels: with what is left in groups, and as it is."""
-        changed = graph.copy()
-        trim(changed, change)
-        left = read_site(changed, node_of(changed, site.anchor), self._shapes(graph))
-        assert isinstance(left, ConvSite), "fewer of the same channels can be read as well"
-        options = self._options(changed, left, kernel_norms(left.weight, left.group))
+    def _undivided(self, graph: gs.Graph, site: ConvSite, trims: Trims) -> str:
+        """Another convolution that would be slower without the dead channels, as they no longer fill its groups up."""
+        for anchor in sorted(trims.convolutions - {site.anchor}):
+            sites = [read_site(g, node_of(g, anchor), {}) for g in (graph, trims.graph)]
+            times = [self._fastest(other) for other in sites if isinstance(other, ConvSite)]
+            if len(times) == 2 and times[0] < times[1]:
+                return node_of(graph, anchor).name or anchor
+        return ""
+
+    def _fastest(self, site: ConvSite) -> int:
+        """Time of the best layout of a convolution, or as it is."""
+        found = self._offers(site, kernel_norms(site.weight, site.group))
+        (out, inputs), group = site.channels, site.group
+        now = part_time(out // group, inputs // group, group, site.taps)
+        return min([now, *(offer.layout.time(site.taps) for offer in found)])
+
+    def _offers(self, site: ConvSite, norms: Array) -> list[Offer]:
+        tol = 0.0 if MADE.search(site.node) else self.tol
+        return offers(norms, site.taps, rounding(site.weight.dtype), tol, self.into, site.group)
+
+    def _plans(
+        self, graph: gs.Graph, site: ConvSite, trims: Trims | None, left: ConvSite, options: list[Fitting] | Stop
+    ) -> list[tuple[int, Plan]]:
+        """Plans for the options, with their times."""
         found = [] if isinstance(options, Stop) else options
-        plans = [self._plan(changed, site, Work(change, option.grouping), option.offer, left) for option in found]
-        return [*plans, self._plan(changed, site, Work(change, None), None, left)]
+        return [(o.time, self._plan(graph, site, Work(trims, o.grouping), o.offer, left)) for o in found]
+
+    def _trimmed(self, trims: Trims, site: ConvSite) -> tuple[ConvSite, list[tuple[int, Plan]]]:
+        """What is left without the dead channels, and plans with that in groups."""
+        left = read_site(trims.graph, node_of(trims.graph, site.anchor), self._shapes(trims.graph))
+        assert isinstance(left, ConvSite), "fewer of the same channels can be read as well"
+        options = self._options(trims.graph, left, kernel_norms(left.weight, left.group))
+        return left, self._plans(trims.graph, site, trims, left, options)
 
     def _expansion(self, site: ConvSite) -> Sequence[Plan] | Declined:
         assert self.expand is not None
@@ -199,7 +226,7 @@ class Groups:
         weights = int(left.weight.size) if offer is None else offer.layout.weights * left.taps
         biases = left.params - int(left.weight.size) + work.new_biases(site)
         gathers = 0 if work.grouping is None else work.grouping.gathers
-        told = [str(part) for part in (work.trim, None if offer is None else offer.layout) if part is not None]
+        told = [str(part) for part in (work.trims, None if offer is None else offer.layout) if part is not None]
         approximate = error > rounding(site.weight.dtype)
         known = replace(
             self._known(site, error if offer is not None else None),

@@ -8,7 +8,8 @@
 A channel may go if every convolution or Gemm that reads it has zeros for it, or reads a known constant there and sees
 no padding: at the border the padding's zeros stand in for some of the constants, so the sum is another one. There only
 the constant 0 may go. All layers of a space of channels lose the channel together: through a residual Add it must be
-dead, or unread, in all branches.
+dead, or unread, in all branches. A layer that no longer makes a channel may have been the only one to read another, in
+front of it: that goes too, and so on towards the input.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.passes.groups.absorb import Take, perform, takes
-from convrewrite.passes.groups.detection import Array
+from convrewrite.passes.groups.detection import Array, kernel_norms
 from convrewrite.passes.groups.neighbours import find_space
 from convrewrite.passes.groups.network import Network
-from convrewrite.passes.groups.site import ConvSite
+from convrewrite.passes.groups.site import ConvSite, read_site
 from convrewrite.passes.groups.spaces import Edit, Space, Stop
 from convrewrite.passes.groups.steady import Steady, sees_zeros, steady_channels
 from convrewrite.passes.groups.weights import Workshop, node_of
@@ -56,9 +57,63 @@ class Trim:
         return f"without {' and '.join(counts)} channels"
 
 
-def find_trim(net: Network, site: ConvSite, norms: Array) -> Trim | Stop | None:
+@dataclass(frozen=True)
+class Trims:
+    """Channels left out around a convolution, and then in front of it, one layer after the other.
+
+    Attributes:
+        steps: in order. graph: a copy, without them.
+    """
+
+    steps: tuple[Trim, ...]
+    graph: gs.Graph
+
+    def __str__(self) -> str:
+        further = sum(step.inputs for step in self.steps[1:])
+        return f"{self.steps[0]}{f' and {further} in front of them' if further else ''}"
+
+    @property
+    def convolutions(self) -> set[str]:
+        """Outputs of the convolutions that read or give fewer channels."""
+        nodes = {t.name: node for node in self.graph.nodes for t in node.outputs}
+        return {t.anchor for step in self.steps for t in step.takes if t.input == 1 and nodes[t.anchor].op == "Conv"}
+
+    def shifts(self, anchor: str) -> int:
+        """Entries of what the bias of one node grows by."""
+        return max((len(s.amount) for step in self.steps for s in step.shifts if s.anchor == anchor), default=0)
+
+
+def find_trims(graph: gs.Graph, site: ConvSite, norms: Array) -> Trims | Stop | None:
     """What can be left out around a convolution; or why its dead channels stay; None where it has none."""
-    dead = np.flatnonzero(~norms.any(0)), np.flatnonzero(~norms.any(1))
+    net = Network(graph)
+    first = find_trim(net, site, norms)
+    if not isinstance(first, Trim):
+        return first
+    left, steps = graph.copy(), [first]
+    trim(left, first)
+    todo = _fewer_rows(net, first)
+    while todo:
+        anchor = todo.pop(0)
+        reader = read_site(left, node_of(left, anchor), {})
+        kernels = kernel_norms(reader.weight) if isinstance(reader, ConvSite) and reader.group == 1 else np.ones((1, 1))
+        if isinstance(reader, ConvSite) and not kernels.any(0).all():
+            net = Network(left)
+            step = find_trim(net, reader, kernels, outputs=False)
+            if isinstance(step, Trim):
+                trim(left, step)
+                steps.append(step)
+                todo += _fewer_rows(net, step)
+    return Trims(tuple(steps), left)
+
+
+def _fewer_rows(net: Network, step: Trim) -> list[str]:
+    """Convolutions that give fewer channels, so that they may read fewer as well."""
+    return [t.anchor for t in step.takes if net.node(t.anchor).op == "Conv" and t.input == 1 and _takes_rows(net, t)]
+
+
+def find_trim(net: Network, site: ConvSite, norms: Array, outputs: bool = True) -> Trim | Stop | None:
+    """One step; `outputs`: whether dead output channels are looked at too."""
+    dead = np.flatnonzero(~norms.any(0)), np.flatnonzero(~norms.any(1))[: None if outputs else 0]
     out, inputs = site.channels
     changes: list[tuple[Space, Array]] = []
     shifts: dict[str, Array] = {}

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.passes.groups.network import Network, known
@@ -368,12 +369,30 @@ def _ratio(s: Search, node: gs.Node) -> tuple[int, int] | None:
     if math.prod(rest[0]) != math.prod(rest[1]):
         s.stop("groups/order-fixed", s.net.label(node))
         return None
-    target = s.net.value(node.inputs[1]) if node.op == "Reshape" else None
-    if target is not None and (len(target) < 2 or int(target[1]) not in (0, -1)):
+    if node.op == "Reshape" and not _counts_itself(s, node):
         s.keep(s.net.label(node))
     return rest[0][0], rest[1][0]
 
 
+def _counts_itself(s: Search, node: gs.Node) -> bool:
+    """Whether a Reshape has as many channels as there are: none are written into its target."""
+    target = s.net.at_sample(node.inputs[1])
+    return target is not None and len(target) > 1 and int(target[1]) in (0, -1)
+
+
 @on_read("Shape Size")
 def _shape_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
-    s.keep(s.net.label(node))
+    if not _other_extents(s, node):
+        s.keep(s.net.label(node))
+
+
+def _other_extents(s: Search, node: gs.Node) -> bool:
+    """Whether of a shape nothing is read but the batch or the extents of the map, as exporters write x.size(0)."""
+    rank = s.net.rank(node.inputs[0])
+    if node.op != "Shape" or rank is None or "start" in node.attrs or s.net.is_public(node.outputs[0]):
+        return False
+    for reader in s.net.readers.get(node.outputs[0].name, ()):
+        chosen = s.net.value(reader.inputs[1]) if reader.op == "Gather" else None
+        if chosen is None or reader.inputs[0] is not node.outputs[0] or (np.asarray(chosen) % rank == 1).any():
+            return False
+    return not s.net.is_captured(node.outputs[0])

@@ -10,9 +10,12 @@ import onnx
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants, skeleton, subgraph_tensors
+from convrewrite.graph import Constants, Shape, infer_shapes, skeleton, subgraph_tensors
 
 Dims = tuple[int | None, ...]
+
+SAMPLE = 61
+"""Stands for a batch without a number: a prime, so that extents which are made of it can be told from the others."""
 
 
 class Network:
@@ -35,6 +38,12 @@ class Network:
         self._constants = Constants(graph)
         self._constant: dict[str, bool] = {}
         self.dims = _dims(graph)
+        self._sample: dict[str, Shape] = {}
+        if any(
+            t.name and None in self.dims.get(t.name, (None, None))[1:] for node in graph.nodes for t in node.outputs
+        ):
+            self._sample = _at_sample(graph)
+            self.dims |= _filled(self.dims, self._sample)
 
     def anchor(self, node: gs.Node) -> str:
         """The output that names a node."""
@@ -68,6 +77,11 @@ class Network:
         """Its value, where that is known."""
         return self._constants.value(tensor)
 
+    def at_sample(self, tensor: gs.Tensor) -> np.ndarray[Any, Any] | None:
+        """Its value at one size of the batch, where nothing else is open; shapes count as known there."""
+        value = self.value(tensor)
+        return Constants(self.graph, self._sample).value(tensor) if value is None and self._sample else value
+
     def shape(self, tensor: gs.Tensor) -> Dims | None:
         """Its extents, None for those that are not known; None where not even their number is."""
         if isinstance(tensor, gs.Constant):
@@ -99,6 +113,33 @@ def _dims(graph: gs.Graph) -> dict[str, Dims]:
         kind = info.type.tensor_type
         if kind.HasField("shape"):
             found[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
+    return found
+
+
+def _at_sample(graph: gs.Graph) -> dict[str, Shape]:
+    """Shapes where the batch is SAMPLE; none where more than the batch is open. It folds what computes a shape."""
+    given: dict[str, list[int]] = {}
+    for tensor in graph.inputs:
+        shape = [d if isinstance(d, int | np.integer) else None for d in tensor.shape or ()]
+        if tensor.shape is None or None in shape[1:]:
+            return {}
+        given[tensor.name] = [SAMPLE if d is None else int(d) for d in shape]
+    try:
+        return infer_shapes(graph, given)
+    except (onnx.shape_inference.InferenceError, RuntimeError):
+        return {}
+
+
+def _filled(dims: dict[str, Dims], sample: dict[str, Shape]) -> dict[str, Dims]:
+    """What the shapes at SAMPLE add: all extents that are not made of it."""
+    found: dict[str, Dims] = {}
+    for name, shape in sample.items():
+        own = dims.get(name)
+        if own is None or (None in own and len(own) == len(shape)):
+            known_before = own or (None,) * len(shape)
+            found[name] = tuple(
+                n if n is not None or d % SAMPLE == 0 else d for n, d in zip(known_before, shape, strict=True)
+            )
     return found
 
 

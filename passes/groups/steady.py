@@ -4,7 +4,8 @@
 
 A convolution's output channel whose kernels are all zero is its bias. What treats each value by itself makes another
 constant of it, which is computed by the operator's own definition; pools and means of a constant are that constant. A
-convolution of a constant is one too, but not where it reads zeros of its padding. Everything else counts as unknown.
+convolution that reads nothing but constants gives one too, but not where it sees zeros of its padding. Everything else
+counts as unknown.
 """
 
 from __future__ import annotations
@@ -83,18 +84,20 @@ def _convolution(net: Network, node: gs.Node, data: Steady | None) -> Steady | N
     weight, bias = _operand(net, node, 1), _operand(net, node, 2)
     if weight is None or (bias is None and _given(node, 2)):
         return None
-    flat = weight.reshape(weight.shape[0], -1)
-    known = np.asarray(~flat.any(1))
-    offset = np.zeros(len(flat), weight.dtype) if bias is None else bias
+    kernels = weight.reshape(*weight.shape[:2], -1)
+    offset = np.zeros(len(kernels), weight.dtype) if bias is None else bias
+    known = np.asarray(~kernels.any((1, 2)))
     values = np.where(known, offset, 0).astype(weight.dtype)
-    depthwise = weight.shape[1] == 1 and int(node.attrs.get("group", 1)) == len(flat)
-    if depthwise and data is not None:
-        steady: Array = data.known & ~known
-        if sees_zeros(node, weight.shape[2:]):
-            steady = steady & (data.values == 0)
-        response = flat.astype(np.float64).sum(1) * data.values + offset
-        return Steady(known | steady, np.where(steady, response, values).astype(weight.dtype))
-    return Steady(known, values)
+    group = int(node.attrs.get("group", 1))
+    if data is None or (group > 1 and weight.shape[1] > 1) or len(data.known) != weight.shape[1] * group:
+        return Steady(known, values)
+    # Each row reads all channels, or the one of its group; it is constant if those of them that it uses are.
+    own = np.arange(group).repeat(len(kernels) // group)
+    given, numbers = (of[None] if group == 1 else of[own, None] for of in (data.known, data.values))
+    fixed = given & ((numbers == 0) | (not sees_zeros(node, weight.shape[2:])))
+    steady = np.asarray(~(kernels.any(2) & ~fixed).any(1))
+    response = (kernels.sum(2, dtype=np.float64) * numbers).sum(1) + offset
+    return Steady(known | steady, np.where(steady, response, values).astype(weight.dtype))
 
 
 def _matrix(net: Network, node: gs.Node) -> Steady | None:

@@ -12,7 +12,7 @@ import pytest
 from convrewrite.acceptance import smaller
 from convrewrite.passes.groups import Groups
 from convrewrite.rewrite import PassResult, Site
-from groups_nets import assert_equal, conv, equal, group_counts, ops, planted, rewrite
+from groups_nets import assert_equal, conv, equal, group_counts, ops, planted, rewrite, stem
 from helpers import Array, Net
 
 DEAD = [1, 4, 9]
@@ -276,3 +276,80 @@ def test_approximate_groups_behind_dead_channels_are_stated_whole() -> None:
     kept, _ = result.evidence["kernels"][site.anchor]()
     assert kept.shape == weight.shape
     assert np.linalg.norm(weight - kept) / np.linalg.norm(weight) == pytest.approx(site.error, rel=1e-4)
+
+
+# What follows from a channel that is gone ----------------------------------------------------------------------------
+
+
+def test_what_only_a_lost_channel_read_goes_too() -> None:
+    """The last convolution does not read channel 5, which alone reads channel 2 of the first one."""
+    net = Net(1, 3, 9, 12)
+    x = net.Relu(conv(net, "x", net.numbers_of(8, 3, 3, 3)))
+    weight = without(np.abs(net.numbers_of(8, 8, 3, 3)) + 1, columns=[2])
+    weight[5, 2] = 1
+    y = net.Relu(conv(net, x, weight))
+    last = net.const(without(net.numbers_of(5, 8, 3, 3), columns=[5]))
+    model = net.model(net.Conv(y, last, pads=[1] * 4))
+    result, made = rewrite(model)
+    assert "without 1 input channels and 1 in front of them" in site_of(result, "rewritten").detail
+    assert channels(made) == [(7, 3), (7, 7), (5, 7)]
+    assert_equal(model, made)
+    assert not rewrite(made)[0].changed
+
+
+def test_what_reads_nothing_but_constants_is_constant() -> None:
+    """Row 4 of the second convolution reads channel 1 alone, which is dead; both end in a sum."""
+    net = Net(1, 3, 9, 12)
+    x = net.Relu(net.Conv("x", net.const(without(net.numbers_of(8, 3, 1, 1), rows=[1])), net.const(np.ones(8))))
+    weight = np.abs(net.numbers_of(8, 8, 1, 1)) + 1
+    weight[1] = 0
+    weight[1, 1] = 3
+    y = net.Add(x, conv(net, x, weight))
+    model = head(net, y, 8)
+    _, made = rewrite(model)
+    assert channels(made) == [(7, 3), (7, 7), (5, 7)]
+    assert_equal(model, made)
+    assert not rewrite(made)[0].changed
+
+
+@pytest.mark.parametrize("side", ["input", "output", "in front"])
+def test_a_dead_channel_that_a_group_needs_is_kept(side: str) -> None:
+    """63 channels do not divide by four: the dead one fills its group up instead, which saves more than it costs."""
+    net = Net(1, 3, 8, 12)
+    first = stem(net, 64, 3, 1, 1)
+    weight = planted(net.rng, equal(4, 64))
+    if side == "in front":
+        first[17] = 0
+    else:
+        weight = without(weight, **{"columns" if side == "input" else "rows": [17]})
+    model = head(net, net.Relu(conv(net, net.Relu(conv(net, "x", first)), weight)), 64)
+    result, made = rewrite(model)
+    (site,) = result.outcome("rewritten")
+    assert "4 groups of 16x16" in site.detail
+    assert ops(made) == ops(model)
+    assert_equal(model, made)
+    assert not rewrite(made)[0].changed
+    if side == "in front":
+        assert "divides into faster groups" in site_of(result, "declined").detail
+
+
+@pytest.mark.parametrize("batch", [1, "batch"])
+@pytest.mark.parametrize("target", ["image", "own", "count", "shape"])
+def test_a_flatten_that_is_computed(batch: int | str, target: str) -> None:
+    """As exporters write x.view(x.size(0), -1): no channel may go where their number is part of the target."""
+    net = Net(batch, 3, 4, 6)
+    weight = without(net.numbers_of(12, 3, 3, 3), rows=DEAD)
+    x = net.Relu(net.Conv("x", net.const(weight), net.const(np.arange(12) - 5.0), pads=[1] * 4))
+    if target == "shape":
+        shape = net.Shape(x)
+        rest = [net.ReduceProd(net.Slice(shape, net.const([1]), net.const([4])), keepdims=1)]
+    else:
+        shape = net.Shape("x" if target == "image" else x)
+        rest = [net.const([12 * 24 if target == "count" else -1])]
+    count = net.Unsqueeze(net.Gather(shape, net.const(0)), net.const([0]))
+    y = net.Gemm(net.Reshape(x, net.Concat(count, *rest, axis=0)), net.ints(12 * 24, 5), net.ints(5))
+    model = net.model(y, shapes={y: [batch, 5]})
+    result, made = rewrite(model)
+    assert result.changed == (target in ("image", "own"))
+    assert channels(made) == ([(9, 3)] if result.changed else [(12, 3)])
+    assert_equal(model, made)
