@@ -14,12 +14,16 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.errors import ConvrewriteError
 from convrewrite.graph import unique_name
-from convrewrite.passes.separable.factors import Array, Factor, Factorization
+from convrewrite.passes.separable.factors import Array, Factor, Factorization, rounding
 from convrewrite.passes.separable.geometry import placed
 from convrewrite.passes.separable.plans import Option
 from convrewrite.passes.separable.refine import Moments, Refined, refine
 from convrewrite.passes.separable.site import ConvSite
+
+SLACK = 1.02
+"""Between the error of a kernel that was foretold and that of the factors that were built."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +78,27 @@ class Replacement:
         return self.site.bias + self.shift
 
     def reconstruction(self) -> tuple[Array, Array | None]:
-        """(weight, what is added to the bias or None) as the original Conv would hold them, in its own type."""
+        """(weight, what is added to the bias or None) as the original Conv would hold them, in its own type.
+
+        Raises:
+            ConvrewriteError: it is further from the original's than what is said of it.
+        """
         weight, shift, scale = self.factorization.dense(), self.shift, self.site.scale
+        self._check(weight)
         if scale is not None:
             inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
             weight = weight * inverse.reshape(-1, *[1] * (weight.ndim - 1))
             shift = None if shift is None else shift * inverse
         return weight.astype(self.site.dtype), None if shift is None else shift.astype(self.site.dtype)
+
+    def _check(self, weight: Array) -> None:
+        """Hold the kernel against the original's: what is verified against it could otherwise be any function."""
+        true = float(np.linalg.norm(weight - self.site.weight) / np.linalg.norm(self.site.weight))
+        stated = self.errors[0]
+        if not true <= SLACK * stated + rounding(self.site.dtype):
+            raise ConvrewriteError(
+                f"the factors of Conv '{self.site.node}' ({self.option}) are off by {true:.2e}, not by {stated:.2e}"
+            )
 
 
 def emit(graph: gs.Graph, replacement: Replacement) -> None:
