@@ -35,6 +35,7 @@ from convrewrite.cli_options import (
     options_of,
     paths_of,
 )
+from convrewrite.errors import UsageError
 
 if TYPE_CHECKING:
     from convrewrite.outcome import Outcome
@@ -153,6 +154,8 @@ def register(app: typer.Typer, run: Run) -> None:
         debug: DebugOption = False,
     ) -> None:
         """Split convolutions into groups of channels, exactly where the weights allow it."""
+        if expand is not None and (tol > 0 or into is not None):
+            raise UsageError("--expand is exact and undoes groups", remedy="leave --tol and --into out")
 
         def work(tell: Tell | None) -> Outcome:
             from convrewrite import pipeline

@@ -448,7 +448,16 @@ def test_groups_that_are_not_there_are_declined_with_what_they_would_take(tmp_pa
     assert all(site["error"] <= 1.01 * needed for site in approximate)
 
 
-@pytest.mark.parametrize("words", [("--into", "1"), ("--expand", "sideways"), ("--tol", "-1")], ids=" ".join)
+def test_groups_that_cannot_be_asked_for_are_explained(tmp_path: Path) -> None:
+    result = run("groups", save(blocks(), tmp_path / "in.onnx"), tmp_path / "out.onnx", "--into", "7")
+    assert result.returncode == 0
+    assert "cannot be divided by the number of groups" in result.stderr
+
+
+WRONG = [("--into", "1"), ("--expand", "sideways"), ("--tol", "-1"), ("--expand", "dense", "--tol", "0.1")]
+
+
+@pytest.mark.parametrize("words", WRONG, ids=" ".join)
 def test_usage_of_groups(words: tuple[str, ...], tmp_path: Path) -> None:
     source = save(blocks(), tmp_path / "in.onnx")
     assert run("groups", source, tmp_path / "out.onnx", *words).returncode == 2

@@ -29,7 +29,7 @@ from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.files import as_file, copied, input_facts, load, output_facts, refuse_stream_target, same_file
 from convrewrite.pipeline.native import Native, native
 from convrewrite.pipeline.responses import Collected
-from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, obtained, refusal
+from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, meaning, obtained, refusal
 from convrewrite.rewrite import Judge, PassResult, run_pass
 from convrewrite.verification import Verification
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
@@ -186,7 +186,7 @@ def _trade(source: str, target: str, pass_: Traded, options: Options, how: Trade
         log.note(sites=result.sites)
         _check_refused(pass_, result)
         if not result.changed:
-            log.note(advice=_nothing(result))
+            log.note(advice=_nothing(pass_, result))
             copied(model, source, target, log)
         else:
             _publish(run, result, source, target)
@@ -262,15 +262,16 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
     copied(run.model, source, target, run.log)
 
 
-def _nothing(result: PassResult) -> str:
+def _nothing(pass_: Traded, result: PassResult) -> str:
     """Why the file was copied."""
     if not result.sites:
         return "nothing to do: no convolution outside of subgraphs; copied byte for byte"
-    reasons = sorted({site.reason for site in result.sites})
+    first = {site.reason: site for site in result.sites}
     if len(result.sites) == 1:
         site = result.sites[0]
         return f"nothing to do: {site.detail} [{site.reason}]; copied byte for byte"
-    return f"nothing to do at any of {len(result.sites)} sites [{', '.join(reasons)}]; copied byte for byte"
+    told = ", ".join(f"{meaning(pass_, site)} [{reason}]" for reason, site in sorted(first.items()))
+    return f"nothing to do at any of {len(result.sites)} sites: {told}; copied byte for byte"
 
 
 def _next(run: _Run, source: str, target: str) -> str:

@@ -240,7 +240,7 @@ class Groups:
         )
         evidence: dict[str, Any] = {}
         if approximate and offer is not None:
-            evidence["kernels"] = {site.anchor: reconstruction(graph, left, offer.layout)}
+            evidence["kernels"] = {site.anchor: reconstruction(graph, left, offer.layout, error)}
         return Plan((known,), work, evidence=evidence)
 
     def _shapes(self, graph: gs.Graph) -> Mapping[str, tuple[int, ...]]:

@@ -14,25 +14,40 @@ from collections.abc import Callable
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.passes.groups.detection import Array, spread
+from convrewrite.errors import ConvrewriteError
+from convrewrite.passes.groups.detection import Array, rounding, spread
 from convrewrite.passes.groups.packing import Layout
 from convrewrite.passes.groups.site import ConvSite
 from convrewrite.passes.groups.weights import Origin, node_of, origin
 
 Kernel = Callable[[], tuple[Array, Array | None]]
 
+SLACK = 1.02
+"""Between the error of a kernel that was foretold and that of the one that is claimed."""
 
-def reconstruction(graph: gs.Graph, site: ConvSite, layout: Layout) -> Kernel:
-    """What gives the kernel when it is asked for."""
+
+def reconstruction(graph: gs.Graph, site: ConvSite, layout: Layout, stated: float) -> Kernel:
+    """What gives the kernel when it is asked for.
+
+    It raises ConvrewriteError where the kernel is further than `stated` from the original's (relative Frobenius error):
+    what is verified against it could otherwise be any function.
+    """
     where = origin(node_of(graph, site.anchor).inputs[1], site.channels)
     weight, group = site.weight, site.group
-    return lambda: (_kernel(weight, group, where, layout), None)
+
+    def kernel() -> tuple[Array, None]:
+        dense = spread(weight, group)
+        mask = layout.mask(*dense.shape[:2])
+        kept = np.where(mask.reshape(*mask.shape, *[1] * (dense.ndim - 2)), dense, np.zeros((), dense.dtype))
+        true = float(np.linalg.norm((dense - kept).astype(float)) / np.linalg.norm(dense.astype(float)))
+        if not true <= SLACK * stated + rounding(weight.dtype):
+            raise ConvrewriteError(f"the groups of {site.label} ({layout}) are off by {true:.2e}, not by {stated:.2e}")
+        return _whole(kept, group, where), None
+
+    return kernel
 
 
-def _kernel(weight: Array, group: int, where: Origin, layout: Layout) -> Array:
-    dense = spread(weight, group)
-    mask = layout.mask(*dense.shape[:2])
-    kept = np.where(mask.reshape(*mask.shape, *[1] * (dense.ndim - 2)), dense, np.zeros((), dense.dtype))
+def _whole(kept: Array, group: int, where: Origin) -> Array:
     whole = where.placed(kept)
     if group == 1:
         return whole

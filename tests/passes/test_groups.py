@@ -15,7 +15,9 @@ import onnx
 import pytest
 
 from convrewrite import model_io
+from convrewrite.errors import ConvrewriteError
 from convrewrite.passes.groups import Groups
+from convrewrite.passes.groups.packing import Layout
 from convrewrite.passes.groups.site import read_site
 from convrewrite.rewrite import Declined, PassResult, Plan, Refusal
 from groups_nets import assert_equal, blocks, conv, equal, feeds_of, group_counts, ops, planted, rewrite, stem
@@ -644,3 +646,15 @@ def test_every_reason_has_its_test() -> None:
 def test_the_same_input_gives_the_same_bytes() -> None:
     one, two = (rewrite(noisy(4, 0.02, 2), Groups(tol=0.1))[1] for _ in range(2))
     assert one.SerializeToString(deterministic=True) == two.SerializeToString(deterministic=True)
+
+
+def test_a_claimed_kernel_that_is_too_far_off_is_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an approximate rewrite is verified against is itself held against the original's kernel."""
+    result, _ = rewrite(noisy(4, 0.02, 2), Groups(tol=0.1))
+    assert result.evidence["kernels"]
+    for kernel in result.evidence["kernels"].values():
+        assert np.any(kernel()[0])
+    monkeypatch.setattr(Layout, "mask", lambda self, rows, columns: np.eye(rows, columns, dtype=bool))
+    for kernel in result.evidence["kernels"].values():
+        with pytest.raises(ConvrewriteError, match=r"are off by .*, not by"):
+            kernel()
