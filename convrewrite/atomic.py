@@ -63,6 +63,18 @@ def write_durably(path: Path, content: Iterable[bytes | memoryview]) -> None:
         os.fsync(file.fileno())
 
 
+def write_whole(target: str | Path, content: Iterable[bytes | memoryview], suffix: str) -> None:
+    """Write a file whole or not at all. Raises UsageError where the target cannot be written."""
+    path = refuse_target(Path(target))
+    temporary = temporary_beside(path, suffix)
+    try:
+        with write_errors(target):
+            write_durably(temporary, content)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable, where the system knows how."""
     if hasattr(os, "O_DIRECTORY"):

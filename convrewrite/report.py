@@ -26,7 +26,7 @@ from rich.filesize import decimal
 from rich.text import Text
 
 from convrewrite import atomic
-from convrewrite.atomic import refuse_target, temporary_beside, write_durably, write_errors
+from convrewrite.atomic import write_errors
 from convrewrite.errors import UsageError
 from convrewrite.outcome import STREAM, FileFacts, Outcome
 from convrewrite.rewrite import Site
@@ -111,14 +111,7 @@ def write(outcome: Outcome, target: str) -> None:
         with write_errors("the report to standard output"):
             print(text, end="", flush=True)
         return
-    path = refuse_target(Path(target))
-    temporary = temporary_beside(path, ".json")
-    try:
-        with write_errors(target):
-            write_durably(temporary, [text.encode()])
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    atomic.write_whole(target, [text.encode()], ".json")
 
 
 def show(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
@@ -169,7 +162,7 @@ def _site_lines(sites: Sequence[Site], verbose: bool) -> Iterator[tuple[str, lis
         if rows:
             more = len([site for site in sites if site.outcome == outcome]) - len(rows)
             tail = [f"... and {more} more, shown with --verbose"] if more else []
-            yield "rewrote" if outcome == "rewritten" else outcome, [*_columns(rows), *tail]
+            yield "rewrote" if outcome == "rewritten" else outcome, [*columns(rows), *tail]
 
 
 def _kind(site: Site) -> str:
@@ -195,7 +188,7 @@ def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
         saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"
         rows.append((_short(site.anchor), _enough(site.tol_pays), halves, saved))
     more = [f"... and {len(known) - BEST} more, in the report"] if len(known) > BEST else []
-    yield "would need", [*_columns(rows, right=(1, 2, 3)), *more]
+    yield "would need", [*columns(rows, right=(1, 2, 3)), *more]
 
 
 def _enough(tol: float | None) -> str:
@@ -244,7 +237,7 @@ def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) ->
     if not rows:
         return notes
     header = (f"on {outcome.provider}", "max error", "tolerance", "own noise", "")
-    return [*_columns([header, *rows], right=(1, 2, 3)), *notes]
+    return [*columns([header, *rows], right=(1, 2, 3)), *notes]
 
 
 def _case_row(case: Case, name: str) -> tuple[str, ...]:
@@ -267,7 +260,7 @@ def _file_line(facts: FileFacts, window: Window | None) -> str:
     return f"{place} ({size})"
 
 
-def _columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
+def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Rows whose cells stand below each other."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [

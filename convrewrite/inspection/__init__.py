@@ -1,0 +1,197 @@
+"""What a model is made of, layer by layer, and what each pass would do with it; nothing is written or run.
+
+layer    op    kernel  stride  in -> out                       parameters  MACs       share  receptive field
+c1       Conv  5x5     1x1     1x1x32x32 -> 1x6x28x28                 156    117,600  28.2%  5x5, every 1x1
+...
+pass       site  outcome
+fcn        c5    Gemm [120, 400] -> Conv 120 x 16 x 5 x 5
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from convrewrite import acceptance, costs
+from convrewrite.costs import LayerCost
+from convrewrite.errors import UsageError
+from convrewrite.inspection.fields import Reach, image_input, receptive_fields, spatial_dims
+from convrewrite.layers import Sliding
+from convrewrite.model_io import Model
+from convrewrite.outcome import FileFacts
+from convrewrite.passes.fcn import Fcn
+from convrewrite.passes.groups import Groups
+from convrewrite.passes.separable import Separable
+from convrewrite.pipeline.files import input_facts
+from convrewrite.pipeline.native import Native, native
+from convrewrite.rewrite import Judge, Pass, Site, accept_all, run_pass
+
+__all__ = ["Inspection", "Layer", "inspect"]
+
+SCHEMA = "convrewrite.inspection/1"
+
+Shape = tuple[int, ...]
+
+SLIDING = frozenset("Conv ConvTranspose AveragePool MaxPool LpPool QLinearConv ConvInteger".split())
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node.
+
+    Attributes:
+        cost: its MACs, parameters, bytes moved and output shape. input: shape of what it reads first.
+        sliding: kernel, stride, dilation and pads, one entry per spatial axis, of a convolution or pool.
+        group: of a convolution. reach: receptive field of its first output, where it depends on the image.
+    """
+
+    cost: LayerCost
+    input: Shape | None = None
+    sliding: Sliding | None = None
+    group: int | None = None
+    reach: Reach | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it costs something, or slides."""
+        return self.cost.macs != 0 or self.cost.parameters > 0 or self.sliding is not None
+
+    def to_dict(self, total: int) -> dict[str, Any]:
+        """The layer as JSON has it; `share` of `total` MACs."""
+        cost, slide, reach = self.cost, self.sliding, self.reach
+        return {
+            "name": cost.name,
+            "op": cost.op,
+            "kernel": None if slide is None else list(slide.kernel),
+            "stride": None if slide is None else list(slide.strides),
+            "dilation": None if slide is None else list(slide.dilations),
+            "pads": None if slide is None else [*slide.begin, *slide.end],
+            "group": self.group,
+            "input": None if self.input is None else list(self.input),
+            "output": None if cost.output is None else list(cost.output),
+            "parameters": cost.parameters,
+            "macs": cost.macs,
+            "share": None if cost.macs is None or not total else cost.macs / total,
+            "bytes_moved": cost.bytes_moved,
+            "receptive_field": None if reach is None else reach.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What is known of a model.
+
+    Attributes:
+        file: path, hash, bytes, parameters and MACs. size: at which it was looked at, where the file leaves it open.
+        assumed: nobody gave that size. image: name of the image input, if there is one.
+        layers: every node, in the file's order. outputs: receptive field by output that depends on the image.
+        sites: what each pass would do, or why it would not.
+    """
+
+    file: FileFacts
+    size: Shape | None
+    assumed: bool
+    image: str | None
+    layers: tuple[Layer, ...]
+    outputs: dict[str, Reach]
+    sites: tuple[Site, ...]
+
+    @property
+    def macs(self) -> int:
+        """Of all layers whose shapes are known."""
+        return sum(layer.cost.macs or 0 for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "schema": SCHEMA,
+            "file": dict(vars(self.file)),
+            "size": None if self.size is None else list(self.size),
+            "size_assumed": self.assumed,
+            "image": self.image,
+            "layers": [layer.to_dict(self.macs) for layer in self.layers],
+            "outputs": {name: reach.to_dict() for name, reach in self.outputs.items()},
+            "sites": [site.to_dict() for site in self.sites],
+        }
+
+
+def inspect(
+    model: Model,
+    path: str,
+    *,
+    size: Sequence[int] | None = None,
+    tol: float = 0.0,
+    passes: bool = True,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Inspection:
+    """Look at a model.
+
+    Args:
+        model: it is not changed. path: its name in the result. size: of the image, where the file leaves it open.
+        tol: tolerance at which `separable` and `groups` are asked. passes: ask the passes at all.
+        progress: called with the name of each pass before it is asked.
+
+    Raises:
+        UsageError: the size does not fit.
+    """
+    at = native(model, size)
+    graph = model.graph
+    counted = costs.count(graph, at.inputs if at.tensors else None)
+    image = image_input(graph, at.tensors)
+    window = None if image is None else tuple(at.tensors[image][d] for d in spatial_dims(graph, at.tensors, image))
+    if size is not None and window is not None and not _fits(size, window):
+        fixed = "x".join(map(str, window))
+        raise UsageError(f"--size does not fit: the model's input is fixed at {fixed}", remedy="leave it out")
+    reaches = {} if image is None else receptive_fields(graph, at.tensors, image)
+    layers = tuple(
+        _layer(node, cost, at, reaches.get(cost.name)) for node, cost in zip(graph.nodes, counted.layers, strict=True)
+    )
+    sites: tuple[Site, ...] = ()
+    for pass_, judge in _asked(at, window, tol) if passes else ():
+        progress(pass_.name)
+        sites += run_pass(pass_, graph, judge=judge).sites
+    facts = replace(input_facts(model, path), macs=counted.macs if at.tensors else None)
+    outputs = {t.name: reaches[t.name] for t in graph.outputs if t.name in reaches}
+    return Inspection(facts, at.size, at.assumed, image, layers, outputs, sites)
+
+
+def _fits(size: Sequence[int], window: Shape) -> bool:
+    """Whether an image of that size (one extent is meant for all axes) is what the model is looked at with."""
+    return tuple(size) * (len(window) if len(size) == 1 else 1) == window
+
+
+def _asked(at: Native, window: Shape | None, tol: float) -> list[tuple[Pass, Judge]]:
+    """The passes, and who judges whether a rewrite is worth it."""
+    return [
+        (Fcn(window=None if at.size is None else window), accept_all),
+        (Separable(tol=tol, shapes=at.tensors), acceptance.smaller),
+        (Groups(tol=tol, shapes=at.tensors), acceptance.smaller),
+    ]
+
+
+def _layer(node: gs.Node, cost: LayerCost, at: Native, reach: Reach | None) -> Layer:
+    shape = _shape(node.inputs[0], at) if node.inputs else None
+    if node.op not in SLIDING or shape is None:
+        return Layer(cost, shape, reach=reach)
+    return Layer(cost, shape, _sliding(node, at, shape), _group(node), reach)
+
+
+def _sliding(node: gs.Node, at: Native, shape: Shape) -> Sliding | None:
+    kernel = node.attrs.get("kernel_shape")
+    if kernel is None:
+        weight = _shape(node.inputs[3 if node.op == "QLinearConv" else 1], at)
+        kernel = None if weight is None else weight[2:]
+    return None if kernel is None else Sliding.read(node.attrs, kernel, shape[2:])
+
+
+def _group(node: gs.Node) -> int | None:
+    return int(node.attrs.get("group", 1)) if "Conv" in node.op else None
+
+
+def _shape(tensor: gs.Tensor, at: Native) -> Shape | None:
+    if tensor.name in at.tensors:
+        return tuple(at.tensors[tensor.name])
+    return tuple(tensor.shape) if isinstance(tensor, gs.Constant) else None
