@@ -49,6 +49,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "outcome": CHECKS,
     "report": CHECKS | {"acceptance", "outcome", "convrewrite"},
     "pipeline": TOP - {"pipeline"},
+    "api": TOP | {"inspection"},
     "inspection": TOP,
     "inspect_command": TOP | {"cli_options", "inspection"},
     "cli_options": CHECKS | {"outcome"},
@@ -56,7 +57,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "verify_command": TOP | {"cli_options"},
     "bench_command": TOP | {"cli_options"},
     "cli": TOP | {"cli_options", "trade_commands", "verify_command", "bench_command", "inspect_command"},
-    "convrewrite": TOP,
+    "convrewrite": TOP | {"api"},
     "__main__": TOP | {"cli"},
 }
 

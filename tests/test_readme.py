@@ -71,10 +71,12 @@ def test_the_main_command_prints_what_the_readme_shows(main_run: subprocess.Comp
 
 
 @pytest.mark.network
-def test_separable_prints_what_the_readme_shows(clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
+@pytest.mark.parametrize("name", ["separable", "inspect"])
+def test_it_prints_what_the_readme_shows(name: str, clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
     assert main_run.returncode == 0, main_run.stderr
-    printed = [line.rstrip() for line in run(block("command", "separable"), clone).stderr.splitlines()]
-    for line in block("output", "separable").splitlines():
+    done = run(block("command", name), clone)
+    printed = [line.rstrip() for line in (done.stderr + done.stdout).splitlines()]
+    for line in block("output", name).splitlines():
         assert line in printed
 
 

@@ -10,6 +10,6 @@ from __future__ import annotations
 from convrewrite.pipeline.any_size import fcn
 from convrewrite.pipeline.comparing import compare, time
 from convrewrite.pipeline.steps import GENERAL, reasons
-from convrewrite.pipeline.trading import Trade, trade
+from convrewrite.pipeline.trading import ACCEPT, Trade, trade
 
-__all__ = ["GENERAL", "Trade", "compare", "fcn", "reasons", "time", "trade"]
+__all__ = ["ACCEPT", "GENERAL", "Trade", "compare", "fcn", "reasons", "time", "trade"]
