@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from convrewrite import __version__, bench_command, inspect_command, trade_commands, verify_command
+from convrewrite import __version__, bench_command, inspect_command, run_command, trade_commands, verify_command
 from convrewrite.cli_options import (
     MAKE,
     DataOption,
@@ -159,6 +159,10 @@ def _answer(lines: list[str]) -> None:
         print("\n".join(lines), flush=True)
 
 
+def _say(text: str) -> None:
+    errors.print(text, markup=False, highlight=False)
+
+
 def _run(
     command: str,
     provider: Provider,
@@ -222,6 +226,7 @@ trade_commands.register(app, _run)
 verify_command.register(app, _run)
 bench_command.register(app, _run)
 inspect_command.register(app, _answer)
+run_command.register(app, _answer, _say, _progress)
 
 
 def main() -> None:
@@ -287,7 +292,3 @@ def _settle_stdout() -> None:
     except (OSError, ValueError, AttributeError):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _say(text: str) -> None:
-    errors.print(text, markup=False, highlight=False)

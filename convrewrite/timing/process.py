@@ -52,7 +52,7 @@ def events(task: Task) -> Iterator[Event]:
             stderr=None if task.verbose else errors,
             text=True,
             encoding="utf-8",
-            env=_environment(),
+            env=environment(),
             start_new_session=True,
         )
         assert worker.stdin is not None
@@ -76,7 +76,7 @@ def events(task: Task) -> Iterator[Event]:
             raise _died(code, errors)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """The worker imports this very convrewrite, wherever it was found."""
     here = str(Path(__file__).resolve().parents[2])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}

@@ -1,0 +1,182 @@
+"""The whole run: which models are unchanged, the others through the pool, the lock file, the reports, the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from convrewrite import atomic, timing
+from convrewrite.acceptance.decisions import SCHEMA as TIMINGS
+from convrewrite.batch import summary
+from convrewrite.batch.jobs import Job, Lock, jobs, key
+from convrewrite.batch.pool import run_all
+from convrewrite.batch.settings import Settings
+from convrewrite.errors import ConvrewriteError
+
+SEVERITY = (130, 70, 2, 1, 3)
+"""Exit codes, the most severe first."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What came of one model. `facts` as `work.do` gives them; `cached`: it had not changed, and was left alone."""
+
+    name: str
+    target: Path
+    facts: dict[str, Any]
+    cached: bool = False
+
+    @property
+    def exit_code(self) -> int:
+        """Of this model alone."""
+        return int(self.facts["exit_code"])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What came of all of them."""
+
+    results: tuple[Result, ...]
+    exit_code: int
+
+
+@dataclass(frozen=True)
+class How:
+    """Options of the command: redo what is unchanged, write nothing, so many processes at a time."""
+
+    force: bool = False
+    check: bool = False
+    jobs: int | None = None
+
+
+Tell = Callable[[str, int, int], None]
+
+
+def run(settings: Settings, folder: Path, how: How, tell: Tell = lambda text, done, total: None) -> Batch:
+    """Optimize every model, and write the lock file and the reports.
+
+    Args:
+        settings: what the file says. folder: that its paths are relative to. tell: called as models end.
+
+    Raises:
+        UsageError: what concerns all models: a glob without matches, two outputs of one path, a damaged lock file, a
+            report that cannot be written. What concerns one is in its result.
+    """
+    every = jobs(settings, folder)
+    lock = Lock.read(folder / settings.lock)
+    _check_reports(settings, folder, every)
+    found: dict[str, Result] = {}
+    keys: dict[str, str] = {}
+    todo: list[Job] = []
+    for job in every:
+        try:
+            keys[job.name] = key(job, settings)
+            entry = None if how.force else lock.fresh(job, keys[job.name])
+        except ConvrewriteError as error:
+            found[job.name] = Result(job.name, job.target, _failed(error))
+            continue
+        if entry is None:
+            todo.append(job)
+        else:
+            found[job.name] = Result(job.name, job.target, entry.result, cached=True)
+    try:
+        _work(todo, settings, how, lock, keys, found, tell)
+    finally:
+        if not how.check:
+            lock.save()  # what passed is kept, also where Ctrl-C ends the rest
+    results = tuple(found[job.name] for job in every)
+    batch = Batch(results, exit_code(results, settings.allow_refused))
+    _write_reports(settings, folder, batch)
+    return batch
+
+
+def _work(
+    todo: Sequence[Job],
+    settings: Settings,
+    how: How,
+    lock: Lock,
+    keys: dict[str, str],
+    found: dict[str, Result],
+    tell: Tell,
+) -> None:
+    many = processes(settings, how.jobs, len(todo))
+    with tempfile.TemporaryDirectory(prefix="convrewrite-") as scratch:
+        tasks = [_task(job, settings, how, lock, Path(scratch) / f"{i}.json") for i, job in enumerate(todo)]
+
+        def started(index: int) -> None:
+            tell(todo[index].name, len(found), len(found) + len(todo))
+
+        done = 0
+        for index, facts in run_all(tasks, many, max(1, timing.cores() // many), started):
+            job, done = todo[index], done + 1
+            try:
+                lock.learn(Path(tasks[index]["timings"]))
+                if facts["exit_code"] == 0 and not how.check:
+                    lock.keep(job, keys[job.name], facts)
+            except ConvrewriteError as error:
+                facts = {**facts, **_failed(error)}
+            found[job.name] = Result(job.name, job.target, facts)
+            tell(job.name, done, len(todo))
+
+
+def processes(settings: Settings, asked: int | None, todo: int) -> int:
+    """How many at a time: one per core; one in all where something is timed, unless that is asked for."""
+    timed = settings.gates.min_speedup is not None or any(
+        getattr(step, "accept", "") == "faster" for step in settings.steps
+    )
+    chosen = asked or settings.jobs or (1 if timed else timing.cores())
+    return max(1, min(chosen, todo))
+
+
+def _task(job: Job, settings: Settings, how: How, lock: Lock, timings: Path) -> dict[str, Any]:
+    timings.write_text(json.dumps({"schema": TIMINGS, "devices": lock.timings}), encoding="utf-8")
+    return {
+        "source": str(job.source),
+        "target": str(job.target),
+        "data": None if job.data is None else str(job.data),
+        "timings": str(timings),
+        "check": how.check,
+        "settings": settings.model_dump(mode="json", by_alias=True),
+    }
+
+
+def _failed(error: ConvrewriteError) -> dict[str, Any]:
+    return {"status": "error", "exit_code": error.exit_code, "message": str(error)}
+
+
+def exit_code(results: Sequence[Result], allow_refused: bool) -> int:
+    """The most severe of all: broken before failed before refused."""
+    codes = {result.exit_code for result in results} - ({3} if allow_refused else set())
+    return next((code for code in SEVERITY if code in codes), 0)
+
+
+def _targets(settings: Settings, folder: Path) -> list[tuple[str, Path, Callable[[Batch], str]]]:
+    wanted = settings.reports
+    kinds = (
+        ("reports.json", wanted.json_, summary.to_json),
+        ("reports.junit", wanted.junit, summary.to_junit),
+        ("reports.markdown", wanted.markdown, summary.to_markdown),
+    )
+    return [(option, folder / target, make) for option, target, make in kinds if target is not None]
+
+
+def _check_reports(settings: Settings, folder: Path, every: Sequence[Job]) -> None:
+    taken = [path for job in every for path in (job.source, job.target)]
+    for option, path, _ in _targets(settings, folder):
+        with atomic.write_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        atomic.check_target(path, option, taken)
+
+
+def _write_reports(settings: Settings, folder: Path, batch: Batch) -> None:
+    for _, path, make in _targets(settings, folder):
+        atomic.write_whole(path, [make(batch).encode()], path.suffix)
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    if page:
+        with atomic.write_errors(page), open(page, "a", encoding="utf-8") as file:
+            file.write(summary.to_markdown(batch))

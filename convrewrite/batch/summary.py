@@ -1,0 +1,101 @@
+"""The results of a run for machines and for pages: JSON, JUnit XML, Markdown."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
+
+from convrewrite import report
+
+if TYPE_CHECKING:
+    from convrewrite.batch.run import Batch, Result
+
+SCHEMA = "convrewrite.run/1"
+
+HEADER = ("model", "result", "MACs", "output error", "same class", "speedup", "")
+
+
+def to_json(batch: Batch) -> str:
+    """All that is known, each step's report included (schema convrewrite.run/1)."""
+    models = [
+        {"model": r.name, "output": os.fspath(r.target), "cached": r.cached, **_plain(r.facts)} for r in batch.results
+    ]
+    data = {"schema": SCHEMA, "versions": report.versions(), "exit_code": batch.exit_code, "models": models}
+    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Without the numbers that JSON has no word for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
+
+
+def to_junit(batch: Batch) -> str:
+    """One test case per model: a failed check is a failure, what is broken an error, a refusal skipped."""
+    kinds = {1: "failure", 3: "skipped"}
+    counts = {
+        name: str(sum(kinds.get(r.exit_code, "error") == kind for r in batch.results if r.exit_code))
+        for name, kind in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped"))
+    }
+    suite = ElementTree.Element("testsuite", {"name": "convrewrite", "tests": str(len(batch.results)), **counts})
+    for result in batch.results:
+        seconds = str(0 if result.cached else result.facts.get("seconds", 0))
+        case = ElementTree.SubElement(suite, "testcase", classname="convrewrite.run", name=result.name, time=seconds)
+        if result.exit_code:
+            kind = kinds.get(result.exit_code, "error")
+            ElementTree.SubElement(case, kind, message=_xml(result.facts["message"]))
+        else:
+            ElementTree.SubElement(case, "system-out").text = _xml(", ".join(filter(None, row(result)[1:])))
+    ElementTree.indent(suite)
+    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+
+
+def _xml(text: str) -> str:
+    """Without the characters that XML cannot hold."""
+    return "".join(char if char.isprintable() or char in "\t\n" else "?" for char in text)
+
+
+def to_markdown(batch: Batch) -> str:
+    """A table, one row per model."""
+    rows = [HEADER, ("---",) * len(HEADER), *(tuple(map(_cell, row(result))) for result in batch.results)]
+    lines = [f"| {' | '.join(cells)} |" for cells in rows]
+    return "\n".join(["### convrewrite", "", *lines, "", f"exit code {batch.exit_code}", ""])
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+
+
+def row(result: Result) -> tuple[str, ...]:
+    """One model as words: what came of it, what was saved, what it cost, and why where it failed."""
+    facts = result.facts
+    status = f"{facts['status']}{', as before' if result.cached else ''}"
+    if facts["exit_code"]:
+        return result.name, facts["status"], "", *_measured(facts), facts["message"]
+    return result.name, status, _macs(facts), *_measured(facts), _kind(facts)
+
+
+def _kind(facts: Mapping[str, Any]) -> str:
+    return "" if facts["status"] == "unchanged" else str(facts.get("equivalence", ""))
+
+
+def _measured(facts: Mapping[str, Any]) -> tuple[str, str, str]:
+    error, same, speedup = facts.get("output_error"), facts.get("top1_agreement"), facts.get("speedup")
+    return (
+        "" if error is None else f"{error:.1e}",
+        "" if same is None else f"{same:.1%}",
+        "" if speedup is None else f"{speedup['median']:.2f}x ({speedup['low']:.2f} to {speedup['high']:.2f})",
+    )
+
+
+def _macs(facts: Mapping[str, Any]) -> str:
+    """How many MACs are left."""
+    left = facts.get("macs_left")
+    return "" if left is None else f"{left:.0%}"

@@ -1,0 +1,217 @@
+"""What is done for one model: its steps, one after another, then the gates on all of them together, then the output.
+
+source ──fcn──> 0.onnx ──separable──> 1.onnx ──gates: against source──> target, whole or not at all
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from convrewrite import atomic, costs, model_io, pipeline, report, timing
+from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, SeparableStep, Settings, Step
+from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
+from convrewrite.outcome import FAILURES, Options, Outcome
+from convrewrite.passes.fcn import Fcn
+from convrewrite.passes.groups import Groups
+from convrewrite.passes.separable import Separable
+from convrewrite.sampling import read_data
+from convrewrite.verification.stated import output_error, state
+
+CLASSES = ("exact", "reassociated", "approximate")
+"""Equivalence classes, the strictest first."""
+
+
+@dataclass
+class Finding:
+    """What came of one model, as far as it is known; `facts` is what JSON has of it."""
+
+    facts: dict[str, Any] = field(default_factory=lambda: {"status": "error", "exit_code": 70, "message": ""})
+
+    def note(self, **more: Any) -> None:
+        """Add to what is known."""
+        self.facts.update(more)
+
+    def ended(self, error: ConvrewriteError) -> None:
+        """An error ended it."""
+        self.note(
+            status=FAILURES.get(error.exit_code, "error"),
+            exit_code=error.exit_code,
+            message=str(error),
+            reason=error.reason or "",
+        )
+
+
+def do(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Do what a task says.
+
+    Args:
+        task: `source`, `target`, `data` (or None), `timings`: paths; `settings`: of the run; `check`: write nothing.
+
+    Returns:
+        `status` ("rewritten", "unchanged", "failed", "error", "refused"), `exit_code`, `message`, and what is known of
+        `equivalence`, `output_error`, `top1_agreement`, `speedup`, `bytes`, MACs, parameters and each step's report.
+    """
+    finding = Finding()
+    try:
+        _do(task, finding)
+    except ConvrewriteError as error:
+        finding.ended(error)
+    except MemoryError:
+        finding.ended(UsageError("not enough memory", remedy="choose a smaller size, or fewer jobs"))
+    return finding.facts
+
+
+def _do(task: Mapping[str, Any], finding: Finding) -> None:
+    settings = Settings.model_validate(task["settings"], strict=False)
+    source, target = Path(task["source"]), Path(task["target"])
+    if not task["check"]:
+        with atomic.write_errors(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+        atomic.check_target(target, "output", [source])
+    data = None if task["data"] is None else read_data(task["data"])
+    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+        last = source
+        reports: list[dict[str, Any]] = []
+        for index, step in enumerate(settings.steps):
+            made = Path(folder) / f"{index}.onnx"
+            outcome = _step(step, last, made, _options(settings, step, data if _fits(last, data) else None, task), task)
+            reports.append(_told(outcome, index))
+            finding.note(steps=reports)
+            outcome.check()
+            last = made
+        changed = any(told["outcome"] == "rewritten" for told in reports)
+        finding.note(**_sizes(source, last), equivalence=_class(reports), macs_left=_macs_left(reports))
+        if changed:
+            _gates(settings, source, last, data, finding)
+        elif settings.gates.max_bytes is not None:
+            _check_bytes(settings.gates, finding)
+        if task["check"]:
+            _check_current(last, target, changed)
+        else:
+            model_io.copy_bytes(model_io.load(last), target)
+    finding.note(status="rewritten" if changed else "unchanged", exit_code=0)
+
+
+def _fits(model: Path, data: Mapping[str, Any] | None) -> bool:
+    """Whether the data is for this model: after `fcn` it still is, by name."""
+    return data is None or {t.name for t in model_io.load(model).graph.inputs} <= set(data)
+
+
+def _options(settings: Settings, step: Step, data: Any, task: Mapping[str, Any]) -> Options:
+    how = settings.verification
+    return Options(
+        provider=how.provider,
+        samples=how.samples,
+        seed=how.seed,
+        data=data,
+        data_path=str(task["data"]),
+        max_output_error=None if isinstance(step, FcnStep) else step.max_output_error,
+        only=tuple(step.only),
+        skip=tuple(step.skip),
+    )
+
+
+def _step(step: Step, source: Path, target: Path, options: Options, task: Mapping[str, Any]) -> Outcome:
+    if isinstance(step, FcnStep):
+        fcn = Fcn(window=_extents(step.window), size=_extents(step.size))
+        return pipeline.fcn(str(source), str(target), fcn, options)
+    pass_: Separable | Groups
+    accept = step.accept
+    if isinstance(step, GroupsStep):
+        pass_ = Groups(tol=step.tol, into=step.into, expand=step.expand)
+        accept = "always" if step.expand is not None else accept
+    else:
+        pass_ = Separable(tol=step.tol, form=step.form)
+    fit = isinstance(step, SeparableStep) and step.fit
+    how = pipeline.Trade(accept, _extents(step.size), task["timings"], fit)
+    return pipeline.trade(str(source), str(target), pass_, options, how)
+
+
+def _extents(size: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if size is None else tuple(size)
+
+
+def _told(outcome: Outcome, index: int) -> dict[str, Any]:
+    """The report of a step; files that live no longer than the run have no path."""
+    told = {**report.to_dict(outcome), "step": index}
+    for end in ("input", "output"):
+        if told[end] is not None:
+            told[end] = {**told[end], "path": ""}
+    return told
+
+
+def _macs_left(reports: Sequence[Mapping[str, Any]]) -> float | None:
+    """The share of the MACs that is left, over all steps that counted them."""
+    ends = [(told["input"], told["output"]) for told in reports]
+    pairs = [(a["macs"], b["macs"]) for a, b in ends if a and b and a["macs"] and b["macs"]]
+    return math.prod(after / before for before, after in pairs) if pairs else None
+
+
+def _class(reports: Sequence[Mapping[str, Any]]) -> str:
+    """The loosest class of all that was rewritten; exact where nothing was."""
+    found = {site["equivalence"] for told in reports for site in told["sites"] if site["outcome"] == "rewritten"}
+    return max(found & set(CLASSES), key=CLASSES.index, default=CLASSES[0])
+
+
+def _sizes(source: Path, last: Path) -> dict[str, Any]:
+    before, after = model_io.load(source), model_io.load(last)
+    return {
+        "bytes_before": before.nbytes,
+        "bytes": after.nbytes,
+        "sha256": after.sha256,
+        "parameters_before": costs.parameters(before.graph),
+        "parameters": costs.parameters(after.graph),
+    }
+
+
+def _gates(settings: Settings, source: Path, last: Path, data: Any, finding: Finding) -> None:
+    """Hold the result of all steps against the original. Raises CheckFailed for the first gate that is missed."""
+    gates, how = settings.gates, settings.verification
+    equivalence = finding.facts["equivalence"]
+    if gates.equivalence is not None and CLASSES.index(equivalence) > CLASSES.index(gates.equivalence):
+        raise CheckFailed(f"gate equivalence: the result is {equivalence}, and {gates.equivalence} was asked for")
+    _check_bytes(gates, finding)
+    stated = state(
+        source, last, samples=how.samples, seed=how.seed, data=data, provider=how.provider, size=_extents(how.size)
+    )
+    error = output_error(stated)
+    shares = [c.metrics.top1_agreement for c in stated.cases if c.metrics and c.metrics.top1_agreement is not None]
+    same = min(shares, default=None)
+    finding.note(output_error=error, top1_agreement=same)
+    stated.check()
+    if gates.max_output_error is not None and not error <= gates.max_output_error:
+        limit = f"{gates.max_output_error:g}"
+        raise CheckFailed(f"gate max_output_error: the outputs moved by {error:.1e}, more than {limit}")
+    if gates.min_top1_agreement is not None:
+        if same is None:
+            raise CheckFailed("gate min_top1_agreement: no output has classes to compare")
+        if same < gates.min_top1_agreement:
+            raise CheckFailed(
+                f"gate min_top1_agreement: the same class in {same:.1%}, less than {gates.min_top1_agreement:.1%}"
+            )
+    if gates.min_speedup is not None:
+        sizes = [] if how.size is None else [how.size]
+        found = timing.bench(
+            source, last, sizes=sizes, seconds=gates.bench_seconds, provider=how.provider, min_speedup=gates.min_speedup
+        )
+        finding.note(speedup=None if found.speedup is None else found.speedup.to_dict(), verdict=found.verdict)
+        if found.error is not None:
+            raise CheckFailed(f"gate min_speedup: {found.error}")
+
+
+def _check_bytes(gates: Gates, finding: Finding) -> None:
+    if gates.max_bytes is not None and finding.facts["bytes"] > gates.max_bytes:
+        raise CheckFailed(f"gate max_bytes: {finding.facts['bytes']:,} bytes, more than {gates.max_bytes:,}")
+
+
+def _check_current(last: Path, target: Path, changed: bool) -> None:
+    """Under --check: the output has to be there as it would be written, or there has to be nothing to write."""
+    if target.is_file() and model_io.load(target).sha256 == model_io.load(last).sha256:
+        return
+    if changed:
+        raise CheckFailed("--check: it would be rewritten", remedy="run without --check, and commit the result")

@@ -1,0 +1,22 @@
+"""The process of one model: a task as JSON on standard input, the result as one line of JSON on standard output."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+from convrewrite.batch.work import do
+
+
+def main() -> None:
+    """Do one task; whatever else prints goes to standard error."""
+    answer = os.dup(1)
+    os.dup2(2, 1)
+    result = do(json.load(sys.stdin))
+    with os.fdopen(answer, "w", encoding="utf-8") as file:
+        json.dump(result, file, allow_nan=True)
+
+
+if __name__ == "__main__":
+    main()

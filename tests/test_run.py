@@ -1,0 +1,341 @@
+"""`convrewrite run` and `init`: several models through the same steps, gates, the lock file, what is bad input."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+import tomllib
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+from cli_models import COMMAND, constant_output, flat_input, save, snapshot
+
+from convrewrite import models
+from convrewrite.batch import pool
+from convrewrite.batch.run import Result, exit_code, processes
+from convrewrite.batch.settings import Settings, read
+from convrewrite.batch.starter import STARTER
+from convrewrite.errors import UsageError
+from helpers import run as run_model
+
+VGG = """
+models = ["models/*.onnx"]
+[[steps]]
+pass = "separable"
+tol = 0.01
+[gates]
+max_output_error = 0.05
+[reports]
+json = "report.json"
+junit = "junit.xml"
+markdown = "report.md"
+"""
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A folder with the three trained models and a file for them."""
+    (tmp_path / "models").mkdir()
+    for name in models.TRAINED:
+        shutil.copy(models.trained_path(name), tmp_path / "models")
+    (tmp_path / "convrewrite.toml").write_text(VGG, encoding="utf-8")
+    return tmp_path
+
+
+def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *words],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=False,
+    )
+
+
+def told(folder: Path) -> dict[str, Any]:
+    data = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    assert data["schema"] == "convrewrite.run/1"
+    return {Path(entry["model"]).stem: entry for entry in data["models"]}
+
+
+def outputs(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((folder / "optimized").glob("*"))}
+
+
+def test_three_models_and_the_starter_file(tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    for name in models.TRAINED:
+        shutil.copy(models.trained_path(name), tmp_path / "models")
+    made = call(tmp_path, "init")
+    assert made.returncode == 0, made.stderr
+    assert (tmp_path / "convrewrite.toml").read_text(encoding="utf-8") == STARTER
+    again = call(tmp_path, "init")
+    assert again.returncode == 2
+    assert "is there already" in again.stderr
+    done = call(tmp_path, "run")
+    assert done.returncode == 0, done.stderr
+    assert {path.stem for path in (tmp_path / "optimized").iterdir()} == set(models.TRAINED)
+    assert done.stdout == ""
+    assert "3 models" in done.stderr
+
+
+def test_models_are_rewritten_within_the_gates_and_the_results_are_told(repository: Path) -> None:
+    page = repository / "page.md"
+    page.write_text("before\n", encoding="utf-8")
+    done = call(repository, "run", GITHUB_STEP_SUMMARY=str(page))
+    assert done.returncode == 0, done.stderr
+    entries = told(repository)
+    assert {name: entry["status"] for name, entry in entries.items()} == {
+        "lenet5": "unchanged",
+        "digits_vgg": "rewritten",
+        "digits_dw7": "rewritten",
+    }
+    images = models.digit_images("test")[0][:32] if isinstance(models.digit_images("test"), tuple) else None
+    draw = np.random.default_rng(3).uniform(size=(8, 1, 32, 32)).astype(np.float32) if images is None else images
+    feeds = {"image": np.asarray(draw, np.float32)}
+    want = next(iter(run_model(onnx.load(models.trained_path("digits_vgg")), feeds).values()))
+    got = next(iter(run_model(onnx.load(repository / "optimized" / "digits_vgg.onnx"), feeds).values()))
+    assert 0 < float(np.abs(want - got).max()) < 0.05
+    assert entries["digits_vgg"]["equivalence"] == "approximate"
+    assert entries["digits_vgg"]["macs_left"] < 0.5
+    suite = ElementTree.parse(repository / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("3", "0", "0")
+    text = (repository / "report.md").read_text(encoding="utf-8")
+    assert text.count("\n| models") == 3
+    assert page.read_text(encoding="utf-8") == "before\n" + text
+
+
+def test_what_has_not_changed_is_left_alone(repository: Path) -> None:
+    call(repository, "run")
+    first = outputs(repository)
+    lock = (repository / "convrewrite.lock").read_bytes()
+    again = call(repository, "run")
+    assert again.returncode == 0
+    assert again.stderr.count("as before") == 3
+    assert (repository / "convrewrite.lock").read_bytes() == lock
+    assert call(repository, "run", "--force").returncode == 0
+    assert outputs(repository) == first, "the same bytes"
+    assert (repository / "convrewrite.lock").read_bytes() == lock
+    (repository / "optimized" / "digits_vgg.onnx").unlink()
+    after = call(repository, "run")
+    assert after.stderr.count("as before") == 2
+    assert outputs(repository) == first
+
+
+def test_a_gate_is_missed_where_a_weight_was_changed_between_steps(repository: Path) -> None:
+    """The original is replaced by another function's file, so that its optimum is no longer within the gate."""
+    assert call(repository, "run").returncode == 0
+    before = outputs(repository)
+    config = (repository / "convrewrite.toml").read_text(encoding="utf-8")
+    (repository / "convrewrite.toml").write_text(config.replace("0.05", "1e-6"), encoding="utf-8")
+    done = call(repository, "run")
+    assert done.returncode == 1
+    assert "gate max_output_error: the outputs moved by" in done.stderr
+    assert "1 failed" in done.stderr or "2 failed" in done.stderr
+    assert outputs(repository) == before, "nothing was written"
+    suite = ElementTree.parse(repository / "junit.xml").getroot()
+    assert suite.findall("testcase/failure")
+
+
+@pytest.mark.parametrize(
+    ("gate", "text"),
+    [
+        ('equivalence = "reassociated"', "gate equivalence: the result is approximate"),
+        ("max_bytes = 1000", "gate max_bytes"),
+        ("min_speedup = 50.0\nbench_seconds = 0.3", "gate min_speedup"),
+        ("min_top1_agreement = 1.0", ""),
+    ],
+)
+def test_every_gate(repository: Path, gate: str, text: str) -> None:
+    for name in ("lenet5", "digits_dw7"):
+        (repository / "models" / f"{name}.onnx").unlink()
+    config = VGG.replace("max_output_error = 0.05", gate)
+    (repository / "convrewrite.toml").write_text(config, encoding="utf-8")
+    done = call(repository, "run")
+    assert done.returncode == (1 if text else 0), done.stderr
+    assert text in done.stderr
+    assert (repository / "optimized" / "digits_vgg.onnx").exists() is (not text)
+
+
+def test_check_writes_nothing_and_fails_where_an_output_is_out_of_date(repository: Path) -> None:
+    before = snapshot(repository)
+    done = call(repository, "run", "--check")
+    assert done.returncode == 1
+    assert "it would be rewritten" in done.stderr
+    after = snapshot(repository)
+    assert {name: digest for name, digest in after.items() if name in before} == before
+    assert not (repository / "optimized").exists()
+    assert not (repository / "convrewrite.lock").exists()
+    call(repository, "run")
+    assert call(repository, "run", "--check").returncode == 0
+    (repository / "convrewrite.lock").unlink()
+    assert call(repository, "run", "--check").returncode == 0, "the outputs are what would be written"
+    shutil.copy(repository / "models" / "digits_vgg.onnx", repository / "optimized")
+    assert call(repository, "run", "--check").returncode == 1
+
+
+def test_a_dry_run_shows_the_plan(repository: Path) -> None:
+    before = snapshot(repository)
+    done = call(repository, "run", "--dry-run")
+    assert done.returncode == 0
+    assert done.stdout.count("to do") == 3
+    assert "steps: separable tol=0.01" in done.stdout
+    assert "gates: max_output_error 0.05" in done.stdout
+    assert snapshot(repository) == before
+
+
+def test_the_others_are_done_where_one_fails(repository: Path) -> None:
+    folder = repository / "models"
+    (folder / "broken.onnx").write_bytes(b"no model")
+    save(constant_output(), folder / "vacuous.onnx")
+    config = VGG.replace("[[steps]]", '[[steps]]\npass = "fcn"\n[[steps]]', 1)
+    (repository / "convrewrite.toml").write_text(config, encoding="utf-8")
+    save(flat_input(), folder / "flat.onnx")
+    done = call(repository, "run")
+    entries = told(repository)
+    codes = {name: entry["exit_code"] for name, entry in entries.items()}
+    assert codes == {"broken": 2, "vacuous": 1, "flat": 3, "lenet5": 0, "digits_vgg": 0, "digits_dw7": 0}
+    assert done.returncode == 2
+    assert sorted(outputs(repository)) == ["digits_dw7.onnx", "digits_vgg.onnx", "lenet5.onnx"]
+    (folder / "broken.onnx").unlink()
+    assert call(repository, "run").returncode == 1
+    (folder / "vacuous.onnx").unlink()
+    assert call(repository, "run").returncode == 3
+    (repository / "convrewrite.toml").write_text("allow_refused = true\n" + config, encoding="utf-8")
+    assert call(repository, "run").returncode == 0
+
+
+def test_severity() -> None:
+    def of(*codes: int, allow: bool = False) -> int:
+        return exit_code([Result("m", Path("m"), {"exit_code": code}) for code in codes], allow)
+
+    assert (of(0, 0), of(0, 3), of(3, 1), of(1, 2, 3), of(2, 70)) == (0, 3, 1, 2, 70)
+    assert of(3, 0, allow=True) == 0
+    assert of(3, 1, allow=True) == 1
+
+
+def test_data_and_timings(repository: Path) -> None:
+    """Real inputs by the model's name; what was timed is in the lock file, and decides again without timing."""
+    (repository / "models" / "lenet5.onnx").unlink()
+    (repository / "models" / "digits_vgg.onnx").unlink()
+    images = np.random.default_rng(0).uniform(size=(16, 1, 32, 32)).astype(np.float32)
+    np.savez(repository / "digits_dw7.npz", image=images)
+    config = VGG.replace("tol = 0.01", 'tol = 0.01\naccept = "faster"\nsize = [32, 32]')
+    config += '[verification]\ndata = "{name}.npz"\n'
+    (repository / "convrewrite.toml").write_text(config, encoding="utf-8")
+    done = call(repository, "run")
+    assert done.returncode == 0, done.stderr
+    timings = json.loads((repository / "convrewrite.lock").read_text())["timings"]
+    assert len(timings) == 1
+    first, began = outputs(repository), time.monotonic()
+    assert call(repository, "run", "--force").returncode == 0
+    assert time.monotonic() - began < 60
+    assert outputs(repository) == first
+    assert json.loads((repository / "convrewrite.lock").read_text())["timings"] == timings
+    np.savez(repository / "digits_dw7.npz", image=images + 1)
+    assert "as before" not in call(repository, "run").stderr, "other data, another result"
+    (repository / "digits_dw7.npz").unlink()
+    gone = call(repository, "run")
+    assert gone.returncode == 2
+    assert "digits_dw7.npz" in gone.stderr
+
+
+# Bad input ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model = []\nsteps = []", "there is no key 'model'; did you mean 'models'?"),
+        (VGG.replace("tol", "tolerance"), "tolerance'; did you mean 'tol'?"),
+        (VGG.replace('pass = "separable"', 'pass = "seperable"'), 'needs pass = "fcn", "separable" or "groups"'),
+        (VGG.replace('pass = "separable"', ""), 'needs pass = "fcn"'),
+        (VGG.replace("max_output_error", "max_error"), "did you mean 'max_output_error'?"),
+        (VGG.replace("0.01", "-1.0"), "greater than or equal to 0"),
+        (VGG.replace("0.01", '"a"'), "valid number"),
+        (VGG.replace("0.01", "nan"), "tol"),
+        (VGG.replace("models/*.onnx", "nothing/*.onnx"), "matches no file"),
+        (VGG + "[verification", "is not TOML"),
+        ("output = '{nam}.onnx'\n" + VGG, "has a field that is not"),
+        ("output = 'one.onnx'\n" + VGG, "would both be written to one.onnx"),
+        ("output = 'models/{name}.onnx'\n" + VGG, "would overwrite a model that is read"),
+        ("lock = 'junit.xml'\n" + VGG, "is no lock file"),
+        (VGG.replace("report.json", "models/lenet5.onnx"), "would overwrite"),
+    ],
+)
+def test_a_mistake_in_the_file_is_one_line(repository: Path, text: str, message: str) -> None:
+    (repository / "convrewrite.toml").write_text(text, encoding="utf-8")
+    (repository / "junit.xml").write_text("<a/>", encoding="utf-8")
+    before = snapshot(repository)
+    done = call(repository, "run")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert snapshot(repository) == before
+
+
+def test_no_file(tmp_path: Path) -> None:
+    done = call(tmp_path, "run")
+    assert done.returncode == 2
+    assert "convrewrite init" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written(repository: Path) -> None:
+    (repository / "optimized").write_text("a file", encoding="utf-8")
+    done = call(repository, "run")
+    assert done.returncode == 2
+    assert done.stderr.count("cannot write") == 3
+
+
+def test_a_worker_that_is_killed_is_its_models_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import os, sys, json; t = json.load(sys.stdin); t['die'] and os.kill(os.getpid(), t['die'])\n"
+    script += 't[\'say\'] and sys.exit(t[\'say\']); print(\'{"status": "rewritten", "exit_code": 0, "message": ""}\')'
+    monkeypatch.setattr(pool, "COMMAND", [pool.COMMAND[0], "-c", script])
+    tasks = [{"die": signal.SIGKILL, "say": ""}, {"die": 0, "say": "Error: nonsense"}, {"die": 0, "say": ""}]
+    found = dict(pool.run_all(tasks, 2, 1, lambda index: None))
+    assert found[0]["exit_code"] == 2
+    assert "SIGKILL, perhaps for want of memory" in found[0]["message"]
+    assert found[1]["exit_code"] == 70
+    assert "Error: nonsense" in found[1]["message"]
+    assert found[2]["status"] == "rewritten"
+
+
+def test_a_full_disk_leaves_nothing_half_written(repository: Path) -> None:
+    """Simulated by a limit on the size of files."""
+    words = ["bash", "-c", f"ulimit -f 100; exec {COMMAND[0]} run"]
+    done = subprocess.run(words, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode in (2, 70, 153), done.stderr
+    assert "Traceback" not in done.stderr
+    for path in (repository / "optimized").glob("*"):
+        onnx.load(path)
+
+
+def test_timing_is_not_done_beside_other_models() -> None:
+    step = {"pass": "separable", "accept": "faster"}
+    timed = Settings.model_validate({"models": ["a"], "steps": [step]})
+    plain = Settings.model_validate({"models": ["a"], "steps": [{"pass": "groups"}]})
+    assert processes(timed, None, 8) == 1
+    assert processes(timed, 2, 8) == 2
+    assert processes(plain, 4, 2) == 2
+
+
+def test_the_starter_says_everything_that_may_be_said(tmp_path: Path) -> None:
+    (tmp_path / "c.toml").write_text(STARTER, encoding="utf-8")
+    read(tmp_path / "c.toml")
+    uncommented = "\n".join(line.removeprefix("# ") if " = " in line else line for line in STARTER.splitlines())
+    data = tomllib.loads(uncommented.replace("# [[steps]]", "[[steps]]"))
+    settings = Settings.model_validate(data)
+    assert settings.jobs == 2
+    known = {*Settings.model_fields} - {"models", "steps"}
+    assert all(name in STARTER for name in known)
+    with pytest.raises(UsageError, match="there is no"):
+        read(tmp_path / "nothing.toml")
