@@ -9,6 +9,7 @@ This package imports nothing of the rest of convrewrite: it only supplies models
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +21,7 @@ from convrewrite.models import alexnet, digits, lenet, mobilenet, resnet, vgg
 
 __all__ = ["NAMES", "TRAINED", "build", "digit_images", "lenet5_path", "trained_path"]
 
-NAMES: tuple[str, ...] = ("lenet5", "alexnet", "vgg16", "resnet18", "mobilenet_v1")
+NAMES: tuple[str, ...] = ("lenet5", "alexnet", "vgg16", "resnet18", "resnet50", "mobilenet_v1")
 """The names that ``build`` takes."""
 
 _BUILDERS = {
@@ -28,6 +29,7 @@ _BUILDERS = {
     "alexnet": alexnet.build,
     "vgg16": vgg.build,
     "resnet18": resnet.build,
+    "resnet50": partial(resnet.build, depth=50),
     "mobilenet_v1": mobilenet.build,
 }
 

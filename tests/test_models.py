@@ -23,6 +23,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "alexnet": {"width": 0.125, "size": 131},
     "vgg16": {"width": 0.125, "size": 64},
     "resnet18": {"width": 0.25, "size": 64},
+    "resnet50": {"width": 0.125, "size": 64},
     "mobilenet_v1": {"width": 0.25, "size": 64},
 }
 """Options that make each builder fast."""
@@ -68,7 +69,7 @@ def fc(incoming: int, features: int) -> int:
 
 def test_names_is_what_build_takes() -> None:
     assert set(SMALL) == set(models.NAMES)
-    with pytest.raises(ValueError, match=r"unknown model 'lenet'.*lenet5, alexnet, vgg16, resnet18, mobilenet_v1"):
+    with pytest.raises(ValueError, match=r"unknown model 'lenet'.*lenet5, alexnet, vgg16, resnet18, resnet50, mobilenet_v1"):
         build("lenet")
 
 
@@ -174,6 +175,17 @@ def resnet18_parameters() -> int:
     return total + fc(512, 1000)
 
 
+def resnet50_parameters() -> int:
+    total, incoming = conv(3, 64, 7) + 64, 64
+    for channels, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+        for block in range(blocks):
+            total += conv(incoming, channels, 1) + conv(channels, channels, 3) + conv(channels, 4 * channels, 1)
+            total += channels + channels + 4 * channels
+            total += 0 if block else conv(incoming, 4 * channels, 1) + 4 * channels
+            incoming = 4 * channels
+    return total + fc(2048, 1000)
+
+
 def mobilenet_v1_parameters() -> int:
     channels = [32, 64, 128, 128, 256, 256, 512, 512, 512, 512, 512, 512, 1024, 1024]
     total = conv(3, 32, 3) + 32
@@ -189,6 +201,7 @@ def mobilenet_v1_parameters() -> int:
         ("alexnet", alexnet_parameters, 60_965_224),
         ("vgg16", vgg16_parameters, 138_357_544),
         ("resnet18", resnet18_parameters, 11_689_512),
+        ("resnet50", resnet50_parameters, 25_557_032),
         ("mobilenet_v1", mobilenet_v1_parameters, 4_231_976),
     ],
 )
