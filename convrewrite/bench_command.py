@@ -12,6 +12,7 @@ from convrewrite.cli_options import (
     CHECK,
     TELL,
     DebugOption,
+    HtmlOption,
     Provider,
     ProviderOption,
     QuietOption,
@@ -120,6 +121,7 @@ def register(app: typer.Typer, run: Run) -> None:
             typer.Option(metavar="F.png|svg", rich_help_panel=TELL, help="Draw time against size."),
         ] = None,
         report: ReportOption = None,
+        html: HtmlOption = None,
         quiet: QuietOption = False,
         verbose: VerboseOption = False,
         debug: DebugOption = False,
@@ -163,4 +165,5 @@ def register(app: typer.Typer, run: Run) -> None:
             [*files, *([] if plot is None else [str(plot)])],
             quiet=quiet,
             verbose=verbose,
+            html=html,
         )

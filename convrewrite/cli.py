@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,9 +24,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from convrewrite import __version__, bench_command, inspect_command, run_command, trade_commands, verify_command
 from convrewrite.cli_options import (
     MAKE,
+    TELL,
     DataOption,
     DebugOption,
     ErrorOption,
+    HtmlOption,
     In,
     OnlyOption,
     Out,
@@ -108,6 +111,11 @@ def fcn(
     seed: SeedOption = 0,
     data: DataOption = None,
     report: ReportOption = None,
+    html: HtmlOption = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="F.png", rich_help_panel=TELL, help="Draw the class map of this image on the page."),
+    ] = None,
     quiet: QuietOption = False,
     verbose: VerboseOption = False,
     debug: DebugOption = False,
@@ -123,7 +131,7 @@ def fcn(
 
     files = [source or "-", target or "-"]
     files = [*(files[1:] if files[0] == "-" else files), *([] if data is None else [str(data)])]
-    _run("fcn", provider, work, report, files, quiet=quiet, verbose=verbose)
+    _run("fcn", provider, work, report, files, quiet=quiet, verbose=verbose, html=html, image=image)
 
 
 @app.command()
@@ -172,13 +180,19 @@ def _run(
     *,
     quiet: bool,
     verbose: bool,
+    html: str | None = None,
+    image: Path | None = None,
 ) -> None:
-    """Do the work, write the report whatever came of it, print the text, and let an error set the exit code."""
-    from convrewrite import report
+    """Do the work, write the reports whatever came of it, print the text, and let an error set the exit code."""
+    from convrewrite import atomic, report
     from convrewrite.outcome import Outcome
 
     if report_path is not None:
         report.check_target(report_path, models)
+    if html is not None:
+        atomic.check_target(html, "--html", [f for f in (*models, report_path, image) if f not in (None, "-")])
+    if image is not None and html is None:
+        raise UsageError("--image is drawn on the page of --html", remedy="name a page with --html")
     nothing = Outcome(command, provider.value, "error")
     try:
         with _progress(quiet) as tell:
@@ -196,9 +210,24 @@ def _run(
         outcome = nothing.stopped(fault)
     if report_path is not None:
         report.write(outcome, report_path)
+    if html is not None:
+        _write_page(outcome, html, image)
     if not quiet:
         report.show(outcome, errors, verbose=verbose)
     outcome.check()
+
+
+def _write_page(outcome: Outcome, target: str, image: Path | None) -> None:
+    """The page; what it cannot show must not hide an error of the command itself."""
+    from convrewrite import page
+    from convrewrite.page.class_map import read_image
+
+    try:
+        page.write(page.outcome_view(outcome, None if image is None else read_image(image)), target)
+    except ConvrewriteError as error:
+        if outcome.error is None:
+            raise
+        _say(f"no page: {error}")
 
 
 @contextlib.contextmanager

@@ -118,6 +118,10 @@ ReportOption = Annotated[
     str | None,
     typer.Option(metavar="F.json", rich_help_panel=TELL, help="Write a report as JSON, on failure too; - is stdout."),
 ]
+HtmlOption = Annotated[
+    str | None,
+    typer.Option(metavar="F.html", rich_help_panel=TELL, help="Write a page for people, on failure too: one file."),
+]
 QuietOption = Annotated[
     bool, typer.Option("--quiet", "-q", metavar="", rich_help_panel=TELL, help="Print nothing but errors.")
 ]
@@ -226,4 +230,6 @@ class Run(Protocol):
         *,
         quiet: bool,
         verbose: bool,
+        html: str | None = None,
+        image: Path | None = None,
     ) -> None: ...

@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convrewrite.cli_options import CHECK, MAKE, TELL, DebugOption, QuietOption, Size, VerboseOption, finite, parse_size
+from convrewrite.cli_options import (
+    CHECK,
+    MAKE,
+    TELL,
+    DebugOption,
+    HtmlOption,
+    QuietOption,
+    Size,
+    VerboseOption,
+    finite,
+    parse_size,
+)
 from convrewrite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -94,6 +105,7 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
             str | None,
             typer.Option("--json", metavar="F.json", rich_help_panel=TELL, help="Write it as JSON; - is stdout."),
         ] = None,
+        html: HtmlOption = None,
         quiet: QuietOption = False,
         verbose: VerboseOption = False,
         debug: DebugOption = False,
@@ -105,7 +117,7 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
 
         if save is not None and toeplitz is None:
             raise UsageError("--save keeps the matrix of --toeplitz", remedy="name a layer with --toeplitz")
-        for option, target in (("--json", json_), ("--save", save)):
+        for option, target in (("--json", json_), ("--save", save), ("--html", html)):
             if target not in (None, "-"):
                 atomic.check_target(str(target), option, [] if source == "-" else [source])
         model = load(source)
@@ -115,6 +127,10 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
         found = look(model, source, size=size, tol=tol, passes=passes)
         if json_ is not None:
             _write_json(found, json_, answer)
+        if html is not None:
+            from convrewrite import page
+
+            page.write(page.inspection_view(found, model.graph), html)
         if json_ != "-" and not quiet:
             answer(_lines(found, sort, verbose=verbose))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import ConvrewriteError
+from convrewrite.model_io import Model
 from convrewrite.rewrite import Site
 from convrewrite.timing import Bench
 from convrewrite.verification import Progress, Verification
@@ -57,6 +58,21 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
+class Ends:
+    """The two models of a rewrite, for whoever draws them; `after` may not have been written, or not be equivalent.
+
+    Attributes:
+        before, after: the models. inputs: shapes by name at which both are looked at, {} where they are not known.
+        data: the user's real inputs.
+    """
+
+    before: Model
+    after: Model
+    inputs: Mapping[str, tuple[int, ...]]
+    data: Mapping[str, np.ndarray[Any, Any]] | None = None
+
+
+@dataclass(frozen=True)
 class Outcome:
     """What a command did; `error` is what makes it fail, if anything.
 
@@ -64,7 +80,7 @@ class Outcome:
         status: "rewritten", "unchanged" (the file was copied) or, for `verify`, "compared"; where the command fails,
             "failed" (a check), "error" (usage, input, an internal error) or "refused".
         provider: where the models ran; where none ran, what was asked for.
-        advice: one line that says what to do next.
+        advice: one line that says what to do next. ends: the models, where something was rewritten.
     """
 
     command: str
@@ -78,6 +94,7 @@ class Outcome:
     bench: Bench | None = None
     advice: str = ""
     error: ConvrewriteError | None = field(default=None, compare=False)
+    ends: Ends | None = field(default=None, compare=False, repr=False)
 
     @property
     def exit_code(self) -> int:

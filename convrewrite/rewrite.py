@@ -63,6 +63,7 @@ class Site:
         macs_before, macs_after: of the layer at its own size; per cell of its output where that is not known.
         tol_pays, tol_halves: the tolerances from which on the layer would have fewer MACs, and half of them; None
             where the pass does not trade accuracy or none is large enough.
+        form, rank: of a factored kernel: the variant of the form, and the rank or ranks that were kept.
     """
 
     pass_name: str
@@ -81,11 +82,14 @@ class Site:
     response_error: float | None = None
     tol_pays: float | None = None
     tol_halves: float | None = None
+    form: str = ""
+    rank: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The site as it stands in the report."""
         data = dict(vars(self))
         data["pass"] = data.pop("pass_name")
+        data["rank"] = list(self.rank)
         return data
 
 

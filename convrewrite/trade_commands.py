@@ -16,6 +16,7 @@ from convrewrite.cli_options import (
     Expand,
     Fit,
     Form,
+    HtmlOption,
     In,
     OnlyOption,
     Out,
@@ -90,6 +91,7 @@ def register(app: typer.Typer, run: Run) -> None:
         seed: SeedOption = 0,
         data: DataOption = None,
         report: ReportOption = None,
+        html: HtmlOption = None,
         quiet: QuietOption = False,
         verbose: VerboseOption = False,
         debug: DebugOption = False,
@@ -105,7 +107,16 @@ def register(app: typer.Typer, run: Run) -> None:
             return pipeline.trade(*paths_of(source, target), Separable(tol=tol, form=form.value), options, trade)
 
         files = [source or "-", target or "-"]
-        run("separable", provider, work, report, files[1:] if files[0] == "-" else files, quiet=quiet, verbose=verbose)
+        run(
+            "separable",
+            provider,
+            work,
+            report,
+            files[1:] if files[0] == "-" else files,
+            quiet=quiet,
+            verbose=verbose,
+            html=html,
+        )
 
     @app.command()
     def groups(
@@ -149,6 +160,7 @@ def register(app: typer.Typer, run: Run) -> None:
         seed: SeedOption = 0,
         data: DataOption = None,
         report: ReportOption = None,
+        html: HtmlOption = None,
         quiet: QuietOption = False,
         verbose: VerboseOption = False,
         debug: DebugOption = False,
@@ -167,4 +179,13 @@ def register(app: typer.Typer, run: Run) -> None:
             return pipeline.trade(*paths_of(source, target), pass_, options, pipeline.Trade(judged, size, timings))
 
         files = [source or "-", target or "-"]
-        run("groups", provider, work, report, files[1:] if files[0] == "-" else files, quiet=quiet, verbose=verbose)
+        run(
+            "groups",
+            provider,
+            work,
+            report,
+            files[1:] if files[0] == "-" else files,
+            quiet=quiet,
+            verbose=verbose,
+            html=html,
+        )

@@ -22,6 +22,7 @@ from convrewrite.cli_options import (
     TELL,
     DataOption,
     DebugOption,
+    HtmlOption,
     Provider,
     ProviderOption,
     QuietOption,
@@ -100,6 +101,7 @@ def register(app: typer.Typer, run: Run) -> None:
             typer.Option(metavar="F.npz", rich_help_panel=TELL, help="Keep the inputs on which they differ most."),
         ] = None,
         report: ReportOption = None,
+        html: HtmlOption = None,
         quiet: QuietOption = False,
         verbose: VerboseOption = False,
         debug: DebugOption = False,
@@ -148,7 +150,7 @@ def register(app: typer.Typer, run: Run) -> None:
                 _tell(outcome.verification, save_failing, replay, quiet=quiet, verbose=verbose)
             return outcome
 
-        run("verify", provider, work, report, [*map(str, [*files, *targets])], quiet=quiet, verbose=verbose)
+        run("verify", provider, work, report, [*map(str, [*files, *targets])], quiet=quiet, verbose=verbose, html=html)
 
 
 def _tell(found: Verification, save_failing: Path | None, replay: str, *, quiet: bool, verbose: bool) -> None:

@@ -9,6 +9,7 @@ This package imports nothing of the rest of convrewrite: it only supplies models
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ __all__ = ["NAMES", "TRAINED", "build", "digit_images", "lenet5_path", "trained_
 NAMES: tuple[str, ...] = ("lenet5", "alexnet", "vgg16", "resnet18", "resnet50", "mobilenet_v1")
 """The names that ``build`` takes."""
 
-_BUILDERS = {
+_BUILDERS: dict[str, Callable[..., onnx.ModelProto]] = {
     "lenet5": lenet.build,
     "alexnet": alexnet.build,
     "vgg16": vgg.build,

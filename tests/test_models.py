@@ -69,7 +69,9 @@ def fc(incoming: int, features: int) -> int:
 
 def test_names_is_what_build_takes() -> None:
     assert set(SMALL) == set(models.NAMES)
-    with pytest.raises(ValueError, match=r"unknown model 'lenet'.*lenet5, alexnet, vgg16, resnet18, resnet50, mobilenet_v1"):
+    with pytest.raises(
+        ValueError, match=r"unknown model 'lenet'.*lenet5, alexnet, vgg16, resnet18, resnet50, mobilenet_v1"
+    ):
         build("lenet")
 
 

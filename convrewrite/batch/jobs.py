@@ -141,7 +141,7 @@ class Lock:
 
     def keep(self, job: Job, wanted: str, result: dict[str, Any]) -> None:
         """Remember a model that passed; what differs from run to run stays out."""
-        kept = {name: fact for name, fact in result.items() if name not in ("steps", "seconds")}
+        kept = {name: fact for name, fact in result.items() if name not in ("steps", "views", "seconds")}
         self.entries[job.name] = Entry(wanted, model_io.load(job.target).sha256, kept)
 
     def learn(self, path: Path) -> None:

@@ -161,6 +161,7 @@ def _targets(settings: Settings, folder: Path) -> list[tuple[str, Path, Callable
         ("reports.json", wanted.json_, summary.to_json),
         ("reports.junit", wanted.junit, summary.to_junit),
         ("reports.markdown", wanted.markdown, summary.to_markdown),
+        ("reports.html", wanted.html, summary.to_html),
     )
     return [(option, folder / target, make) for option, target, make in kinds if target is not None]
 

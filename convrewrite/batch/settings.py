@@ -105,6 +105,7 @@ class Reports(_Section):
     json_: str | None = Field(None, alias="json")
     junit: str | None = None
     markdown: str | None = None
+    html: str | None = None
 
 
 class Settings(_Section):

@@ -45,4 +45,5 @@ max_output_error = 1e-3               # max|a-b| / max|b| of every output
 json = "convrewrite-report.json"
 # junit = "convrewrite-junit.xml"
 # markdown = "convrewrite-report.md"  # also on the page of a GitHub job
+html = "convrewrite-report.html"      # for people: costs, spectra, sites, errors and speed in one file
 """

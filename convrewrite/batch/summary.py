@@ -1,4 +1,4 @@
-"""The results of a run for machines and for pages: JSON, JUnit XML, Markdown."""
+"""The results of a run for machines and for pages: JSON, JUnit XML, Markdown, HTML."""
 
 from __future__ import annotations
 
@@ -22,10 +22,26 @@ HEADER = ("model", "result", "MACs", "output error", "same class", "speedup", ""
 def to_json(batch: Batch) -> str:
     """All that is known, each step's report included (schema convrewrite.run/1)."""
     models = [
-        {"model": r.name, "output": os.fspath(r.target), "cached": r.cached, **_plain(r.facts)} for r in batch.results
+        {"model": r.name, "output": os.fspath(r.target), "cached": r.cached, **_plain(_facts(r))} for r in batch.results
     ]
     data = {"schema": SCHEMA, "versions": report.versions(), "exit_code": batch.exit_code, "models": models}
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
+
+
+def _facts(result: Result) -> dict[str, Any]:
+    return {name: fact for name, fact in result.facts.items() if name != "views"}
+
+
+def to_html(batch: Batch) -> str:
+    """The page: a table, and below it what each step of each model did; a model that had not changed has a row only."""
+    from convrewrite.page.render import render
+    from convrewrite.page.views import run_view
+
+    models = [
+        {"name": r.name, "exit_code": r.exit_code, "cells": row(r), "views": r.facts.get("views", [])}
+        for r in batch.results
+    ]
+    return render(run_view(models, batch.exit_code))
 
 
 def _plain(value: Any) -> Any:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convrewrite import atomic, costs, model_io, pipeline, report, timing
+from convrewrite import atomic, costs, model_io, page, pipeline, report, timing
 from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, SeparableStep, Settings, Step
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
 from convrewrite.outcome import FAILURES, Options, Outcome
@@ -77,11 +77,14 @@ def _do(task: Mapping[str, Any], finding: Finding) -> None:
     with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
         last = source
         reports: list[dict[str, Any]] = []
+        views: list[dict[str, Any]] = []
         for index, step in enumerate(settings.steps):
             made = Path(folder) / f"{index}.onnx"
             outcome = _step(step, last, made, _options(settings, step, data if _fits(last, data) else None, task), task)
             reports.append(_told(outcome, index))
-            finding.note(steps=reports)
+            if settings.reports.html is not None:
+                views.append({**page.outcome_view(outcome), **_named(reports[-1])})
+            finding.note(steps=reports, views=views)
             outcome.check()
             last = made
         changed = any(told["outcome"] == "rewritten" for told in reports)
@@ -139,10 +142,12 @@ def _extents(size: Sequence[int] | None) -> tuple[int, ...] | None:
 def _told(outcome: Outcome, index: int) -> dict[str, Any]:
     """The report of a step; files that live no longer than the run have no path."""
     told = {**report.to_dict(outcome), "step": index}
-    for end in ("input", "output"):
-        if told[end] is not None:
-            told[end] = {**told[end], "path": ""}
-    return told
+    return {**told, **_named(told)}
+
+
+def _named(told: Mapping[str, Any]) -> dict[str, Any]:
+    """The ends of a step, without the paths of files that live no longer than the run."""
+    return {end: told[end] and {**told[end], "path": ""} for end in ("input", "output")}
 
 
 def _macs_left(reports: Sequence[Mapping[str, Any]]) -> float | None:

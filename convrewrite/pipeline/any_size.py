@@ -17,7 +17,7 @@ from convrewrite import costs, model_io, runtime, verification
 from convrewrite.errors import UsageError
 from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
-from convrewrite.outcome import STREAM, FileFacts, Log, Options, Outcome
+from convrewrite.outcome import STREAM, Ends, FileFacts, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline.files import (
     as_file,
@@ -84,6 +84,7 @@ def _publish(
 ) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
     window: Window = result.evidence["window"]
+    log.note(ends=Ends(before, after, _native_inputs(after.graph, window), options.data))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="convrewrite-")))
         path = folder / "rewritten.onnx" if target == STREAM else Path(target)
@@ -149,9 +150,15 @@ def _with_macs(facts: FileFacts | None, graph: gs.Graph, window: Window | None) 
     """The facts with the MACs of one sample at the native size, where all shapes follow from it."""
     if facts is None or window is None:
         return facts
-    shapes = {t.name: [d if isinstance(d, int) else 1 for d in t.shape or ()] for t in graph.inputs}
-    for letter, extent in zip(window.letters, window.size, strict=True):
-        shapes[window.input][window.axes.index(letter)] = extent
+    shapes = _native_inputs(graph, window)
     with contextlib.suppress(onnx.shape_inference.InferenceError):
         return replace(facts, macs=costs.graph_macs(graph, infer_shapes(graph, shapes)))
     return facts
+
+
+def _native_inputs(graph: gs.Graph, window: Window) -> dict[str, tuple[int, ...]]:
+    """Shapes of the inputs of one sample at the native size."""
+    shapes = {t.name: [d if isinstance(d, int) else 1 for d in t.shape or ()] for t in graph.inputs}
+    for letter, extent in zip(window.letters, window.size, strict=True):
+        shapes[window.input][window.axes.index(letter)] = extent
+    return {name: tuple(shape) for name, shape in shapes.items()}

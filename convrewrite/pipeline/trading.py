@@ -23,7 +23,7 @@ from convrewrite import acceptance, model_io, runtime, timing, verification
 from convrewrite.acceptance import Decisions, Faster
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
-from convrewrite.outcome import STREAM, Log, Options, Outcome
+from convrewrite.outcome import STREAM, Ends, Log, Options, Outcome
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.files import as_file, copied, input_facts, load, output_facts, refuse_stream_target, same_file
@@ -217,6 +217,7 @@ def _check_refused(pass_: Traded, result: PassResult) -> None:
 def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
     after = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
+    run.log.note(ends=Ends(run.model, after, run.at.inputs, run.options.data))
     path = run.folder / "rewritten.onnx" if target == STREAM else Path(target)
     with model_io.staged(after, path) as staged:
         facts = replace(output_facts(after, staged.path, target), macs=run.at.macs(after.graph))
@@ -253,12 +254,16 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
             response_error=None,
             macs_after=site.macs_before,
             params_after=site.params_before,
+            form="",
+            rank=(),
         )
         if site.outcome == "rewritten"
         else site
         for site in result.sites
     )
-    run.log.note(sites=sites, verification=None, advice=f"nothing to do: {reason.meaning}; copied byte for byte")
+    run.log.note(
+        sites=sites, verification=None, ends=None, advice=f"nothing to do: {reason.meaning}; copied byte for byte"
+    )
     copied(run.model, source, target, run.log)
 
 

@@ -159,6 +159,8 @@ class Separable:
             params_after=option.cost.parameters + (biases if moments is None else site.channels[0]),
             tol_pays=found.tol_pays,
             tol_halves=found.tol_halves,
+            form=option.decomposition.name,
+            rank=option.rank,
         )
         return Plan((told,), replacement, evidence={"kernels": {site.anchor: replacement.reconstruction}})
 

@@ -1,0 +1,65 @@
+"""A view as HTML: one template for each kind, one style, one script, all in the file."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+from rich.filesize import decimal
+
+from convrewrite import atomic
+from convrewrite.page.views import View
+
+
+def write(view: View, target: str | Path) -> None:
+    """Write the page, whole or not at all. Raises UsageError where the target cannot be written."""
+    atomic.write_whole(target, [render(view).encode()], ".html")
+
+
+def render(view: View) -> str:
+    """The page as text. The same view gives the same bytes."""
+    return _environment().get_template(f"{view['kind']}.html.j2").render(view=view)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    loader = jinja2.PackageLoader("convrewrite.page", "templates")
+    made = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.filters |= {
+        "by": by,
+        "pads": pads,
+        "count": lambda value: "?" if value is None else f"{value:,}",
+        "bytes": decimal,
+        "percent": lambda value: f"{value:.1%}",
+        "small": lambda value: "-" if value is None else f"{value:.1e}",
+        "ms": lambda seconds: f"{seconds * 1e3:.3g}",
+        "ratio": lambda value: f"{value:.2f}x",
+    }
+    made.globals |= {"style": _text("style.css"), "script": _text("script.js")}
+    return made
+
+
+def by(extents: Sequence[int] | None, sign: str = "x") -> str:
+    """`224x224`; a dash where there are none."""
+    return sign.join(map(str, extents)) if extents else "-"
+
+
+def pads(begin_end: Sequence[int] | None) -> str:
+    """Pads of each axis; begin and end apart where they differ."""
+    if not begin_end:
+        return "-"
+    half = len(begin_end) // 2
+    begin, end = begin_end[:half], begin_end[half:]
+    return by(begin) if list(begin) == list(end) else f"{by(begin)}, {by(end)}"
+
+
+def _text(name: str) -> str:
+    """A file of ours, not escaped."""
+    from markupsafe import Markup
+
+    return Markup(resources.files("convrewrite.page").joinpath("templates", name).read_text(encoding="utf-8"))
