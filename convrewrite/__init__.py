@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convrewrite.api import Result, bench, fcn, groups, inspect, load, separable, verify
+    from convrewrite.api import Result, bench, fcn, groups, inspect, load, separable, transform, verify
     from convrewrite.errors import CheckFailed, ConvrewriteError, Refused, UsageError
 
 try:
@@ -36,6 +36,7 @@ __all__ = [
     "inspect",
     "load",
     "separable",
+    "transform",
     "verify",
 ]
 

@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from convrewrite import inspection, model_io, pipeline, report, timing
+from convrewrite import inspection, model_io, pipeline, plugins, report, timing
 from convrewrite.errors import UsageError
 from convrewrite.inspection import Inspection
 from convrewrite.model_io import Model, load
@@ -37,12 +37,12 @@ from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline import Trade
-from convrewrite.rewrite import Site
+from convrewrite.rewrite import Pass, Site
 from convrewrite.timing import Bench
 from convrewrite.verification import Verification
 from convrewrite.windows import Window
 
-__all__ = ["Result", "bench", "fcn", "groups", "inspect", "load", "separable", "verify"]
+__all__ = ["Result", "bench", "fcn", "groups", "inspect", "load", "separable", "transform", "verify"]
 
 Given = Model | str | Path
 """A model, or the path of one."""
@@ -215,7 +215,33 @@ def inspect(model: Given, *, size: Sequence[int] | None = None, tol: float = 0.0
     return inspection.inspect(loaded, str(loaded.path or "model"), size=size, tol=_tolerance(tol), passes=passes)
 
 
-def _traded(model: Given, pass_: Separable | Groups, options: Mapping[str, Any], how: Trade) -> Result:
+def transform(
+    model: Given,
+    pass_: Pass | str,
+    *,
+    accept: str = "always",
+    size: Sequence[int] | None = None,
+    timings: str | None = None,
+    fields: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Result:
+    """Run any pass, a third party's included, with the same judges and the same verification.
+
+    Args:
+        model: the network. pass_: the pass, or the name of one (with `fields` as its options).
+        accept, size, timings, options: as for `separable`.
+
+    Raises:
+        UsageError: there is no such pass, or it has no such option. Refused, CheckFailed: as for `fcn`.
+    """
+    made = plugins.make(pass_, fields or {}) if isinstance(pass_, str) else pass_
+    if isinstance(made, Fcn):
+        return _rewritten(model, lambda source, target: pipeline.fcn(source, target, made, _options(options)))
+    how = Trade(_one_of("accept", accept, pipeline.ACCEPT), _extents(size), timings)
+    return _traded(model, made, options, how)
+
+
+def _traded(model: Given, pass_: Pass, options: Mapping[str, Any], how: Trade) -> Result:
     return _rewritten(model, lambda source, target: pipeline.trade(source, target, pass_, _options(options), how))
 
 

@@ -50,6 +50,7 @@ from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, Refus
 
 if TYPE_CHECKING:
     from convrewrite.outcome import Outcome
+    from convrewrite.rewrite import Pass
     from convrewrite.verification import Progress as Tell
 
 app = typer.Typer(
@@ -142,11 +143,12 @@ def explain(
     debug: DebugOption = False,
 ) -> None:
     """Explain a pass or a reason; without one, list them."""
-    from convrewrite import pipeline
-    from convrewrite.passes import ALL
+    from convrewrite import pipeline, plugins
 
-    passes = {pass_.name: (sys.modules[pass_.__module__].__doc__ or "").strip() for pass_ in ALL}
-    reasons = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons()}
+    loaded = [plugins.load(name) for name in plugins.names()]
+    passes = {pass_.name: _documented(pass_) for pass_ in loaded}
+    others = [pass_ for pass_ in loaded if pass_.name not in plugins.OWN]
+    reasons = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons(others)}
     if subject is None:
         lines = ["passes", *(f"  {text.splitlines()[0]}" for text in passes.values()), "reasons"]
         _answer([*lines, *(f"  {code}\n      {meaning}" for code, (meaning, _) in reasons.items())])
@@ -157,6 +159,12 @@ def explain(
         _answer([subject, f"  What it means: {meaning}.", f"  What helps: {remedy}."])
     else:
         raise UsageError(f"there is no pass or reason '{subject}'", remedy="run 'convrewrite explain' for the list")
+
+
+def _documented(pass_: type[Pass]) -> str:
+    """What the module of a pass says of it, or else its class."""
+    text = sys.modules[pass_.__module__].__doc__ or pass_.__doc__ or ""
+    return text.strip() or f"{pass_.name}: it says nothing of itself"
 
 
 def _answer(lines: list[str]) -> None:

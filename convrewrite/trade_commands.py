@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -37,6 +37,8 @@ from convrewrite.cli_options import (
     paths_of,
 )
 from convrewrite.errors import UsageError
+
+_OPTION = "give it as NAME=VALUE, where VALUE is a number, true, false, a list, or text"
 
 if TYPE_CHECKING:
     from convrewrite.outcome import Outcome
@@ -189,3 +191,64 @@ def register(app: typer.Typer, run: Run) -> None:
             verbose=verbose,
             html=html,
         )
+
+    @app.command()
+    def transform(
+        name: Annotated[str, typer.Argument(metavar="PASS", help="The name of the pass; `explain` lists them.")],
+        source: In = None,
+        target: Out = None,
+        set_: Annotated[
+            list[str] | None,
+            typer.Option(
+                "--set",
+                metavar="NAME=VALUE",
+                rich_help_panel=MAKE,
+                help="An option of the pass, such as --set tol=0.1.",
+            ),
+        ] = None,
+        accept: AcceptOption = Accept.always,
+        timings: TimingsOption = None,
+        size: TradeSizeOption = None,
+        only: OnlyOption = None,
+        skip: SkipOption = None,
+        verify: VerifyOption = True,
+        provider: ProviderOption = Provider.auto,
+        max_output_error: BudgetOption = None,
+        samples: SamplesOption = 3,
+        seed: SeedOption = 0,
+        data: DataOption = None,
+        report: ReportOption = None,
+        html: HtmlOption = None,
+        quiet: QuietOption = False,
+        verbose: VerboseOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        """Run any pass by its name: those that other packages bring, too."""
+
+        def work(tell: Tell | None) -> Outcome:
+            from convrewrite import pipeline, plugins
+            from convrewrite.passes.fcn import Fcn
+
+            pass_ = plugins.make(name, dict(_setting(text) for text in set_ or []))
+            options = options_of(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
+            ends = paths_of(source, target)
+            if isinstance(pass_, Fcn):
+                return pipeline.fcn(*ends, pass_, options)
+            return pipeline.trade(*ends, pass_, options, pipeline.Trade(accept.value, size, timings))
+
+        files = [source or "-", target or "-"]
+        files = files[1:] if files[0] == "-" else files
+        run("transform", provider, work, report, files, quiet=quiet, verbose=verbose, html=html)
+
+
+def _setting(text: str) -> tuple[str, Any]:
+    """NAME=VALUE, the value as TOML has it, or else as text."""
+    import tomllib
+
+    name, sign, value = text.partition("=")
+    if not sign or not name.strip().isidentifier():
+        raise UsageError(f"--set {text} is no setting", remedy=_OPTION)
+    try:
+        return name.strip(), tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return name.strip(), value

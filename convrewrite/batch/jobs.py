@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convrewrite import atomic, model_io, report
+from convrewrite import atomic, model_io, plugins, report
 from convrewrite.acceptance.decisions import Decisions
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import UsageError
@@ -87,7 +87,8 @@ def key(job: Job, settings: Settings) -> str:
     """
     digest = hashlib.sha256()
     chosen = settings.model_dump(mode="json", exclude={"models", "output", "jobs", "reports", "lock"})
-    digest.update(json.dumps([chosen, report.versions()], sort_keys=True).encode())
+    packages = [plugins.version(step.name) for step in settings.steps]
+    digest.update(json.dumps([chosen, report.versions(), packages], sort_keys=True).encode())
     digest.update(model_io.load(job.source).sha256.encode())
     if job.data is not None:
         digest.update(_hash(job.data).encode())

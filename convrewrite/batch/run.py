@@ -181,3 +181,7 @@ def _write_reports(settings: Settings, folder: Path, batch: Batch) -> None:
     if page:
         with atomic.write_errors(page), open(page, "a", encoding="utf-8") as file:
             file.write(summary.to_markdown(batch))
+    outputs = os.environ.get("GITHUB_OUTPUT")
+    if outputs:
+        with atomic.write_errors(outputs), open(outputs, "a", encoding="utf-8") as file:
+            file.write(summary.to_outputs(batch, settings, folder))

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
 
+from convrewrite import plugins
 from convrewrite.errors import UsageError
 
 DEFAULT = "convrewrite.toml"
@@ -75,7 +76,29 @@ class GroupsStep(_Step):
     max_output_error: Tolerance | None = None
 
 
-Step = Annotated[FcnStep | SeparableStep | GroupsStep, Field(discriminator="name")]
+class PluginStep(_Step):
+    """A pass of another package; further keys are its own options."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+    name: str = Field(alias="pass")
+    accept: Accept = "always"
+    size: Size | None = None
+    max_output_error: Tolerance | None = None
+
+
+def _kind(step: Any) -> str | None:
+    """Which kind of step it is, by the name of its pass."""
+    name = step.get("pass") if isinstance(step, dict) else getattr(step, "name", None)
+    return None if not isinstance(name, str) else name if name in ("fcn", "separable", "groups") else "plugin"
+
+
+Step = Annotated[
+    Annotated[FcnStep, Tag("fcn")]
+    | Annotated[SeparableStep, Tag("separable")]
+    | Annotated[GroupsStep, Tag("groups")]
+    | Annotated[PluginStep, Tag("plugin")],
+    Discriminator(_kind),
+]
 
 
 class Verification(_Section):
@@ -153,7 +176,17 @@ def read(path: Path) -> Settings:
         mistakes = "; ".join(_told(mistake) for mistake in error.errors())
         raise UsageError(f"{path}: {mistakes}") from None
     _check_output(path, settings)
+    for step in settings.steps:
+        if isinstance(step, PluginStep):
+            _check_plugin(path, step)
     return settings
+
+
+def _check_plugin(path: Path, step: PluginStep) -> None:
+    try:
+        plugins.make(step.name, step.model_extra or {})
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
 
 
 def _check_output(path: Path, settings: Settings) -> None:
@@ -176,6 +209,6 @@ def _told(mistake: Any) -> str:
     if mistake["type"] == "missing":
         return f"'{where}' is missing"
     if mistake["type"] in ("union_tag_invalid", "union_tag_not_found"):
-        return f'\'{where}\' needs pass = "fcn", "separable" or "groups"'
+        return f'\'{where}\' needs pass = "fcn", "separable", "groups" or the name of another one'
     text = str(mistake["msg"]).removeprefix("Value error, ")
     return f"'{where}': {text[:1].lower()}{text[1:]}, not {mistake['input']!r}"

@@ -12,7 +12,10 @@ from xml.etree import ElementTree
 from convrewrite import report
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from convrewrite.batch.run import Batch, Result
+    from convrewrite.batch.settings import Settings
 
 SCHEMA = "convrewrite.run/1"
 
@@ -83,6 +86,15 @@ def to_markdown(batch: Batch) -> str:
     rows = [HEADER, ("---",) * len(HEADER), *(tuple(map(_cell, row(result))) for result in batch.results)]
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join(["### convrewrite", "", *lines, "", f"exit code {batch.exit_code}", ""])
+
+
+def to_outputs(batch: Batch, settings: Settings, folder: Path) -> str:
+    """The outputs of a GitHub step: paths of the reports, and the smallest speedup that was measured."""
+    paths = {"report": settings.reports.json_, "html": settings.reports.html}
+    lines = [f"{name}={folder / path}" for name, path in paths.items() if path is not None]
+    speeds = [r.facts["speedup"]["median"] for r in batch.results if r.facts.get("speedup")]
+    lines += [f"speedup={min(speeds):.3f}"] if speeds else []
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _cell(text: str) -> str:

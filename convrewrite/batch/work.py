@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convrewrite import atomic, costs, model_io, page, pipeline, report, timing
+from convrewrite import atomic, costs, model_io, page, pipeline, plugins, report, timing
 from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, SeparableStep, Settings, Step
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
 from convrewrite.outcome import FAILURES, Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
+from convrewrite.rewrite import Pass
 from convrewrite.sampling import read_data
 from convrewrite.verification.stated import output_error, state
 
@@ -123,13 +124,15 @@ def _step(step: Step, source: Path, target: Path, options: Options, task: Mappin
     if isinstance(step, FcnStep):
         fcn = Fcn(window=_extents(step.window), size=_extents(step.size))
         return pipeline.fcn(str(source), str(target), fcn, options)
-    pass_: Separable | Groups
+    pass_: Pass
     accept = step.accept
     if isinstance(step, GroupsStep):
         pass_ = Groups(tol=step.tol, into=step.into, expand=step.expand)
         accept = "always" if step.expand is not None else accept
-    else:
+    elif isinstance(step, SeparableStep):
         pass_ = Separable(tol=step.tol, form=step.form)
+    else:
+        pass_ = plugins.make(step.name, step.model_extra or {})
     fit = isinstance(step, SeparableStep) and step.fit
     how = pipeline.Trade(accept, _extents(step.size), task["timings"], fit)
     return pipeline.trade(str(source), str(target), pass_, options, how)

@@ -91,9 +91,9 @@ def by(extents: Sequence[int]) -> str:
     return "x".join(map(str, extents))
 
 
-def reasons() -> Iterator[tuple[str, str, str]]:
-    """Every reason, those of every pass first: code, meaning, remedy."""
+def reasons(passes: Sequence[type[Pass]] = ()) -> Iterator[tuple[str, str, str]]:
+    """Every reason, those of every pass first: code, meaning, remedy. `passes`: those of other packages."""
     from convrewrite.passes import ALL
 
-    for reason in (*(reason for pass_ in ALL for reason in pass_.reasons.values()), *GENERAL):
+    for reason in (*(reason for pass_ in (*ALL, *passes) for reason in pass_.reasons.values()), *GENERAL):
         yield reason.code, reason.meaning, reason.remedy

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -30,13 +30,10 @@ from convrewrite.pipeline.files import as_file, copied, input_facts, load, outpu
 from convrewrite.pipeline.native import Native, native
 from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, meaning, obtained, refusal
-from convrewrite.rewrite import Judge, PassResult, run_pass
+from convrewrite.rewrite import Judge, Pass, PassResult, run_pass
 from convrewrite.verification import Verification
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
 from convrewrite.verification.stated import joined, output_error, state
-
-Traded = Separable | Groups
-"""The passes of these commands."""
 
 ACCEPT = ("smaller", "faster", "always")
 """The judges by name."""
@@ -65,7 +62,7 @@ class _Run:
     """One run of a command, from the model that was read to the rewritten graph."""
 
     model: Model
-    pass_: Traded
+    pass_: Pass
     options: Options
     trade: Trade
     at: Native
@@ -112,6 +109,8 @@ class _Run:
         kernels: acceptance.Kernels = result.evidence.get("kernels", {})
         if all(site.equivalence != "approximate" for site in result.outcome("rewritten")):
             return self._equal(self.original, staged, kernels, limit)
+        if not kernels:  # a pass that does not say what its kernels amount to: its distance is stated, no more
+            return state(self.original, staged, limit=limit, **self.how)
         reference = self._with(kernels, "reference.onnx")
         equal = self._equal(reference, staged, kernels, None)
         return joined(equal, state(self.original, staged, limit=limit, **self.how))
@@ -149,7 +148,7 @@ class _Run:
         return known.verdict == timing.FASTER
 
 
-def trade(source: str, target: str, pass_: Traded, options: Options, how: Trade) -> Outcome:
+def trade(source: str, target: str, pass_: Pass, options: Options, how: Trade) -> Outcome:
     """Run a pass whose rewrites cost something: read `source`, write `target` ("-" is standard input or output).
 
     Whatever stops it is the outcome's `error`, and then nothing was written; `Outcome.check` raises it.
@@ -160,7 +159,7 @@ def trade(source: str, target: str, pass_: Traded, options: Options, how: Trade)
     return log.outcome
 
 
-def _trade(source: str, target: str, pass_: Traded, options: Options, how: Trade, log: Log) -> None:
+def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, log: Log) -> None:
     runtime.check_installation()
     check_provider(options.provider)
     refuse_stream_target(target)
@@ -174,10 +173,10 @@ def _trade(source: str, target: str, pass_: Traded, options: Options, how: Trade
     with tempfile.TemporaryDirectory(prefix="convrewrite-") as name:
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
-        pass_ = replace(pass_, shapes=at.tensors)
+        pass_ = _with(pass_, shapes=at.tensors)
         _check_finite(options.data)
         if how.fit and options.data is not None and isinstance(pass_, Separable):
-            pass_ = replace(pass_, responses=Collected.read(model, options.data, at, options.provider, options.seed))
+            pass_ = _with(pass_, responses=Collected.read(model, options.data, at, options.provider, options.seed))
         run = _Run(model, pass_, options, how, at, original, folder, decisions, log)
         try:
             result = run.result()
@@ -193,6 +192,13 @@ def _trade(source: str, target: str, pass_: Traded, options: Options, how: Trade
             decisions.save()
 
 
+def _with(pass_: Pass, **facts: Any) -> Pass:
+    """The pass with what is known of the model, where it has fields for that."""
+    made: Any = pass_
+    known = {field.name for field in dataclasses.fields(made)}
+    return cast(Pass, replace(made, **{name: fact for name, fact in facts.items() if name in known}))
+
+
 _SIZE = "give --size, as in 224x224"
 
 
@@ -204,7 +210,7 @@ def _check_finite(data: Mapping[str, Any] | None) -> None:
             raise UsageError(f"array '{name}' of the data holds NaN or Inf, first in sample {sample}", remedy="mend it")
 
 
-def _check_refused(pass_: Traded, result: PassResult) -> None:
+def _check_refused(pass_: Pass, result: PassResult) -> None:
     """Raise Refused where a site refuses the model as a whole, or where there are only refused sites."""
     refused = result.outcome("refused")
     whole = [site for site in refused if site.reason in pass_.reasons and pass_.reasons[site.reason].whole]
@@ -267,7 +273,7 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
     copied(run.model, source, target, run.log)
 
 
-def _nothing(pass_: Traded, result: PassResult) -> str:
+def _nothing(pass_: Pass, result: PassResult) -> str:
     """Why the file was copied."""
     if not result.sites:
         return "nothing to do: no convolution outside of subgraphs; copied byte for byte"
@@ -310,12 +316,16 @@ def _next(run: _Run, source: str, target: str) -> str:
 def _repeat(run: _Run, source: str, target: str) -> str:
     """The command that repeats it: the rewrite itself, which writes nothing where it fails."""
     pass_, options, how = run.pass_, run.options, run.trade
-    words = ["convrewrite", pass_.name, source, target]
-    for field in dataclasses.fields(pass_):
+    made: Any = pass_
+    own = isinstance(made, Separable | Groups)
+    words = (
+        ["convrewrite", pass_.name, source, target] if own else ["convrewrite", "transform", pass_.name, source, target]
+    )
+    for field in dataclasses.fields(made):
         value = getattr(pass_, field.name)
         if field.compare and value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
-    words += ["--accept", how.accept] if how.accept != "smaller" else []
+            words += [f"--{field.name.replace('_', '-')}", str(value)] if own else ["--set", f"{field.name}={value!r}"]
+    words += ["--accept", how.accept] if how.accept != ("smaller" if own else "always") else []
     words += ["--size", by(how.size)] if how.size else []
     words += ["--data", options.data_path] if options.data is not None else []
     words += ["--fit", "weights"] if options.data is not None and not how.fit else []

@@ -1,0 +1,119 @@
+"""Passes of other packages, found by the entry-point group `convrewrite.passes`.
+
+    [project.entry-points."convrewrite.passes"]
+    fold-scale = "mypackage.passes:FoldScale"
+
+The entry names the pass; its class is a frozen dataclass with the same `name` that keeps to `rewrite.Pass`. Such a pass
+runs by `convrewrite transform`, as a step of `convrewrite run` and by `transform` from Python, through the same runner,
+judges and verification as those of the project. Nothing of another package is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from convrewrite.errors import UsageError
+from convrewrite.passes import ALL
+from convrewrite.rewrite import Pass
+
+GROUP = "convrewrite.passes"
+
+PARTS = ("candidates", "plan", "apply", "reasons")
+"""What a pass has beside its name."""
+
+OWN: dict[str, type[Pass]] = {pass_.name: pass_ for pass_ in ALL}
+"""The passes of the project."""
+
+
+def third_party() -> dict[str, EntryPoint]:
+    """The passes of other packages by name, not loaded.
+
+    Raises:
+        UsageError: two packages have a pass of one name, or one has the name of a pass of the project.
+    """
+    found: dict[str, EntryPoint] = {}
+    for entry in entry_points(group=GROUP):
+        if entry.name in OWN:
+            raise UsageError(
+                f"package {_package(entry)} brings a pass called '{entry.name}', which is one of convrewrite's own",
+                remedy=f"rename it, or uninstall {_package(entry)}",
+            )
+        other = found.setdefault(entry.name, entry)
+        if other.value != entry.value or _package(other) != _package(entry):
+            packages = " and ".join(sorted({_package(other), _package(entry)}))
+            raise UsageError(f"there are two passes called '{entry.name}', of {packages}", remedy="uninstall one")
+    return found
+
+
+def names() -> list[str]:
+    """Of all passes, the project's own first."""
+    return [*OWN, *sorted(third_party())]
+
+
+def load(name: str) -> type[Pass]:
+    """The class of a pass.
+
+    Raises:
+        UsageError: there is none of that name, it does not import, or it is no pass.
+    """
+    found = third_party()
+    if name in OWN:
+        return OWN[name]
+    if name not in found:
+        near = difflib.get_close_matches(name, [*OWN, *found], 1)
+        known = ", ".join([*OWN, *sorted(found)])
+        raise UsageError(
+            f"there is no pass '{name}'", remedy=f"did you mean '{near[0]}'?" if near else f"known: {known}"
+        )
+    entry = found[name]
+    try:
+        made: Any = entry.load()
+    except Exception as error:  # whatever another package's import raises
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UsageError(
+            f"pass '{name}' of package {_package(entry)} does not load: {text}", remedy=f"mend {entry.value}"
+        ) from error
+    lacks = [part for part in PARTS if not hasattr(made, part)]
+    frozen = dataclasses.is_dataclass(made) and getattr(made, "__dataclass_params__").frozen  # noqa: B009
+    if lacks or not frozen or not isinstance(made, type) or getattr(made, "name", None) != name:
+        fault = f"it has no {', '.join(lacks)}" if lacks else "it is no frozen dataclass"
+        if not lacks and frozen:
+            fault = f"its own name is {getattr(made, 'name', None)!r}"
+        raise UsageError(f"{entry.value} of package {_package(entry)} is no pass '{name}': {fault}")
+    return made
+
+
+def make(name: str, options: Mapping[str, Any]) -> Pass:
+    """A pass with these options, by the names of its fields.
+
+    Raises:
+        UsageError: there is no such pass, or it has no such option, or does not take the value.
+    """
+    pass_: Any = load(name)
+    fields = [field.name for field in dataclasses.fields(pass_) if field.init and field.repr]
+    for option in options:
+        if option not in fields:
+            near = difflib.get_close_matches(option, fields, 1, 0.4)
+            known = f"known: {', '.join(fields)}" if fields else "it has none"
+            raise UsageError(
+                f"pass '{name}' has no option '{option}'", remedy=f"did you mean '{near[0]}'?" if near else known
+            )
+    try:
+        made: Pass = pass_(**{n: tuple(v) if isinstance(v, list) else v for n, v in options.items()})
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"pass '{name}' does not take {dict(options)}: {error}") from error
+    return made
+
+
+def version(name: str) -> str:
+    """Of the package that brings a pass; "" for the project's own."""
+    entry = None if name in OWN else third_party().get(name)
+    return "" if entry is None or entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
+
+
+def _package(entry: EntryPoint) -> str:
+    return entry.dist.name if entry.dist is not None else entry.value

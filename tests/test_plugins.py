@@ -1,0 +1,231 @@
+"""Passes of other packages: found by their entry point, run like the project's own, and never trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from cli_models import COMMAND
+
+from convrewrite import models
+
+TOY = '''\
+"""scale: multiplies the weight of the first convolution.
+
+Before      Conv W
+After       Conv W (1 + by)
+"""
+from dataclasses import dataclass
+from typing import ClassVar
+import numpy as np
+import onnx_graphsurgeon as gs
+from convrewrite.rewrite import Declined, Plan, Reason, Site
+
+DONE = Reason("scale/done", "it is scaled already", "nothing")
+
+
+@dataclass(frozen=True)
+class Scale:
+    name: ClassVar[str] = "scale"
+    reasons: ClassVar[dict] = {DONE.code: DONE}
+    by: float = 0.0
+    claim: str = "exact"
+
+    def candidates(self, graph):
+        yield from [node for node in graph.nodes if node.op == "Conv"][:1]
+
+    def plan(self, graph, node):
+        if "scaled" in node.inputs[1].name:
+            return Declined(DONE, node.name)
+        site = Site("scale", node.outputs[0].name, "Conv", "rewritten", detail="scaled", equivalence=self.claim)
+        return [Plan((site,), node)]
+
+    def apply(self, graph, plan):
+        weight = plan.payload.inputs[1]
+        plan.payload.inputs[1] = gs.Constant(
+            weight.name + ".scaled", np.asarray(weight.values * np.float32(1 + self.by), np.float32)
+        )
+'''
+
+BROKEN = "import nothing_of_that_name\n"
+NO_PASS = "class Scale:\n    name = 'scale'\n"
+
+
+def package(folder: Path, name: str, entries: dict[str, str], source: str) -> None:
+    """An installed package, as far as entry points see it."""
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.py").write_text(source)
+    info = folder / f"{name}-1.5.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.5\n")
+    lines = [f"{entry} = {name}:{what}" for entry, what in entries.items()]
+    (info / "entry_points.txt").write_text("\n".join(["[convrewrite.passes]", *lines, ""]))
+
+
+def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "COLUMNS": "80"}
+    return subprocess.run(
+        [*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A model, and a package that brings the pass `scale`."""
+    shutil.copy(models.lenet5_path(), tmp_path / "m.onnx")
+    package(tmp_path / "site", "toy", {"scale": "Scale"}, TOY)
+    return tmp_path
+
+
+def weight(path: Path) -> np.ndarray:
+    return next(
+        onnx.numpy_helper.to_array(t) for t in onnx.load(path).graph.initializer if t.name.startswith("c1.weight")
+    )
+
+
+def test_explain_lists_and_explains_it(folder: Path) -> None:
+    listed = call(folder, "explain").stdout
+    assert "  scale: multiplies the weight" in listed
+    assert "  scale/done\n      it is scaled already" in listed
+    assert "Conv W (1 + by)" in call(folder, "explain", "scale").stdout
+    assert "it is scaled already" in call(folder, "explain", "scale/done").stdout
+
+
+def test_it_runs_and_is_verified(folder: Path) -> None:
+    done = call(folder, "transform", "scale", "m.onnx", "o.onnx", "--report", "r.json", "--html", "p.html")
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "r.json").read_text())
+    assert (report["command"], report["outcome"], report["verify"]["verdict"]) == ("scale", "rewritten", "verified")
+    np.testing.assert_array_equal(weight(folder / "o.onnx"), weight(folder / "m.onnx"))
+    assert "scaled" in (folder / "p.html").read_text()
+
+
+def test_a_pass_that_lies_is_found_out(folder: Path) -> None:
+    """It says that the result is exact, and moves a weight by a thousandth."""
+    done = call(folder, "transform", "scale", "m.onnx", "o.onnx", "--set", "by=0.001")
+    assert done.returncode == 1
+    assert "not equivalent" in done.stderr
+    assert "convrewrite transform scale m.onnx o.onnx --set by=0.001" in done.stderr
+    assert not (folder / "o.onnx").exists()
+
+
+def test_an_approximate_pass_is_stated_and_never_called_equivalent(folder: Path) -> None:
+    words = (
+        "transform",
+        "scale",
+        "m.onnx",
+        "o.onnx",
+        "--set",
+        "by=0.5",
+        "--set",
+        "claim=approximate",
+        "--report",
+        "r.json",
+    )
+    done = call(folder, *words)
+    assert done.returncode == 0, done.stderr
+    verify = json.loads((folder / "r.json").read_text())["verify"]
+    assert verify["verdict"] != "verified"
+    assert {case["status"] for case in verify["cases"]} == {"stated"}
+    assert max(case["error"] for case in verify["cases"]) > 0.01
+    np.testing.assert_allclose(weight(folder / "o.onnx"), 1.5 * weight(folder / "m.onnx"), rtol=1e-6)
+
+
+CONFIG = """\
+models = ["m.onnx"]
+output = "out/{name}.onnx"
+[[steps]]
+pass = "fcn"
+[[steps]]
+pass = "scale"
+claim = "approximate"
+by = BY
+[gates]
+max_output_error = 1e-4
+"""
+
+
+@pytest.mark.parametrize(("by", "code"), [("1e-7", 0), ("1e-2", 1)])
+def test_a_weight_that_is_perturbed_between_steps_misses_the_gate(folder: Path, by: str, code: int) -> None:
+    (folder / "convrewrite.toml").write_text(CONFIG.replace("BY", by))
+    done = call(folder, "run")
+    assert done.returncode == code, done.stderr
+    assert (folder / "out" / "m.onnx").exists() == (code == 0)
+    assert ("gate max_output_error" in done.stderr) == (code == 1)
+
+
+def test_another_version_of_the_package_is_another_run(folder: Path) -> None:
+    (folder / "convrewrite.toml").write_text(CONFIG.replace("BY", "1e-7"))
+    assert "as before" not in call(folder, "run").stderr
+    assert "as before" in call(folder, "run").stderr
+    metadata = folder / "site" / "toy-1.5.dist-info" / "METADATA"
+    metadata.write_text(metadata.read_text().replace("1.5", "1.6"))
+    assert "as before" not in call(folder, "run").stderr
+
+
+@pytest.mark.parametrize(
+    ("config", "says"),
+    [
+        (CONFIG.replace("BY", "1").replace("claim", "clam"), "did you mean 'claim'?"),
+        (CONFIG.replace("BY", "1").replace('"scale"', '"scal"'), "there is no pass 'scal' (did you mean 'scale'?)"),
+    ],
+)
+def test_mistakes_in_a_step_name_the_nearest_right_word(folder: Path, config: str, says: str) -> None:
+    (folder / "convrewrite.toml").write_text(config)
+    done = call(folder, "run")
+    assert done.returncode == 2
+    assert says.replace("(", "").replace(")", "").split("did")[0].strip() in done.stderr
+    assert "did you mean" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("entries", "source", "says"),
+    [
+        ({"fcn": "Scale"}, TOY, "one of convrewrite's own"),
+        ({"scale": "Scale"}, TOY, "two passes called 'scale', of other and toy"),
+        ({"bad": "Scale"}, BROKEN, "does not load: ModuleNotFoundError"),
+        ({"bad": "Scale"}, NO_PASS, "it has no candidates, plan, apply, reasons"),
+        ({"bad": "Scale"}, TOY, "its own name is 'scale'"),
+    ],
+    ids=["own name", "two", "broken", "no pass", "other name"],
+)
+def test_what_is_no_pass_is_told_in_one_line(folder: Path, entries: dict[str, str], source: str, says: str) -> None:
+    package(folder / "site", "other", entries, source)
+    done = call(folder, "transform", next(iter(entries)), "m.onnx", "o.onnx")
+    assert done.returncode == 2
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) <= 2
+    assert "Traceback" not in done.stderr
+    done = call(folder, "fcn", "m.onnx", "ok.onnx")  # the project's own commands do not mind
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("scale", "m.onnx", "o.onnx", "--set", "bye=1"), "did you mean 'by'?"),
+        (("scale", "m.onnx", "o.onnx", "--set", "by"), "is no setting"),
+        (("skale", "m.onnx", "o.onnx"), "did you mean 'scale'?"),
+        (("fcn", "m.onnx", "o.onnx", "--set", "tol=1"), "has no option 'tol'"),
+    ],
+)
+def test_bad_words(folder: Path, words: tuple[str, ...], says: str) -> None:
+    done = call(folder, "transform", *words)
+    assert done.returncode == 2
+    assert says in done.stderr
+
+
+def test_the_projects_own_passes_run_by_name_too(folder: Path) -> None:
+    done = call(folder, "transform", "fcn", "m.onnx", "o.onnx", "--set", "size=[64, 64]")
+    assert done.returncode == 0, done.stderr
+    shape = onnx.load(folder / "o.onnx").graph.input[0].type.tensor_type.shape.dim
+    assert [dim.dim_value for dim in shape] == [1, 1, 64, 64]
+    done = call(folder, "transform", "separable", "m.onnx", "s.onnx", "--set", "tol=0.3")
+    assert done.returncode == 0, done.stderr
+    assert "approximate" in done.stderr
