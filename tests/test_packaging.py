@@ -23,6 +23,7 @@ MODELS = ("lenet5.onnx", "digits_vgg.onnx", "digits_dw7.onnx")
 DATA = (
     "convrewrite/py.typed",
     "convrewrite/report.schema.json",
+    *(f"convrewrite/page/templates/{path.name}" for path in sorted((ROOT / "convrewrite/page/templates").iterdir())),
     *(f"convrewrite/models/{name}" for name in MODELS),
 )
 
@@ -170,7 +171,9 @@ def test_each_platform_gets_one_onnxruntime(metadata: Message, sys_platform: str
     required = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
     chosen = [one.name for one in required if one.marker is None or one.marker.evaluate(environment)]
     assert [name for name in chosen if name.startswith("onnxruntime")] == [expected]
-    assert {"onnx", "onnx-graphsurgeon", "numpy", "scipy", "threadpoolctl", "typer", "rich"} == set(chosen) - {expected}
+    assert set("onnx onnx-graphsurgeon numpy scipy threadpoolctl typer rich pydantic jinja2 pillow".split()) == set(
+        chosen
+    ) - {expected}
 
 
 IMPORT = """

@@ -71,9 +71,10 @@ def test_the_main_command_prints_what_the_readme_shows(main_run: subprocess.Comp
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("name", ["separable", "inspect"])
+@pytest.mark.parametrize("name", ["separable", "inspect", "run"])
 def test_it_prints_what_the_readme_shows(name: str, clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
     assert main_run.returncode == 0, main_run.stderr
+    (clone / "digits-ci.toml").unlink(missing_ok=True)  # init does not write over what is there
     done = run(block("command", name), clone)
     printed = [line.rstrip() for line in (done.stderr + done.stdout).splitlines()]
     for line in block("output", name).splitlines():
@@ -84,6 +85,7 @@ def test_it_prints_what_the_readme_shows(name: str, clone: Path, main_run: subpr
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("main", "tests")])
 def test_every_other_command_runs(name: str, clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
     assert main_run.returncode == 0, main_run.stderr
+    (clone / "digits-ci.toml").unlink(missing_ok=True)
     result = run(block("command", name), clone)
     assert result.returncode == 0, result.stderr
 
