@@ -16,7 +16,6 @@ A model is what `load` gives, or a path. Each function raises what its command e
 
 from __future__ import annotations
 
-import html
 import io
 import os
 import tempfile
@@ -32,6 +31,7 @@ from convrewrite import inspection, model_io, pipeline, plugins, report, timing
 from convrewrite.errors import UsageError
 from convrewrite.inspection import Inspection
 from convrewrite.model_io import Model, load
+from convrewrite.notebook import Printed
 from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
@@ -52,7 +52,7 @@ Data = Mapping[str, np.ndarray[Any, Any]]
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Printed):
     """What a rewriting function made; it prints itself as the command does.
 
     Attributes:
@@ -95,10 +95,6 @@ class Result:
 
     def __str__(self) -> str:
         return text_of(self.outcome)
-
-    def _repr_html_(self) -> str:
-        """For notebooks."""
-        return f"<pre>{html.escape(str(self))}</pre>"
 
 
 def text_of(outcome: Outcome) -> str:

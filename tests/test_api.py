@@ -15,6 +15,7 @@ from cli_models import flat_input, padded, run, save
 
 import convrewrite as cr
 from convrewrite import models, report
+from convrewrite.passes.separable import Separable
 from helpers import run as run_model
 
 LENET = models.lenet5_path()
@@ -98,6 +99,17 @@ def test_inspect_and_bench() -> None:
     assert found.macs == 416604
     timed = cr.bench(LENET, LENET, seconds=0.5)
     assert timed.cells
+    for result in (found, timed, cr.verify(LENET, LENET), cr.fcn(LENET)):
+        assert result._repr_html_().startswith("<pre>")
+
+
+def test_any_pass_by_name_or_value() -> None:
+    named = cr.transform(LENET, "separable", fields={"tol": 0.3})
+    assert named.changed
+    assert named.sites == cr.transform(LENET, Separable(tol=0.3)).sites
+    assert cr.transform(LENET, "fcn").window is not None
+    with pytest.raises(cr.UsageError, match="did you mean 'separable'"):
+        cr.transform(LENET, "seperable")
 
 
 def test_the_package_imports_nothing_heavy() -> None:

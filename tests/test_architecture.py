@@ -21,7 +21,7 @@ MAX_LINES = 400
 
 BASE = frozenset({"errors"})
 ENGINE = frozenset({"rewrite", "graph", "layers", "windows", "axes", "costs"}) | BASE
-FILES = ENGINE | {"atomic", "model_io"}
+FILES = ENGINE | {"atomic", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
 CHECKS = SAMPLING | {"verification", "timing"}
@@ -40,6 +40,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "passes": ENGINE,
     "models": frozenset(),
     "atomic": BASE,
+    "notebook": frozenset(),
     "model_io": FILES,
     "runtime": FILES,
     "sampling": RUNTIME,

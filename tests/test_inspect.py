@@ -323,3 +323,39 @@ def test_bad_usage(words: list[str], text: str) -> None:
     assert result.returncode == 2
     assert text in result.stderr.decode()
     assert result.stdout == b""
+
+
+# Heads --------------------------------------------------------------------------------------------------------------
+
+
+def head_of(model: onnx.ModelProto) -> tuple[dict[str, list[int]], list[str]] | None:
+    found = inspection.inspect(model_io.load(model.SerializeToString()), "m", passes=False).head
+    return None if found is None else (found["maps"], found["operators"])
+
+
+def test_the_head_of_the_lecture_nets() -> None:
+    assert head_of(onnx.load(models.lenet5_path())) == (
+        {"s4": [1, 16, 5, 5]},
+        ["Flatten", "Gemm", "Relu", "Gemm", "Relu", "Gemm", "Softmax"],
+    )
+    maps, operators = head_of(models.build("resnet50", width=0.125, size=64)) or ({}, [])
+    assert list(maps.values()) == [[1, 256, 2, 2]]
+    assert operators == ["GlobalAveragePool", "Flatten", "Gemm"]
+
+
+def test_a_block_that_looks_at_the_whole_map_is_no_head() -> None:
+    """Squeeze-and-excite: its mean has one cell, but what follows is a map again."""
+    net = Net(1, 3, 8, 8)
+    x = net.conv("x", 4, 3, 3)
+    gate = net.Sigmoid(net.conv(net.GlobalAveragePool(x), 4, 1, 1))
+    x = net.Mul(x, gate)
+    assert head_of(net.model(net.Softmax(net.fc(net.Flatten(x), 5), axis=1)))[1] == ["Flatten", "Gemm", "Softmax"]  # type: ignore[index]
+    net = Net(1, 3, 8, 8)
+    assert head_of(net.model(net.Relu(net.conv("x", 4, 3, 3)))) is None
+
+
+def test_an_inspection_prints_itself() -> None:
+    found = inspection.inspect(model_io.load(str(models.lenet5_path())), "m.onnx")
+    assert str(found).splitlines()[0].startswith("m.onnx: 13 nodes")
+    assert "head  s4 1x16x5x5 -> Flatten, Gemm" in str(found)
+    assert found._repr_html_() == f"<pre>{str(found).replace('>', '&gt;').replace(chr(39), '&#x27;')}</pre>"

@@ -18,9 +18,12 @@ import onnx_graphsurgeon as gs
 from convrewrite import acceptance, costs
 from convrewrite.costs import LayerCost
 from convrewrite.errors import UsageError
+from convrewrite.inspection import table
 from convrewrite.inspection.fields import Reach, image_input, receptive_fields, spatial_dims
+from convrewrite.inspection.heads import head
 from convrewrite.layers import Sliding
 from convrewrite.model_io import Model
+from convrewrite.notebook import Printed
 from convrewrite.outcome import FileFacts
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
@@ -81,14 +84,15 @@ class Layer:
 
 
 @dataclass(frozen=True)
-class Inspection:
-    """What is known of a model.
+class Inspection(Printed):
+    """What is known of a model; it prints itself as the table of the command.
 
     Attributes:
         file: path, hash, bytes, parameters and MACs. size: at which it was looked at, where the file leaves it open.
         assumed: nobody gave that size. image: name of the image input, if there is one.
         layers: every node, in the file's order. outputs: receptive field by output that depends on the image.
-        sites: what each pass would do, or why it would not.
+        sites: what each pass would do, or why it would not. head: the maps that a classifier's head reads, and its
+            operators; None where there is none.
     """
 
     file: FileFacts
@@ -98,11 +102,15 @@ class Inspection:
     layers: tuple[Layer, ...]
     outputs: dict[str, Reach]
     sites: tuple[Site, ...]
+    head: dict[str, Any] | None = None
 
     @property
     def macs(self) -> int:
         """Of all layers whose shapes are known."""
         return sum(layer.cost.macs or 0 for layer in self.layers)
+
+    def __str__(self) -> str:
+        return "\n".join(table.lines(self))
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -113,6 +121,7 @@ class Inspection:
             "size_assumed": self.assumed,
             "image": self.image,
             "layers": [layer.to_dict(self.macs) for layer in self.layers],
+            "head": self.head,
             "outputs": {name: reach.to_dict() for name, reach in self.outputs.items()},
             "sites": [site.to_dict() for site in self.sites],
         }
@@ -155,7 +164,7 @@ def inspect(
         sites += run_pass(pass_, graph, judge=judge).sites
     facts = replace(input_facts(model, path), macs=counted.macs if at.tensors else None)
     outputs = {t.name: reaches[t.name] for t in graph.outputs if t.name in reaches}
-    return Inspection(facts, at.size, at.assumed, image, layers, outputs, sites)
+    return Inspection(facts, at.size, at.assumed, image, layers, outputs, sites, head(graph, at.tensors, reaches))
 
 
 def _fits(size: Sequence[int], window: Shape) -> bool:

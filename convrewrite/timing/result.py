@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convrewrite.errors import ConvrewriteError
+from convrewrite.notebook import Printed
 from convrewrite.timing.statistics import MIN_SETS, Comparison, Estimate
 from convrewrite.timing.subjects import by
 
@@ -122,7 +123,7 @@ class Missed:
 
 
 @dataclass(frozen=True)
-class Bench:
+class Bench(Printed):
     """Times of two models.
 
     Attributes:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
+from convrewrite.notebook import Printed
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Metrics
 
@@ -168,7 +169,7 @@ class Deviation:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(Printed):
     """The result of verifying one model against another; prints itself as the text for the user.
 
     Attributes:

@@ -1,0 +1,94 @@
+"""An inspection as text: the layers, the receptive fields of the outputs, and what the passes would do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from convrewrite.inspection import heads
+from convrewrite.report import columns
+
+if TYPE_CHECKING:
+    from convrewrite.inspection import Inspection, Layer
+    from convrewrite.inspection.fields import Reach
+    from convrewrite.rewrite import Site
+
+NAMES = 40
+"""Characters of a name."""
+
+GEOMETRY = ("kernel", "stride", "dilation", "pads", "groups")
+HEADER = ("layer", "op", *GEOMETRY, "in", "out", "parameters", "MACs", "share", "receptive field")
+
+
+def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> list[str]:
+    """The table of the layers, the receptive fields of the outputs, and what the passes would do."""
+    total = found.macs
+    layers = [layer for layer in found.layers if verbose or layer.counts]
+    keys: dict[str, Callable[[Layer], float]] = {
+        "order": lambda layer: 0,
+        "macs": lambda layer: -(layer.cost.macs or 0),
+        "parameters": lambda layer: -layer.cost.parameters,
+        "bytes": lambda layer: -(layer.cost.bytes_moved or 0),
+        "field": lambda layer: -max(layer.reach.size if layer.reach and layer.reach.axes else (0,)),
+    }
+    layers.sort(key=keys[sort])
+    rows = [HEADER, *(_row(layer, total) for layer in layers)]
+    facts = found.file
+    at = "" if found.size is None else f" at {_by(found.size)}{', a size that was tried' if found.assumed else ''}"
+    told = [f"{facts.path}: {len(found.layers)} nodes, {facts.parameters:,} parameters, {total:,} MACs{at}", ""]
+    told += columns(rows, right=(9, 10, 11))
+    hidden = len(found.layers) - len(layers)
+    told += [f"... and {hidden} without MACs or parameters, shown with --verbose"] if hidden else []
+    told += ["", f"head  {heads.told(found.head)}"] if found.head else []
+    if found.outputs:
+        told += ["", *columns([("output", "depends on"), *((name, _told(r)) for name, r in found.outputs.items())])]
+    if found.sites:
+        rows = [("pass", "site", "outcome", ""), *(_site(site) for site in found.sites)]
+        told += ["", *columns(rows)]
+    return told
+
+
+def _row(layer: Layer, total: int) -> tuple[str, ...]:
+    cost, slide = layer.cost, layer.sliding
+    shape = ["-" if s is None else _by(s) for s in (layer.input, cost.output)]
+    geometry = ["-"] * 4
+    if slide is not None:
+        even = slide.begin == slide.end
+        pads = _by(slide.begin) if even else f"{_by(slide.begin)}, {_by(slide.end)}"
+        geometry = [_by(slide.kernel), _by(slide.strides), _by(slide.dilations), pads]
+    macs = "?" if cost.macs is None else f"{cost.macs:,}"
+    share = "" if not cost.macs or not total else f"{cost.macs / total:.1%}"
+    group = "-" if layer.group is None else str(layer.group)
+    field = "-" if layer.reach is None else _told(layer.reach)
+    return _short(cost.name), cost.op, *geometry, group, *shape, f"{cost.parameters:,}", macs, share, field
+
+
+def _told(reach: Reach) -> str:
+    """A field: its size, how far the next cell's is, and where the first begins."""
+    if not reach.axes:
+        return f"? ({reach.why})"
+    if all(along.dim is None for along in reach.axes):
+        return f"{_by(reach.size)} from {_by(reach.offset, ',')}"
+    return f"{_by(reach.size)} every {_by(reach.stride)} from {_by(reach.offset, ',')}"
+
+
+def _site(site: Site) -> tuple[str, str, str, str]:
+    """What a pass would do at a place; where it would not, the tolerance that it would take or the reason."""
+    saved = ""
+    if site.outcome == "rewritten":
+        fewer = 1 - site.macs_after / site.macs_before if site.macs_before else 0.0
+        saved = f", {fewer:.0%} fewer MACs" if fewer > 0 else ""
+        error = f", kernel off by {site.error:.1e}" if site.equivalence == "approximate" else ""
+        return site.pass_name, _short(site.anchor), "would rewrite", f"{site.detail}{saved}{error} ({site.equivalence})"
+    needs = "" if site.tol_pays is None else f"; pays from --tol {site.tol_pays:.2g}"
+    needs += "" if site.tol_halves is None else f", half the MACs from {site.tol_halves:.2g}"
+    return site.pass_name, _short(site.anchor), site.outcome, f"{site.detail}{needs} [{site.reason}]"
+
+
+def _by(extents: Sequence[int], sign: str = "x") -> str:
+    return sign.join(map(str, extents))
+
+
+def _short(name: str) -> str:
+    """A name that leaves room beside it."""
+    return name if len(name) <= NAMES else f"{name[: NAMES // 2]}...{name[-NAMES // 2 + 3 :]}"
