@@ -2,11 +2,12 @@
 PYTHON ?= python
 
 .DEFAULT_GOAL := help
-.PHONY: help check lint types test format
+.PHONY: help check lint types test docs format
 
 help:
 	@echo "make check    format check, lint, types and tests: what CI runs"
 	@echo "make test     the tests, in parallel"
+	@echo "make docs     the documentation, into build/site"
 	@echo "make format   format the code and mend what lint can mend"
 
 check: lint types test
@@ -20,6 +21,9 @@ types:
 
 test:
 	$(PYTHON) -m pytest -q -n auto
+
+docs:
+	$(PYTHON) -m mkdocs build --strict
 
 format:
 	$(PYTHON) -m ruff format .
