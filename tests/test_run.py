@@ -257,7 +257,10 @@ def test_data_and_timings(repository: Path) -> None:
     [
         ("model = []\nsteps = []", "there is no key 'model'; did you mean 'models'?"),
         (VGG.replace("tol", "tolerance"), "tolerance'; did you mean 'tol'?"),
-        (VGG.replace('pass = "separable"', 'pass = "seperable"'), 'needs pass = "fcn", "separable" or "groups"'),
+        (
+            VGG.replace('pass = "separable"', 'pass = "seperable"'),
+            "there is no pass 'seperable'; did you mean 'separable'?",
+        ),
         (VGG.replace('pass = "separable"', ""), 'needs pass = "fcn"'),
         (VGG.replace("max_output_error", "max_error"), "did you mean 'max_output_error'?"),
         (VGG.replace("0.01", "-1.0"), "greater than or equal to 0"),

@@ -16,7 +16,7 @@ from convrewrite import models, pipeline
 from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
-from convrewrite.pipeline.trading import Traded
+from convrewrite.rewrite import Pass
 
 pytestmark = pytest.mark.slow
 
@@ -25,7 +25,7 @@ BUILT = ("alexnet", "vgg16", "resnet18", "mobilenet_v1")
 OPTIONS = Options(provider="cpu", samples=2)
 
 
-def go(source: Path, target: Path, pass_: Traded, accept: str = "smaller") -> Outcome:
+def go(source: Path, target: Path, pass_: Pass, accept: str = "smaller") -> Outcome:
     return pipeline.trade(str(source), str(target), pass_, OPTIONS, pipeline.Trade(accept)).check()
 
 
