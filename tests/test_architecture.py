@@ -20,7 +20,7 @@ FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
 BASE = frozenset({"errors"})
-ENGINE = frozenset({"rewrite", "graph", "layers", "windows", "axes", "costs"}) | BASE
+ENGINE = frozenset({"rewrite", "graph", "layers", "windows", "axes", "costs", "fields"}) | BASE
 FILES = ENGINE | {"atomic", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
@@ -37,6 +37,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "windows": ENGINE,
     "axes": ENGINE,
     "costs": ENGINE,
+    "fields": ENGINE,
     "passes": ENGINE,
     "models": frozenset(),
     "atomic": BASE,

@@ -9,8 +9,8 @@ from convrewrite.inspection import heads
 from convrewrite.report import columns
 
 if TYPE_CHECKING:
+    from convrewrite.fields import Reach
     from convrewrite.inspection import Inspection, Layer
-    from convrewrite.inspection.fields import Reach
     from convrewrite.rewrite import Site
 
 NAMES = 40

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.graph import Constants
@@ -28,6 +29,9 @@ Shape = tuple[int, ...]
 LETTERS = {1: "L", 2: "HW", 3: "DHW"}
 GLOBAL = frozenset("GlobalAveragePool GlobalMaxPool GlobalLpPool".split())
 OVER_MAP = frozenset("InstanceNormalization GroupNormalization".split())
+END = np.iinfo(np.int32).max
+"""An end of a Slice from which on it means the last cell."""
+
 FIELDLESS = frozenset("Shape Size ConstantOfShape".split())
 """Operators that read no pixel's value."""
 
@@ -69,6 +73,36 @@ class Reach:
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it."""
         return {"size": list(self.size), "stride": list(self.stride), "offset": list(self.offset), "why": self.why}
+
+
+@dataclass(frozen=True)
+class Every:
+    """What a Slice keeps of one axis: each `step`-th cell from `start` on, up to the last or not."""
+
+    start: int
+    step: int
+    to_the_end: bool
+
+
+def every(node: gs.Node, constants: Constants, rank: int) -> dict[int, Every] | None:
+    """What a Slice keeps of each axis that it names; None where it counts from the end, backwards or is not constant.
+
+    Source: https://onnx.ai/onnx/operators/onnx__Slice.html
+    """
+    given: list[Any] = [node.attrs.get(name) for name in ("starts", "ends", "axes", "steps")]
+    for place in range(4):
+        if given[place] is None and len(node.inputs) > place + 1 and node.inputs[place + 1].name:
+            given[place] = constants.value(node.inputs[place + 1])
+            if given[place] is None:
+                return None
+    if given[0] is None or given[1] is None:
+        return None
+    starts, ends = ([int(v) for v in np.ravel(given[i])] for i in (0, 1))
+    axes = list(range(len(starts))) if given[2] is None else [int(v) % rank for v in np.ravel(given[2])]
+    steps = [1] * len(starts) if given[3] is None else [int(v) for v in np.ravel(given[3])]
+    if min(*starts, 0) < 0 or min(*steps, 1) < 1:
+        return None
+    return {a: Every(s, k, e >= END) for a, s, e, k in zip(axes, starts, ends, steps, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -164,6 +198,8 @@ class _Step:
             return self._reshaped(data)
         if node.op == "Pad":
             return self._padded(data)
+        if node.op == "Slice":
+            return self._sliced(data)
         if node.op in ("Gemm", "MatMul"):
             return self._multiplied()
         if node.op == "SpaceToDepth":
@@ -267,6 +303,20 @@ class _Step:
             axes.append(replace(along, field=along.field.slide(1, pad_begin=begin)))
         return Reach(tuple(axes))
 
+    def _sliced(self, data: gs.Tensor) -> Reach:
+        """Every n-th cell of an axis, from some cell to the last: the field moves, and the stride grows."""
+        cut = every(self.node, self.constants, len(self._shape(data)))
+        axes = []
+        for along in self._known(data).axes:
+            if along.dim is None or (cut is not None and along.dim not in cut):
+                axes.append(along)
+            elif cut is None or not cut[along.dim].to_the_end:
+                raise _Lost("Slice runs over an axis of the image")
+            else:
+                start, step = cut[along.dim].start, cut[along.dim].step
+                axes.append(replace(along, field=along.field.slide(1, step, pad_begin=-start)))
+        return Reach(tuple(axes))
+
     def _multiplied(self) -> Reach:
         """A matrix product contracts the last axis of its first factor, the last but one of its second."""
         read = [(i, t) for i, t in enumerate(self.node.inputs) if t.name in self.found]
@@ -314,11 +364,6 @@ class _Step:
             return dim >= int(node.attrs.get("axis", 1)) % rank
         if node.op in ALONG_AXIS:
             return bool(int(node.attrs.get("axis", ALONG_AXIS[node.op])) % rank == dim)
-        if node.op == "Slice":
-            axes = node.attrs.get("axes")
-            if axes is None and len(node.inputs) > 3 and node.inputs[3].name:
-                axes = self.constants.value(node.inputs[3])
-            return axes is None or dim in [int(axis) % rank for axis in axes]
         if node.op == "LayerNormalization":
             return dim >= int(node.attrs.get("axis", -1)) % rank
         return bool(node.op == "MeanVarianceNormalization")
