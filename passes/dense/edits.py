@@ -1,0 +1,94 @@
+"""What is changed, as records: each finds its node by the name of its first output and cannot fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+INT64_MAX = int(np.iinfo(np.int64).max)
+
+
+class Edit(Protocol):
+    """One change of a graph."""
+
+    def apply(self, graph: gs.Graph) -> None:
+        """Make it."""
+        ...
+
+
+def node_of(graph: gs.Graph, output: str) -> gs.Node:
+    """The node that gives a tensor."""
+    return next(node for node in graph.nodes if node.outputs and node.outputs[0].name == output)
+
+
+def ints(name: str, values: Any) -> gs.Constant:
+    """Whole numbers as a tensor of one axis."""
+    return gs.Constant(name, np.array(values, np.int64))
+
+
+@dataclass(frozen=True)
+class Attributes:
+    """Other attributes for one node."""
+
+    output: str
+    attrs: Mapping[str, Any]
+
+    def apply(self, graph: gs.Graph) -> None:
+        """Make it."""
+        node = node_of(graph, self.output)
+        node.attrs.clear()
+        node.attrs.update(self.attrs)
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """Other numbers in the place of an attribute, or of the input that has them in later operator sets."""
+
+    output: str
+    attribute: str
+    place: int
+    values: tuple[int, ...]
+
+    def apply(self, graph: gs.Graph) -> None:
+        """Make it; a step that is not written is 1."""
+        node = node_of(graph, self.output)
+        if self.attribute in node.attrs:
+            node.attrs[self.attribute] = list(self.values)
+        elif self.place < len(node.inputs):
+            node.inputs[self.place] = ints(f"{self.output}/dense/{self.attribute}", self.values)
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Every n-th cell along some dimensions of what a node reads first."""
+
+    output: str
+    steps: Mapping[int, int]
+    opset: int
+
+    def apply(self, graph: gs.Graph) -> None:
+        """Make it: a Slice, or a pool of one cell where Slice has no steps."""
+        node = node_of(graph, self.output)
+        data = node.inputs[0]
+        name = f"{self.output}/dense/every"
+        made = gs.Variable(name, data.dtype)
+        axes = sorted(self.steps)
+        if self.opset >= 10:
+            parts = {
+                "starts": [0] * len(axes),
+                "ends": [INT64_MAX] * len(axes),
+                "axes": axes,
+                "steps": [self.steps[axis] for axis in axes],
+            }
+            inputs = [data, *(ints(f"{name}/{part}", values) for part, values in parts.items())]
+            graph.nodes.append(gs.Node("Slice", name, inputs=inputs, outputs=[made]))
+        else:
+            rank = max(axes) - 1
+            strides = [self.steps.get(2 + axis, 1) for axis in range(rank)]
+            attrs = {"kernel_shape": [1] * rank, "strides": strides}
+            graph.nodes.append(gs.Node("MaxPool", name, attrs, [data], [made]))
+        node.inputs[0] = made

@@ -1,0 +1,372 @@
+"""How dense every tensor becomes, and what that makes of every operator.
+
+coarse   total stride in the original       dense   gcd(coarse, S)       factor   coarse / dense
+lengths  cells of the new map, for images of several sizes: where branches meet, all of them have to agree
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite.errors import UsageError
+from convrewrite.fields import GLOBAL, Along, Reach, every, image_input, receptive_fields
+from convrewrite.graph import Constants
+from convrewrite.layers import Sliding
+from convrewrite.passes.dense.edits import Attributes, Edit, Sampled, Sliced
+from convrewrite.passes.dense.pools import averaged, padded
+from convrewrite.rewrite import Site
+from convrewrite.windows import SLIDING
+
+Shape = tuple[int, ...]
+Lengths = tuple[int, ...]
+
+LOWERING = frozenset("ConvTranspose Resize Upsample DepthToSpace SpaceToDepth MaxUnpool".split())
+RESHAPING = frozenset("Reshape Flatten Squeeze Unsqueeze".split())
+POOLS = frozenset("MaxPool AveragePool LpPool".split())
+
+
+class Refuse(Exception):
+    """The rewrite is not legal: a code of REASONS, and where."""
+
+    def __init__(self, code: str, detail: str) -> None:
+        super().__init__(code, detail)
+        self.code, self.detail = code, detail
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One spatial axis of the image as one tensor has it.
+
+    Attributes:
+        dim: of its cells; None where all are taken together. coarse, dense: strides, old and new.
+        lengths: cells of the new map for each size of the image that is tried.
+    """
+
+    dim: int | None
+    coarse: int
+    dense: int
+    lengths: Lengths
+
+    @property
+    def factor(self) -> int:
+        """New cells from one old cell to the next; 1 where there are no cells."""
+        return 1 if self.dim is None else self.coarse // self.dense
+
+
+Grids = tuple[Grid, ...]
+
+
+@dataclass
+class Walk:
+    """One walk through a graph.
+
+    Attributes:
+        graph, shapes, reaches: as they are. stride: that was asked for, per axis.
+        grids: of the tensors so far. edits: what changes. told: node and words for each of them.
+        strides: of the outputs, by name: the new ones.
+    """
+
+    graph: gs.Graph
+    shapes: Mapping[str, Shape]
+    reaches: Mapping[str, Reach]
+    stride: Shape
+    constants: Constants
+    grids: dict[str, Grids] = field(default_factory=dict)
+    edits: list[Edit] = field(default_factory=list)
+    told: list[tuple[gs.Node, str]] = field(default_factory=list)
+    strides: dict[str, Shape] = field(default_factory=dict)
+
+    @classmethod
+    def over(cls, graph: gs.Graph, shapes: Mapping[str, Shape], stride: Sequence[int] | None) -> Walk:
+        """Walk through a whole graph.
+
+        Raises:
+            Refuse: it cannot be made denser. UsageError: the stride does not fit.
+        """
+        image = image_input(graph, shapes)
+        if image is None:
+            raise Refuse("dense/flattened", "no input is an image")
+        reaches = receptive_fields(graph, shapes, image)
+        axes = reaches[image].axes
+        wanted = tuple(stride or ()) or (1,) * len(axes)
+        wanted = wanted * len(axes) if len(wanted) == 1 else wanted
+        coarsest = _coarsest(graph, reaches, len(axes))
+        _check(wanted, coarsest)
+        walk = cls(graph, shapes, reaches, wanted, Constants(graph, shapes))
+        walk.grids[image] = tuple(
+            Grid(along.dim, 1, 1, walk._sizes(shapes[image][along.dim or 0], step, most))
+            for along, step, most in zip(axes, wanted, coarsest, strict=True)
+        )
+        order = {id(node): place for place, node in enumerate(_sorted(graph))}
+        for node in sorted(graph.nodes, key=lambda node: order[id(node)]):
+            if any(t.name in walk.grids for t in node.inputs):
+                walk._node(node)
+        walk.strides = {
+            t.name: tuple(grid.dense for grid in walk.grids[t.name]) for t in graph.outputs if t.name in walk.grids
+        }
+        return walk
+
+    def _sizes(self, native: int, step: int, most: int) -> Lengths:
+        """Sizes of the image for which the new model has to run: native + k steps, over two of the largest strides."""
+        return tuple(native + k * step for k in range(2 * most // step + 1))
+
+    def sites(self, name: str) -> tuple[Site, ...]:
+        """What the report says of every operator that changes."""
+        return tuple(
+            Site(name, node.outputs[0].name, node.op, "rewritten", detail=text, equivalence="reassociated")
+            for node, text in self.told
+        )
+
+    # One operator
+
+    def _node(self, node: gs.Node) -> None:
+        grids = self._rule(node)
+        for tensor in node.outputs:
+            if tensor.name:
+                self.grids[tensor.name] = grids
+
+    def _rule(self, node: gs.Node) -> Grids:
+        read = [t for t in node.inputs if t.name in self.grids]
+        denser = any(grid.factor > 1 for t in read for grid in self.grids[t.name])
+        found = self.reaches.get(node.outputs[0].name)
+        if node.op in ("Shape", "Size"):
+            return ()
+        if node.op in LOWERING:
+            if denser or (found is not None and self._made(found, read[0]) and node.op == "SpaceToDepth"):
+                raise Refuse("dense/lowers-stride", _label(node))
+            return self._unchanged(found, read)
+        if found is None or found.why:
+            if denser:
+                raise Refuse("dense/no-rule", f"{_label(node)}: {found.why if found else 'no rule'}")
+            return self._unchanged(found, read)
+        if node.op in SLIDING:
+            return self._slide(node, found)
+        if node.op in GLOBAL or node.op.startswith(("Reduce", "Arg")):
+            return self._taken_together(node, found)
+        if node.op == "Pad":
+            return self._pad(node, found)
+        if node.op == "Slice":
+            return self._slice(node, found)
+        if node.op in RESHAPING:
+            return self._reshape(node, found, read[0])
+        return self._joined(node, found, read)
+
+    def _made(self, found: Reach, tensor: gs.Tensor) -> bool:
+        """Whether the stride that an operator makes would be a finer one."""
+        return any(self._dense(i, along) != along.field.stride for i, along in enumerate(found.axes))
+
+    def _dense(self, axis: int, along: Along) -> int:
+        return math.gcd(along.field.stride, self.stride[axis])
+
+    def _unchanged(self, found: Reach | None, read: Sequence[gs.Tensor]) -> Grids:
+        """Of an operator that reads maps at their old stride: what follows cannot become denser."""
+        return () if found is None or found.why else self._following(found, [0 for _ in found.axes])
+
+    def _following(self, found: Reach, lengths: Sequence[Any]) -> Grids:
+        return tuple(Grid(a.dim, a.field.stride, self._dense(i, a), lengths[i] or ()) for i, a in enumerate(found.axes))
+
+    def _slide(self, node: gs.Node, found: Reach) -> Grids:
+        data = node.inputs[0]
+        shape, grids = self.shapes[data.name], self.grids[data.name]
+        weight = {"QLinearConv": 3}.get(node.op, 1)
+        kernel = node.attrs.get("kernel_shape") or self.shapes[node.inputs[weight].name][2:]
+        old = Sliding.read(node.attrs, kernel, shape[2:])
+        if str(node.attrs.get("auto_pad", "NOTSET")).startswith("SAME") and any(s > 1 for s in old.strides):
+            raise Refuse(
+                "dense/no-rule", f"{_label(node)}: its auto_pad depends on the size; convert it with fcn first"
+            )
+        new = self._dilated(node, old, grids, found)
+        if new != old:
+            self._edit_slide(node, old, new)
+        return self._following(found, [_cells(grid, new) for grid in grids])
+
+    def _dilated(self, node: gs.Node, old: Sliding, grids: Grids, found: Reach) -> Sliding:
+        """The geometry at the new strides; a ceil_mode becomes pads, if anything changes."""
+        places = [(grid, i, grid.dim - 2) for i, grid in enumerate(grids) if grid.dim is not None]
+        strides, dilations, begin, end = (list(v) for v in (old.strides, old.dilations, old.begin, old.end))
+        for grid, i, at in places:
+            strides[at] = self._dense(i, found.axes[i]) // grid.dense
+            dilations[at] *= grid.factor if old.kernel[at] > 1 else 1
+            begin[at], end[at] = begin[at] * grid.factor, end[at] * grid.factor
+        new = replace(old, strides=tuple(strides), dilations=tuple(dilations), begin=tuple(begin), end=tuple(end))
+        if new == old or not old.ceil_mode:
+            return new
+        for grid, _, at in places:
+            if old.end[at] + old.strides[at] > old.reach[at]:  # a last window in the padding is left out, there
+                raise Refuse("dense/ceil-mode", _label(node))
+            end[at] += (old.strides[at] - 1) * grid.factor
+        return replace(new, end=tuple(end), ceil_mode=False)
+
+    def _edit_slide(self, node: gs.Node, old: Sliding, new: Sliding) -> None:
+        if len(node.outputs) > 1 and any(t.name for t in node.outputs[1:]):
+            raise Refuse("dense/uses-indices", _label(node))
+        if old.ceil_mode and node.op != "MaxPool":
+            raise Refuse("dense/ceil-mode", _label(node))
+        dilated = new.dilations != (1,) * len(new.dilations)
+        if node.op == "MaxPool" and dilated and self.graph.opset < 10:
+            raise Refuse("dense/opset", f"{_label(node)} needs opset 10, the model has {self.graph.opset}")
+        name = node.outputs[0].name
+        reaching = any(max(b, e) >= k for b, e, k in zip(new.begin, new.end, new.kernel, strict=True))
+        if node.op == "MaxPool" and reaching:
+            self.edits.append(padded(name, node, new, self.graph.opset))
+        elif node.op in ("AveragePool", "LpPool") and dilated and (reaching or not self._can_dilate(node)):
+            self.edits.append(averaged(name, node, old, new, self.shapes[node.inputs[0].name], self.graph.opset))
+        else:
+            self.edits.append(Attributes(name, new.attributes(node.attrs, pool=node.op in POOLS)))
+        self.told.append((node, _changes(old, new)))
+
+    def _can_dilate(self, node: gs.Node) -> bool:
+        return bool(self.graph.opset >= (19 if node.op == "AveragePool" else 18))
+
+    def _taken_together(self, node: gs.Node, found: Reach) -> Grids:
+        """An operator over whole axes: it sees the cells that it saw, every factor-th."""
+        data = node.inputs[0]
+        grids = self.grids[data.name]
+        steps = {
+            grid.dim: grid.factor
+            for grid, after in zip(grids, found.axes, strict=True)
+            if grid.dim is not None and after.dim is None and grid.factor > 1
+        }
+        if steps:
+            self.edits.append(Sampled(node.outputs[0].name, steps, self.graph.opset))
+            self.told.append((node, f"sees every {' and '.join(map(str, sorted(set(steps.values()))))}-th cell"))
+        return self._following(found, [grid.lengths for grid in grids])
+
+    def _pad(self, node: gs.Node, found: Reach) -> Grids:
+        data = node.inputs[0]
+        rank, grids = len(self.shapes[data.name]), self.grids[data.name]
+        given = node.attrs.get("pads")
+        stored: Any = self.constants.value(node.inputs[1]) if given is None else given
+        pads = [int(p) for p in np.ravel(stored)]
+        new = list(pads)
+        lengths: list[Lengths] = []
+        for grid in grids:
+            if grid.dim is None:
+                lengths.append(())
+                continue
+            for end in (grid.dim, grid.dim + rank):
+                new[end] *= grid.factor
+            more = new[grid.dim] + new[grid.dim + rank]
+            if min(pads[grid.dim], pads[grid.dim + rank]) < 0 and grid.factor > 1:
+                raise Refuse("dense/no-rule", f"{_label(node)}: its pads are negative")
+            lengths.append(tuple(n + more for n in grid.lengths))
+        if new != pads:
+            self.edits.append(Sliced(node.outputs[0].name, "pads", 1, tuple(new)))
+            self.told.append((node, f"pads {pads} -> {new}"))
+        return self._following(found, lengths)
+
+    def _slice(self, node: gs.Node, found: Reach) -> Grids:
+        data = node.inputs[0]
+        cut = every(node, self.constants, len(self.shapes[data.name])) or {}
+        order = list(cut)
+        starts, steps = [c.start for c in cut.values()], [c.step for c in cut.values()]
+        old = list(starts), list(steps)
+        lengths: list[Lengths] = []
+        for i, (grid, after) in enumerate(zip(self.grids[data.name], found.axes, strict=True)):
+            if grid.dim not in cut:
+                lengths.append(grid.lengths)
+                continue
+            place = order.index(grid.dim)
+            starts[place] *= grid.factor
+            steps[place] = self._dense(i, after) // grid.dense
+            lengths.append(tuple(-(-(n - starts[place]) // steps[place]) for n in grid.lengths))
+        if (starts, steps) != old:
+            name = node.outputs[0].name
+            self.edits.append(Sliced(name, "starts", 1, tuple(starts)))
+            self.edits.append(Sliced(name, "steps", 4, tuple(steps)))
+            self.told.append((node, f"steps {old[1]} -> {steps}"))
+        return self._following(found, lengths)
+
+    def _reshape(self, node: gs.Node, found: Reach, data: gs.Tensor) -> Grids:
+        """An axis that stays is told by 0 or -1; one that goes is flattened."""
+        grids = self.grids[data.name]
+        shape = self.constants.value(node.inputs[1]) if node.op == "Reshape" and len(node.inputs) > 1 else None
+        for grid, after in zip(grids, found.axes, strict=True):
+            if grid.factor == 1:
+                continue
+            if after.dim is None:
+                raise Refuse("dense/flattened", _label(node))
+            if shape is not None and int(shape[after.dim]) > 0:
+                raise Refuse("dense/baked-shape", f"{_label(node)} to {[int(d) for d in shape]}")
+        return self._following(found, [grid.lengths for grid in grids])
+
+    def _joined(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
+        """Cell by cell: all maps that meet have the same extents, whatever the size of the image."""
+        lengths: list[Lengths] = []
+        for i, after in enumerate(found.axes):
+            meeting = [
+                g[i]
+                for t in read
+                if len(g := self.grids[t.name]) > i and g[i].dim is not None and after.dim is not None
+            ]
+            meeting = [grid for grid in meeting if grid.coarse == after.field.stride and grid.lengths]
+            if len({grid.lengths for grid in meeting}) > 1:
+                names = " and ".join(f"'{t.name}'" for t in read)
+                raise Refuse("dense/branches", f"{_label(node)} joins {names}")
+            if after.dim is None and any(grid[i].factor > 1 for t in read if (grid := self.grids[t.name])):
+                raise Refuse("dense/flattened", _label(node))
+            lengths.append(meeting[0].lengths if meeting else ())
+        return self._following(found, lengths)
+
+
+def _cells(grid: Grid, sliding: Sliding) -> Lengths:
+    """Cells of an operator's output along one axis, for each of the sizes."""
+    if grid.dim is None:
+        return ()
+    at = grid.dim - 2
+    return tuple(
+        replace(sliding, size=tuple(n if i == at else old for i, old in enumerate(sliding.size))).output[at]
+        for n in grid.lengths
+    )
+
+
+def _coarsest(graph: gs.Graph, reaches: Mapping[str, Reach], axes: int) -> Shape:
+    """The strides of the outputs, per axis: the largest where there are several."""
+    of = [reaches[t.name].axes for t in graph.outputs if t.name in reaches and not reaches[t.name].why]
+    of = [found for found in of if any(along.dim is not None for along in found)]
+    if not of:
+        raise Refuse("dense/flattened", "no output is a map")
+    return tuple(max(found[axis].field.stride for found in of) for axis in range(axes))
+
+
+def _check(wanted: Shape, coarsest: Shape) -> None:
+    if len(wanted) != len(coarsest):
+        raise UsageError(f"--stride {_by(wanted)} does not fit: the model has {len(coarsest)} spatial axes")
+    if any(whole % part for whole, part in zip(coarsest, wanted, strict=True)):
+        choices = " or ".join(map(str, (n for n in range(1, max(coarsest) + 1) if all(c % n == 0 for c in coarsest))))
+        raise UsageError(
+            f"--stride {_by(wanted)} does not divide the model's own, {_by(coarsest)}", remedy=f"choose {choices}"
+        )
+
+
+def _sorted(graph: gs.Graph) -> Iterator[gs.Node]:
+    """The nodes of the graph itself in the order of computation."""
+    by_output = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
+    for node in graph.copy().toposort().nodes:
+        name = next((t.name for t in node.outputs if t.name), None)
+        if name is not None:
+            yield by_output[name]
+
+
+def _changes(old: Sliding, new: Sliding) -> str:
+    kernel = f"kernel {_by(old.kernel)}"
+    parts = [
+        f"{word} {_by(getattr(old, name))} -> {_by(getattr(new, name))}"
+        for word, name in (("stride", "strides"), ("dilation", "dilations"), ("pads", "begin"))
+        if getattr(old, name) != getattr(new, name)
+    ]
+    return ", ".join([kernel, *parts])
+
+
+def _by(extents: Sequence[int]) -> str:
+    return "x".join(map(str, extents))
+
+
+def _label(node: gs.Node) -> str:
+    return f"{node.op} '{node.name or node.outputs[0].name}'"

@@ -1,0 +1,146 @@
+"""Pools that cannot be dilated as they are.
+
+MaxPool      x ── Pad, smallest number ── MaxPool without pads         ONNX Runtime refuses pads >= the kernel's extent
+AveragePool  x ── Conv, each channel, 1 / k everywhere                 where padding counts, or there is none
+             x ── Conv, each channel, 1 everywhere ── Div ── y         where it does not: by the number of cells there
+             ones ── the same Conv ────────────────────┘
+LpPool       x ── Abs ── Pow p ── Conv of ones ── Pow 1/p ── y
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite.layers import Sliding
+from convrewrite.passes.dense.edits import Edit, ints, node_of
+
+Shape = tuple[int, ...]
+
+
+def padded(output: str, node: gs.Node, new: Sliding, opset: int) -> Edit:
+    """A MaxPool whose pads become an operator of their own."""
+    bare = Sliding(new.size, new.kernel, new.strides, new.dilations, (0,) * len(new.size), (0,) * len(new.size))
+    return Padded(output, bare.attributes(node.attrs, pool=True), (*new.begin,), (*new.end,), opset)
+
+
+def averaged(output: str, node: gs.Node, old: Sliding, new: Sliding, shape: Shape, opset: int) -> Edit:
+    """An AveragePool or LpPool as sums."""
+    attrs = {
+        "kernel_shape": list(new.kernel),
+        "strides": list(new.strides),
+        "dilations": list(new.dilations),
+        "pads": [*new.begin, *new.end],
+    }
+    power = float(node.attrs.get("p", 2)) if node.op == "LpPool" else 0.0
+    counted = bool(node.attrs.get("count_include_pad", 0)) or not any((*new.begin, *new.end))
+    return Summed(output, attrs, shape[1], power, counted, opset)
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Pads ahead of a MaxPool."""
+
+    output: str
+    attrs: Mapping[str, Any]
+    begin: Shape
+    end: Shape
+    opset: int
+
+    def apply(self, graph: gs.Graph) -> None:
+        """Make it."""
+        node = node_of(graph, self.output)
+        data = node.inputs[0]
+        dtype = np.dtype(np.float32 if data.dtype is None else data.dtype)
+        least: Any = -np.inf if dtype.kind == "f" else np.iinfo(dtype).min
+        pads = [0, 0, *self.begin, 0, 0, *self.end]
+        name = f"{self.output}/dense/pad"
+        made = gs.Variable(name, data.dtype)
+        if self.opset >= 11:
+            inputs = [data, ints(f"{name}/pads", pads), gs.Constant(f"{name}/value", np.array(least, dtype))]
+            graph.nodes.append(gs.Node("Pad", name, {}, inputs, [made]))
+        else:
+            graph.nodes.append(gs.Node("Pad", name, {"pads": pads, "value": float(least)}, [data], [made]))
+        node.inputs[0] = made
+        node.attrs.clear()
+        node.attrs.update(self.attrs)
+
+
+@dataclass(frozen=True)
+class Summed:
+    """Sums by a depthwise convolution in the place of a pool; `power` 0 is the mean."""
+
+    output: str
+    attrs: Mapping[str, Any]
+    channels: int
+    power: float
+    counted: bool
+    opset: int
+
+    def apply(self, graph: gs.Graph) -> None:
+        """Make it."""
+        node = node_of(graph, self.output)
+        result, data = node.outputs[0], node.inputs[0]
+        dtype = np.dtype(np.float32 if data.dtype is None else data.dtype)
+        emit = _Emitter(graph, f"{self.output}/dense", dtype)
+        taps = math.prod(self.attrs["kernel_shape"])
+        node.outputs.clear()
+        node.inputs.clear()
+        graph.nodes.remove(node)
+        if self.power:
+            powered = emit("Pow", "pow", [emit("Abs", "abs", [data]), emit.number("p", self.power)])
+            summed = self._sums(emit, "sum", powered, self.channels, 1.0)
+            emit("Pow", "root", [summed, emit.number("inverse", 1 / self.power)], result)
+        elif self.counted:
+            self._sums(emit, "mean", data, self.channels, 1.0 / taps, result)
+        else:
+            summed = self._sums(emit, "sum", data, self.channels, 1.0)
+            emit("Div", "mean", [summed, self._sums(emit, "count", self._ones(emit, data), 1, 1.0)], result)
+
+    def _sums(
+        self, emit: _Emitter, name: str, data: gs.Tensor, channels: int, value: float, result: gs.Tensor | None = None
+    ) -> gs.Tensor:
+        weight = np.full((channels, 1, *self.attrs["kernel_shape"]), value, emit.dtype)
+        constant = gs.Constant(f"{emit.prefix}/{name}/weight", weight)
+        return emit("Conv", name, [data, constant], result, {**self.attrs, "group": channels})
+
+    def _ones(self, emit: _Emitter, data: gs.Tensor) -> gs.Tensor:
+        """[1, 1, *spatial] of the map's extents."""
+        rank = len(self.attrs["kernel_shape"])
+        sizes = emit("Shape", "shape", [data], dtype=np.int64)
+        places = ints(f"{emit.prefix}/spatial", list(range(2, 2 + rank)))
+        extents = emit("Gather", "extents", [sizes, places], None, {"axis": 0}, np.int64)
+        whole = emit("Concat", "whole", [ints(f"{emit.prefix}/one", [1, 1]), extents], None, {"axis": 0}, np.int64)
+        if self.opset >= 9:
+            return emit("ConstantOfShape", "ones", [whole], None, {"value": gs.Constant("one", np.ones(1, emit.dtype))})
+        return emit("Expand", "ones", [gs.Constant(f"{emit.prefix}/1", np.ones((1,) * (rank + 2), emit.dtype)), whole])
+
+
+class _Emitter:
+    """Appends nodes whose names begin alike."""
+
+    def __init__(self, graph: gs.Graph, prefix: str, dtype: np.dtype[Any]) -> None:
+        self.graph, self.prefix, self.dtype = graph, prefix, dtype
+
+    def __call__(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[gs.Tensor],
+        result: gs.Tensor | None = None,
+        attrs: Mapping[str, Any] | None = None,
+        dtype: Any = None,
+    ) -> gs.Tensor:
+        made = gs.Variable(f"{self.prefix}/{name}", dtype or self.dtype) if result is None else result
+        node = gs.Node(op, f"{self.prefix}/{name}", dict(attrs or {}), list(inputs), [made])
+        self.graph.nodes.append(node)
+        return made
+
+    def number(self, name: str, value: float) -> gs.Constant:
+        """A number of the map's type."""
+        return gs.Constant(f"{self.prefix}/{name}", np.array(value, self.dtype))
