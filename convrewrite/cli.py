@@ -103,6 +103,18 @@ def fcn(
             help="Fix the new input to this size. Left out: it takes images of any size.",
         ),
     ] = None,
+    stride: Annotated[
+        Size | None,
+        typer.Option(
+            parser=parse_size,
+            metavar="S|SxS",
+            rich_help_panel=MAKE,
+            help="Give a cell every S pixels, where the network's strides multiply to more: later layers are dilated.",
+        ),
+    ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", metavar="", rich_help_panel=MAKE, help="The same as --stride 1.")
+    ] = False,
     only: OnlyOption = None,
     skip: SkipOption = None,
     verify: VerifyOption = True,
@@ -122,13 +134,17 @@ def fcn(
     debug: DebugOption = False,
 ) -> None:
     """Make a classifier run on images of any size: its head becomes convolutions."""
+    if dense and stride is not None and set(stride) != {1}:
+        raise UsageError("--dense is --stride 1, and --stride says otherwise", remedy="leave one of them out")
 
     def work(tell: Tell | None) -> Outcome:
         from convrewrite import pipeline
         from convrewrite.passes.fcn import Fcn
 
         options = options_of(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
-        return pipeline.fcn(*paths_of(source, target), Fcn(window=window, size=size), options)
+        return pipeline.fcn(
+            *paths_of(source, target), Fcn(window=window, size=size), options, (1,) if dense else stride
+        )
 
     files = [source or "-", target or "-"]
     files = [*(files[1:] if files[0] == "-" else files), *([] if data is None else [str(data)])]

@@ -17,11 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.graph import Constants
-from convrewrite.layers import Sliding
+from convrewrite.layers import Sliding, every
 from convrewrite.windows import CHANNEL_WISE, ELEMENTWISE, SLIDING, Field
 
 Shape = tuple[int, ...]
@@ -29,9 +28,6 @@ Shape = tuple[int, ...]
 LETTERS = {1: "L", 2: "HW", 3: "DHW"}
 GLOBAL = frozenset("GlobalAveragePool GlobalMaxPool GlobalLpPool".split())
 OVER_MAP = frozenset("InstanceNormalization GroupNormalization".split())
-END = np.iinfo(np.int32).max
-"""An end of a Slice from which on it means the last cell."""
-
 FIELDLESS = frozenset("Shape Size ConstantOfShape".split())
 """Operators that read no pixel's value."""
 
@@ -76,47 +72,20 @@ class Reach:
 
 
 @dataclass(frozen=True)
-class Every:
-    """What a Slice keeps of one axis: each `step`-th cell from `start` on, up to the last or not."""
-
-    start: int
-    step: int
-    to_the_end: bool
-
-
-def every(node: gs.Node, constants: Constants, rank: int) -> dict[int, Every] | None:
-    """What a Slice keeps of each axis that it names; None where it counts from the end, backwards or is not constant.
-
-    Source: https://onnx.ai/onnx/operators/onnx__Slice.html
-    """
-    given: list[Any] = [node.attrs.get(name) for name in ("starts", "ends", "axes", "steps")]
-    for place in range(4):
-        if given[place] is None and len(node.inputs) > place + 1 and node.inputs[place + 1].name:
-            given[place] = constants.value(node.inputs[place + 1])
-            if given[place] is None:
-                return None
-    if given[0] is None or given[1] is None:
-        return None
-    starts, ends = ([int(v) for v in np.ravel(given[i])] for i in (0, 1))
-    axes = list(range(len(starts))) if given[2] is None else [int(v) % rank for v in np.ravel(given[2])]
-    steps = [1] * len(starts) if given[3] is None else [int(v) for v in np.ravel(given[3])]
-    if min(*starts, 0) < 0 or min(*steps, 1) < 1:
-        return None
-    return {a: Every(s, k, e >= END) for a, s, e, k in zip(axes, starts, ends, steps, strict=True)}
-
-
-@dataclass(frozen=True)
 class _Lost(Exception):
     """No figure: the fields of a tensor differ from cell to cell."""
 
     why: str
 
 
-def receptive_fields(graph: gs.Graph, shapes: Mapping[str, Shape], image: str) -> dict[str, Reach]:
+def receptive_fields(
+    graph: gs.Graph, shapes: Mapping[str, Shape], image: str, *, strides_only: bool = False
+) -> dict[str, Reach]:
     """Follow one image input through a graph.
 
     Args:
         graph: it is not changed. shapes: of its tensors. image: name of the input, [N, C, *spatial] or channels last.
+        strides_only: sizes and offsets are not asked for, so that a map may meet what all of it was reduced to.
 
     Returns:
         By tensor name, for each tensor that depends on the image.
@@ -131,7 +100,7 @@ def receptive_fields(graph: gs.Graph, shapes: Mapping[str, Shape], image: str) -
             lost = next((reach.why for reach in read if reach.why), "")
             if lost:
                 raise _Lost(lost)
-            reach = _Step(node, found, shapes, constants, graph.opset).reach()
+            reach = _Step(node, found, shapes, constants, graph.opset, strides_only).reach()
         except _Lost as loss:
             reach = Reach(why=loss.why)
         found.update({t.name: reach for t in node.outputs if t.name})
@@ -179,6 +148,7 @@ class _Step:
     shapes: Mapping[str, Shape]
     constants: Constants
     opset: int
+    strides_only: bool
 
     def reach(self) -> Reach:
         """Of the node's outputs."""
@@ -354,7 +324,7 @@ class _Step:
                 if dim is not None and shape[along.dim or 0] == 1 and out[dim] > 1:
                     dim = None  # one cell for all
                 axes.append(Along(along.field, dim))
-            result = tuple(axes) if result is None else _together(result, axes, node.op)
+            result = tuple(axes) if result is None else _together(result, axes, node.op, self.strides_only)
         return Reach(result or ())
 
     def _runs_over(self, dim: int, rank: int) -> bool:
@@ -369,10 +339,13 @@ class _Step:
         return bool(node.op == "MeanVarianceNormalization")
 
 
-def _together(one: Sequence[Along], other: Sequence[Along], op: str) -> tuple[Along, ...]:
+def _together(one: Sequence[Along], other: Sequence[Along], op: str, strides_only: bool) -> tuple[Along, ...]:
     """Both fields, axis by axis; where only one of them moves there is no figure that holds for all cells."""
     axes = []
     for a, b in zip(one, other, strict=True):
+        if strides_only and None in (a.dim, b.dim):
+            axes.append(b if a.dim is None else a)
+            continue
         if (a.dim is None) != (b.dim is None) and a.field != b.field:
             raise _Lost(f"{op} joins a map with what all of it was reduced to")
         if a.dim != b.dim and None not in (a.dim, b.dim):

@@ -1,6 +1,6 @@
 """The stringly attributes of layers, read once into frozen records, with the arithmetic of their output sizes.
 
-Sources: the ONNX operator pages of Conv, AveragePool, MaxPool, LpPool, Gemm and MatMul.
+Sources: the ONNX operator pages of Conv, AveragePool, MaxPool, LpPool, Gemm, MatMul and Slice.
 """
 
 from __future__ import annotations
@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.graph import Constants
+
 Ints = tuple[int, ...]
+
+END = np.iinfo(np.int32).max
+"""An end of a Slice from which on it means the last cell."""
 
 
 def _auto_pads(auto_pad: str, size: int, reach: int, stride: int) -> tuple[int, int]:
@@ -211,3 +216,33 @@ class LinearLayer:
         matrix = stored[:, None] if stored.ndim == 1 else stored
         matrix = matrix if self.rows_are_outputs else matrix.T
         return matrix if self.alpha == 1.0 else (matrix * np.asarray(self.alpha, matrix.dtype))
+
+
+@dataclass(frozen=True)
+class Every:
+    """What a Slice keeps of one axis: each `step`-th cell from `start` on, up to the last or not."""
+
+    start: int
+    step: int
+    to_the_end: bool
+
+
+def every(node: gs.Node, constants: Constants, rank: int) -> dict[int, Every] | None:
+    """What a Slice keeps of each axis that it names; None where it counts from the end, backwards or is not constant.
+
+    Source: https://onnx.ai/onnx/operators/onnx__Slice.html
+    """
+    given: list[Any] = [node.attrs.get(name) for name in ("starts", "ends", "axes", "steps")]
+    for place in range(4):
+        if given[place] is None and len(node.inputs) > place + 1 and node.inputs[place + 1].name:
+            given[place] = constants.value(node.inputs[place + 1])
+            if given[place] is None:
+                return None
+    if given[0] is None or given[1] is None:
+        return None
+    starts, ends = ([int(v) for v in np.ravel(given[i])] for i in (0, 1))
+    axes = list(range(len(starts))) if given[2] is None else [int(v) % rank for v in np.ravel(given[2])]
+    steps = [1] * len(starts) if given[3] is None else [int(v) for v in np.ravel(given[3])]
+    if min(*starts, 0) < 0 or min(*steps, 1) < 1:
+        return None
+    return {a: Every(s, k, e >= END) for a, s, e, k in zip(axes, starts, ends, steps, strict=True)}

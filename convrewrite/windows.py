@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from convrewrite.errors import UsageError
@@ -149,6 +149,8 @@ class Window:
         equivalence: "windows" (each cell equals the original on its crop) or "native-size".
         why: for native-size, the operator that breaks the window property.
         outputs: every output that depends on the image.
+        coarse: the stride before `dense` made it finer, and then a map may have up to coarse / stride - 1 more cells
+            behind the last window; () where it did not.
     """
 
     input: str
@@ -160,11 +162,22 @@ class Window:
     equivalence: str
     why: str = ""
     outputs: Mapping[str, OutputGrid] = field(default_factory=dict)
+    coarse: tuple[int, ...] = ()
 
     @property
     def letters(self) -> str:
         """The spatial letters in order: "HW", "L", "DHW"."""
         return "".join(a for a in self.axes if a not in "NC")
+
+    @property
+    def factor(self) -> tuple[int, ...]:
+        """Cells per step of the stride before `dense`; ones where it was not made finer."""
+        return tuple(a // b for a, b in zip(self.coarse or self.stride, self.stride, strict=True))
+
+    def denser(self, stride: Sequence[int]) -> Window:
+        """The window of a model whose strides were reduced to these."""
+        grids = {name: replace(grid, stride=tuple(stride)) for name, grid in self.outputs.items()}
+        return replace(self, stride=tuple(stride), outputs=grids, coarse=self.coarse or self.stride)
 
     def positions(self, image_size: Sequence[int]) -> tuple[int, ...]:
         """Number of whole windows per axis in an image of that size (0 where the image is smaller)."""
@@ -200,6 +213,7 @@ class Window:
                 "equivalence": self.equivalence,
                 "why": self.why,
                 "outputs": outputs,
+                **({"coarse": list(self.coarse)} if self.coarse else {}),
             }
         )
 
@@ -228,6 +242,7 @@ class Window:
                 equivalence=str(data["equivalence"]),
                 why=str(data.get("why", "")),
                 outputs=outputs,
+                coarse=tuple(map(int, data.get("coarse", ()))),
             )
             window._check()
             return window
@@ -245,6 +260,8 @@ class Window:
             raise ValueError(f"{self.axes!r} does not have the axes of {lists}")
         if min(*self.size, *self.stride, *self.receptive_field) < 1:
             raise ValueError("a size or stride is not positive")
+        if self.coarse and any(a % b for a, b in zip(self.coarse, self.stride, strict=True)):
+            raise ValueError("the stride does not divide the coarse one")
         if self.equivalence not in ("windows", "native-size"):
             raise ValueError(f"equivalence {self.equivalence!r}")
 

@@ -32,6 +32,12 @@ def classifier(dead: bool = False) -> onnx.ModelProto:
     return net.model(net.Softmax(net.fc(net.Relu(net.fc(net.Flatten(map_), 6)), 4), axis=1))
 
 
+def strided() -> onnx.ModelProto:
+    """Fully convolutional, with a stride to remove."""
+    net = Net(1, 2, 9, 12)
+    return net.model(net.MaxPool(net.conv("x", 4, 3, 3), kernel_shape=[2, 2], strides=[2, 2]))
+
+
 def vectors() -> onnx.ModelProto:
     net = Net(1, 16)
     return net.model(net.fc("x", 4))
@@ -46,6 +52,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "classifier": classifier,
     "vectors": vectors,
     "convolutional": convolutional,
+    "strided": strided,
 }
 EVERY = pytest.mark.parametrize("pass_", ALL, ids=lambda p: p.name)
 
@@ -125,7 +132,7 @@ def test_two_runs_agree(pass_: type[Any], kind: str) -> None:
 @EVERY
 def test_the_judge_has_the_last_word(pass_: type[Any]) -> None:
     slow = Reason("test/slow", "it is slower", "nothing")
-    graph = load(classifier(dead=True))
+    graph = load(strided() if pass_.name == "dense" else classifier(dead=True))
     judged: list[Plan] = []
 
     def judge(_: gs.Graph, plan: Plan) -> Declined:

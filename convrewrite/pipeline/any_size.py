@@ -19,6 +19,7 @@ from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Ends, FileFacts, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
+from convrewrite.pipeline.denser import Denser, advice, denser, proved
 from convrewrite.pipeline.files import (
     as_file,
     copied,
@@ -34,24 +35,28 @@ from convrewrite.verification import Verification
 from convrewrite.windows import Window
 
 
-def fcn(source: str, target: str, pass_: Fcn, options: Options) -> Outcome:
+def fcn(source: str, target: str, pass_: Fcn, options: Options, stride: Sequence[int] | None = None) -> Outcome:
     """Make a classifier fully convolutional: read `source`, write `target` ("-" is standard input or output).
+
+    With a `stride`, cells lie that many pixels apart, also in a model that is fully convolutional already.
 
     Whatever stops it is the outcome's `error`, and then nothing was written; `Outcome.check` raises it.
     """
     log = Log(Outcome("fcn", options.provider, "error"))
     with log.until_error():
-        _fcn(source, target, pass_, options, log)
+        _fcn(source, target, pass_, options, stride, log)
     return log.outcome
 
 
-def _fcn(source: str, target: str, pass_: Fcn, options: Options, log: Log) -> None:
+def _fcn(source: str, target: str, pass_: Fcn, options: Options, stride: Sequence[int] | None, log: Log) -> None:
     runtime.check_installation()
     check_provider(options.provider)
     refuse_stream_target(target)
     model = load(source)
     log.note(input=input_facts(model, source))
     present = Window.from_metadata(model.metadata)
+    if present is not None and stride is not None:
+        return _denser_only(pass_, model, present, stride, source, target, options, log)
     if present is not None:
         log.note(window=present, advice=_already(present, pass_))
         return copied(model, source, target, log)
@@ -61,6 +66,8 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, log: Log) -> No
     refused = result.outcome("refused")
     if refused:
         raise refusal(pass_, refused[0])
+    if not result.changed and stride is not None:
+        return _denser_only(pass_, model, None, stride, source, target, options, log)
     if not result.changed:
         told = "; ".join(why(pass_, site) for site in result.sites[:1]) or "no node reads the image"
         log.note(advice=f"nothing to do: {told}; copied byte for byte")
@@ -69,14 +76,53 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, log: Log) -> No
     log.note(window=window, input=_with_macs(log.outcome.input, model.graph, window))
     _check_sizes(pass_, window)
     after = replace(model, graph=result.graph, metadata={**model.metadata, **result.metadata})
-    return _publish(pass_, result, model, after, source, target, options, log)
+    made = None if stride is None else denser(after, window, stride)
+    if made is not None:
+        log.note(sites=(*result.sites, *made.sites), window=made.window)
+    return _publish(pass_, result, model, after, made, source, target, options, log)
+
+
+def _denser_only(
+    pass_: Fcn,
+    model: Model,
+    window: Window | None,
+    stride: Sequence[int],
+    source: str,
+    target: str,
+    options: Options,
+    log: Log,
+) -> None:
+    """A model that is fully convolutional already becomes denser; it is its own original."""
+    made = denser(model, window, stride, pass_.window or pass_.size)
+    log.note(sites=made.sites, window=made.window)
+    if not made.changed:
+        told = "; ".join(site.detail for site in made.sites)
+        log.note(advice=f"nothing to do: no stride is larger than was asked for ({told}); copied byte for byte")
+        copied(model, source, target, log)
+        return
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="convrewrite-")))
+        path = folder / "rewritten.onnx" if target == STREAM else Path(target)
+        staged = stack.enter_context(model_io.staged(made.model, path))
+        facts = output_facts(made.model, staged.path, target)
+        if options.verify:
+            coarse = model.path or as_file(model, folder / "original.onnx")
+            found = proved(coarse, made, folder, options)
+            words = _repeat(source, target, pass_, options, stride)
+            log.note(verification=replace(found, command=words, otherwise=OTHERWISE), provider=found.provider)
+            found.check()
+        else:
+            log.note(verification=Verification.not_run("--no-verify"))
+        _committed(staged, made.model, target)
+        log.note(status="rewritten", output=facts, advice=advice(made))
 
 
 def _publish(
     pass_: Fcn,
     result: PassResult,
     before: Model,
-    after: Model,
+    coarse: Model,
+    made: Denser | None,
     source: str,
     target: str,
     options: Options,
@@ -84,6 +130,9 @@ def _publish(
 ) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
     window: Window = result.evidence["window"]
+    after = coarse
+    if made is not None and made.window is not None:
+        after, window = made.model, made.window
     log.note(ends=Ends(before, after, _native_inputs(after.graph, window), options.data))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="convrewrite-")))
@@ -93,23 +142,33 @@ def _publish(
         if options.verify:
             original = before.path or as_file(before, folder / "original.onnx")
             found = verification.verify_fcn(original, staged.path, window, result.evidence["cut"], **common(options))
-            found = replace(found, command=_repeat(source, target, pass_, options), otherwise=OTHERWISE)
+            if made is not None and made.changed:
+                every = proved(model_io.save(coarse, folder / "coarse.onnx"), made, folder, options)
+                found = replace(found, cases=(*found.cases, *every.cases), vacuous=(*found.vacuous, *every.vacuous))
+            stride = None if made is None else window.stride
+            found = replace(found, command=_repeat(source, target, pass_, options, stride), otherwise=OTHERWISE)
             log.note(verification=found, provider=found.provider)
             found.check()
         else:
             log.note(verification=Verification.not_run("--no-verify"))
-        if target == STREAM:
-            model_io.write_stream(after, sys.stdout.buffer)
-        else:
-            staged.commit()
+        _committed(staged, after, target)
         log.note(status="rewritten", output=facts, advice=_next(options, source, target, window, pass_.size))
 
 
-def _repeat(source: str, target: str, pass_: Fcn, options: Options) -> str:
+def _committed(staged: model_io.Staged, model: Model, target: str) -> None:
+    """Publish what was staged."""
+    if target == STREAM:
+        model_io.write_stream(model, sys.stdout.buffer)
+    else:
+        staged.commit()
+
+
+def _repeat(source: str, target: str, pass_: Fcn, options: Options, stride: Sequence[int] | None = None) -> str:
     """The command that repeats a failed verification: the rewrite itself, which writes nothing where it fails."""
     words = ["convrewrite", "fcn", source, target]
     for name, extents in (("--window", pass_.window), ("--size", pass_.size)):
         words += [name, by(extents)] if extents else []
+    words += ["--stride", by(stride)] if stride else []
     words += ["--data", options.data_path] if options.data is not None else []
     words += ["--seed", str(options.seed), "--samples", str(options.samples)]
     words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []

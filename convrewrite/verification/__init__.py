@@ -264,15 +264,16 @@ def verify_fcn(
         subject.grids = _grids(subject)
         window_checks.native(subject)
         claimed = window.equivalence == "windows"
+        seen = subject if claimed else subject.coarsely
         plans = _window_plans(window) if claimed else _native_size_plans(window)
-        larger = large_images(subject, plans, wanted, given)
+        larger = large_images(seen, plans, wanted, given)
         ran = ["x".join(map(str, window.size))]
         try:
             if not larger:
                 ledger.skip("larger images", "the converted model takes images of the native size alone")
             elif not claimed:
                 images = [make() for make in larger]
-                deviation = trunk_oracle.check(subject, cut, images, provider, ran)
+                deviation = trunk_oracle.check(seen, cut, images, provider, ran)
             for make in larger if claimed else []:
                 image = make()
                 window_checks.windows(subject, [image])

@@ -50,6 +50,23 @@ class Subject:
     grids: dict[str, OutputGrid] = field(default_factory=dict)
 
     @property
+    def coarsely(self) -> Subject:
+        """The same with the stride before `dense`: only each factor-th cell is looked at."""
+        window = self.window
+        return replace(self, window=replace(window, stride=window.coarse)) if window.coarse else self
+
+    def fits(self, found: Sequence[int], extents: Sequence[int], exact: bool = True) -> bool:
+        """Whether a map has the cells that it should have; a denser one may have some more behind the last window."""
+        if len(found) != len(extents):
+            return False
+        window = self.window
+        more = [0] * len(extents)
+        if window.coarse:
+            more = [a // min(g.stride[i] for g in self.grids.values()) - 1 for i, a in enumerate(window.coarse)]
+        triples = zip(found, extents, more, strict=True)
+        return all(want <= have and (not exact or have <= want + slack) for have, want, slack in triples)
+
+    @property
     def axes(self) -> tuple[int, ...]:
         """The spatial axes of the image input."""
         return tuple(self.window.axes.index(letter) for letter in self.window.letters)

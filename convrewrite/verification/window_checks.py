@@ -52,7 +52,7 @@ def native(subject: Subject) -> None:
                 ledger.compare(check, name, got[name], want[name], note=sample.source)
         for name, grid in subject.grids.items():
             values = subject.block(name, got, origin)
-            if values is None or got[name].shape[2:] != grid.size:
+            if values is None or not subject.fits(got[name].shape[2:], grid.size):
                 ledger.fail(check, misfit(got[name], grid, grid.size), name)
                 continue
             mask = undecided(subject.original.probes, name, want, ledger)
@@ -81,9 +81,7 @@ def run_converted(subject: Subject, image: LargeImage, check: str) -> Values | N
     for name, grid in subject.grids.items():
         steps = zip(counts, subject.ratio(grid), grid.size, strict=True)
         extents = tuple((count - 1) * ratio + size for count, ratio, size in steps)
-        found = values[name].shape[2:]
-        short = len(found) != len(extents) or any(a < b for a, b in zip(found, extents, strict=True))
-        if short or (image.exact and found != extents):
+        if not subject.fits(values[name].shape[2:], extents, image.exact):
             subject.ledger.fail(check, misfit(values[name], grid, extents), name)
             return None
     return values

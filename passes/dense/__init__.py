@@ -1,7 +1,7 @@
 """dense: strides are removed and what follows is dilated, so that cells lie closer together.
 
-Before                                        After, at stride 1
-    image                                         image
+Before                                        After
+    image                                         image, cells at stride 1
       |  Conv 5x5, stride 2         t = 2           |  Conv 5x5                       t' = 1
       |  MaxPool 2x2, stride 2      t = 4           |  MaxPool 2x2, dilation 2        t' = 1
       |  Conv 3x3, pads 1           t = 4           |  Conv 3x3, dilation 4, pads 4   t' = 1
@@ -80,7 +80,8 @@ class Dense:
             return Refusal(REASONS[refused.code], refused.detail)
         if not walk.edits:
             return Declined(REASONS["dense/dense-already"], label)
-        return [Plan(walk.sites(self.name), walk.edits, evidence={"strides": walk.strides}, last=True)]
+        evidence = {"strides": walk.strides, "factors": walk.factors}
+        return [Plan(walk.sites(self.name), walk.edits, evidence=evidence, last=True)]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Change the operators as planned."""

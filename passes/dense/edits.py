@@ -92,3 +92,32 @@ class Sampled:
             attrs = {"kernel_shape": [1] * rank, "strides": strides}
             graph.nodes.append(gs.Node("MaxPool", name, attrs, [data], [made]))
         node.inputs[0] = made
+
+
+@dataclass(frozen=True)
+class Forget:
+    """The shape of an inner tensor that was known and is another one now."""
+
+    tensor: str
+
+    def apply(self, graph: gs.Graph) -> None:
+        """Make it."""
+        outputs = {t.name for t in graph.outputs}
+        for node in graph.nodes:
+            for tensor in node.outputs:
+                if tensor.name == self.tensor and tensor.name not in outputs:
+                    tensor.shape = None
+
+
+@dataclass(frozen=True)
+class Extents:
+    """Other extents of an output, by dimension."""
+
+    output: str
+    extents: Mapping[int, int | str]
+
+    def apply(self, graph: gs.Graph) -> None:
+        """Make it."""
+        for tensor in graph.outputs:
+            if tensor.name == self.output and tensor.shape is not None:
+                tensor.shape = [self.extents.get(dim, extent) for dim, extent in enumerate(tensor.shape)]

@@ -15,10 +15,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.errors import UsageError
-from convrewrite.fields import GLOBAL, Along, Reach, every, image_input, receptive_fields
+from convrewrite.fields import GLOBAL, Along, Reach, image_input, receptive_fields
 from convrewrite.graph import Constants
-from convrewrite.layers import Sliding
-from convrewrite.passes.dense.edits import Attributes, Edit, Sampled, Sliced
+from convrewrite.layers import Sliding, every
+from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded
 from convrewrite.rewrite import Site
 from convrewrite.windows import SLIDING
@@ -92,7 +92,7 @@ class Walk:
         image = image_input(graph, shapes)
         if image is None:
             raise Refuse("dense/flattened", "no input is an image")
-        reaches = receptive_fields(graph, shapes, image)
+        reaches = receptive_fields(graph, shapes, image, strides_only=True)
         axes = reaches[image].axes
         wanted = tuple(stride or ()) or (1,) * len(axes)
         wanted = wanted * len(axes) if len(wanted) == 1 else wanted
@@ -110,7 +110,31 @@ class Walk:
         walk.strides = {
             t.name: tuple(grid.dense for grid in walk.grids[t.name]) for t in graph.outputs if t.name in walk.grids
         }
+        walk.edits += [Forget(name) for name, grids in walk.grids.items() if any(g.factor > 1 for g in grids)]
+        walk.edits += [Extents(name, walk._new_extents(name, image)) for name in walk.factors]
         return walk
+
+    @property
+    def factors(self) -> dict[str, dict[int, int]]:
+        """Of the outputs that become denser: new cells per old cell, by dimension."""
+        of = {t.name: self.grids[t.name] for t in self.graph.outputs if t.name in self.grids}
+        found = {
+            name: {g.dim: g.factor for g in grids if g.dim is not None and g.factor > 1} for name, grids in of.items()
+        }
+        return {name: steps for name, steps in found.items() if steps}
+
+    def _new_extents(self, name: str, image: str) -> dict[int, int | str]:
+        """Of an output: numbers where the image has one size, else names."""
+        whole = next(t for t in self.graph.inputs if t.name == image)
+        old = next(t for t in self.graph.outputs if t.name == name).shape or ()
+        extents: dict[int, int | str] = {}
+        for grid, source in zip(self.grids[name], self.grids[image], strict=True):
+            if grid.dim is None or grid.dim >= len(old):
+                continue
+            fixed = isinstance(whole.shape[source.dim or 0], int) and bool(grid.lengths)
+            if fixed or isinstance(old[grid.dim], int):
+                extents[grid.dim] = grid.lengths[0] if fixed else f"{name}_{grid.dim}"
+        return extents
 
     def _sizes(self, native: int, step: int, most: int) -> Lengths:
         """Sizes of the image for which the new model has to run: native + k steps, over two of the largest strides."""
@@ -328,8 +352,10 @@ def _cells(grid: Grid, sliding: Sliding) -> Lengths:
 
 def _coarsest(graph: gs.Graph, reaches: Mapping[str, Reach], axes: int) -> Shape:
     """The strides of the outputs, per axis: the largest where there are several."""
-    of = [reaches[t.name].axes for t in graph.outputs if t.name in reaches and not reaches[t.name].why]
-    of = [found for found in of if any(along.dim is not None for along in found)]
+    known = [reaches[t.name] for t in graph.outputs if t.name in reaches]
+    if any(reach.why for reach in known):  # some operator says why, once the walk comes to it
+        known = list(reaches.values())
+    of = [reach.axes for reach in known if any(along.dim is not None for along in reach.axes)]
     if not of:
         raise Refuse("dense/flattened", "no output is a map")
     return tuple(max(found[axis].field.stride for found in of) for axis in range(axes))

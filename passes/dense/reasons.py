@@ -43,6 +43,11 @@ REASONS = {
             "choose a larger --stride: that of the map where the branches part is always possible",
         ),
         Reason(
+            "dense/map-output",
+            "it is a map in the original already, and its cells would now lie between the original's own",
+            "leave that output out of the model, or choose a --stride that is no finer than the map",
+        ),
+        Reason(
             "dense/ceil-mode",
             "a pool in ceil_mode ends on a window partly beyond the map, and has no such end at the finer stride",
             "export the model without ceil_mode",

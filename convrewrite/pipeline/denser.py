@@ -1,0 +1,172 @@
+"""Making a fully convolutional model denser, and proving it: the option --stride of `fcn`.
+
+coarse ──dense──> new          new[::f] == coarse                      on every model, in ONNX Runtime
+   |                           new == the original on every crop       too, where the windows are the original's own
+original
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite import model_io, verification
+from convrewrite.errors import Refused, UsageError
+from convrewrite.model_io import Model
+from convrewrite.outcome import Options
+from convrewrite.passes.dense import Dense
+from convrewrite.passes.dense.reasons import REASONS
+from convrewrite.pipeline.native import Native, native
+from convrewrite.pipeline.steps import by, common, refusal
+from convrewrite.rewrite import Site, run_pass
+from convrewrite.verification import Verification
+from convrewrite.windows import METADATA_KEY, Window
+
+CELLS = (2, 3, 2)
+"""Cells of the coarse map, per axis, for which shapes are looked at."""
+
+CELL_BY_CELL = ("Softmax", "LogSoftmax", "Sigmoid")
+"""Last operators ahead of which the cells may be taken."""
+
+END = int(np.iinfo(np.int64).max)
+
+
+@dataclass(frozen=True)
+class Denser:
+    """What came of it.
+
+    Attributes:
+        model: the new one, or the old one where nothing changed. window: of it, where it has one. sites: what changed.
+        factors: by output, cells per old cell, by dimension. changed: whether anything did.
+        sizes: of the image, at which both are compared.
+    """
+
+    model: Model
+    window: Window | None
+    sites: tuple[Site, ...]
+    factors: dict[str, dict[int, int]]
+    sizes: tuple[tuple[int, ...], ...]
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was made denser."""
+        return any(site.outcome == "rewritten" for site in self.sites)
+
+
+def denser(model: Model, window: Window | None, stride: Sequence[int], size: Sequence[int] | None = None) -> Denser:
+    """Run the pass `dense` on a fully convolutional model.
+
+    Args:
+        model: it is not changed. window: of it. stride: per spatial axis, or one for all.
+        size: of the image, where the model is open and has no window.
+
+    Raises:
+        Refused: it cannot be made denser. UsageError: the stride does not fit.
+    """
+    if window is not None and len(stride) == 1:
+        stride = tuple(stride) * len(window.stride)
+    sizes = _sizes(model, window, size)
+    at = native(model, sizes[0])
+    pass_ = Dense(tuple(stride), at.tensors or None)
+    result = run_pass(pass_, model.graph)
+    for site in result.outcome("refused"):
+        raise refusal(pass_, site)
+    if not result.changed:
+        return Denser(model, window, result.sites, {}, sizes)
+    metadata = dict(model.metadata)
+    if window is not None:
+        window = _window(window, result.evidence["strides"])
+        metadata[METADATA_KEY] = window.to_json()
+    after = replace(model, graph=result.graph, metadata=metadata)
+    return Denser(after, window, result.sites, result.evidence["factors"], sizes)
+
+
+def _sizes(model: Model, window: Window | None, size: Sequence[int] | None) -> tuple[tuple[int, ...], ...]:
+    """Images on which the coarse map has several cells on every axis; the one size of a model that takes no other."""
+    image = next((t for t in model.graph.inputs if window is None or t.name == window.input), None)
+    if window is not None and image is not None:
+        fixed = [image.shape[window.axes.index(letter)] for letter in window.letters]
+        if all(isinstance(dim, int) for dim in fixed):
+            return (tuple(fixed),)
+        cells = CELLS[: len(window.size)]
+        return window.image_size(cells), window.image_size(cells[::-1])
+    found: Native = native(model, size)
+    if not found.tensors:
+        raise UsageError(
+            "the input is open, and no usual size fits it", remedy="give --window HxW, a size that it takes"
+        )
+    return (found.size if found.size is not None else (),)
+
+
+def _window(window: Window, strides: dict[str, tuple[int, ...]]) -> Window:
+    """The window at the new stride.
+
+    Raises:
+        Refused: an output was a map in the original already, whose cells would now lie between the original's own.
+    """
+    for name, grid in window.outputs.items():
+        if any(extent > 1 for extent in grid.size) and strides.get(name) != grid.stride:
+            reason = REASONS["dense/map-output"]
+            where = f"output '{name}', a map of {by(grid.size)}"
+            raise Refused(f"{where}: {reason.meaning} [{reason.code}]", reason=reason.code, remedy=reason.remedy)
+    return window.denser(next(strides[name] for name in window.outputs if name in strides))
+
+
+def proved(coarse: Path, made: Denser, folder: Path, options: Options) -> Verification:
+    """Compare every f-th cell of the new map with the map at the old stride."""
+    sampled = model_io.save(_sampled(made), folder / "every-cell.onnx")
+    how: dict[str, Any] = {**common(options), "data": None}
+    sizes = [size for size in made.sizes if size]
+    found = verification.verify(coarse, sampled, sizes=sizes, **how)
+    steps = " and ".join(str(f) for f in sorted({f for of in made.factors.values() for f in of.values()}))
+    name = f"cells {steps} apart against the old map"
+    return replace(found, cases=tuple(replace(case, name=f"{name}, {case.name}") for case in found.cases))
+
+
+def _sampled(made: Denser) -> Model:
+    """The new model, whose outputs keep every f-th cell alone; it says nothing of windows.
+
+    Where a final Softmax gives an output, the cells are taken ahead of it: what it hides is compared as well.
+    """
+    graph = made.model.graph.copy()
+    for output in list(graph.outputs):
+        steps = made.factors.get(output.name, {})
+        last = output.inputs[0] if output.inputs else None
+        if not steps:
+            continue
+        if last is not None and last.op in CELL_BY_CELL:
+            last.inputs[0] = _every(graph, last.inputs[0], steps, f"{output.name}/every-cell")
+        else:
+            name = output.name
+            output.name = f"{name}/every-cell"
+            graph.outputs[graph.outputs.index(output)] = _every(graph, output, steps, name)
+    metadata = {key: text for key, text in made.model.metadata.items() if key != METADATA_KEY}
+    return replace(made.model, graph=graph.toposort(), metadata=metadata)
+
+
+def _every(graph: gs.Graph, tensor: gs.Tensor, steps: Mapping[int, int], name: str) -> gs.Variable:
+    """Each n-th cell along some dimensions."""
+    kept, axes = gs.Variable(name, tensor.dtype), sorted(steps)
+    if graph.opset >= 10:
+        values = ([0] * len(axes), [END] * len(axes), axes, [steps[axis] for axis in axes])
+        parts = [gs.Constant(f"{name}/{i}", np.array(v, np.int64)) for i, v in enumerate(values)]
+        graph.nodes.append(gs.Node("Slice", name, {}, [tensor, *parts], [kept]))
+    else:
+        rank = max(axes) - 1
+        attrs = {"kernel_shape": [1] * rank, "strides": [steps.get(2 + axis, 1) for axis in range(rank)]}
+        graph.nodes.append(gs.Node("MaxPool", name, attrs, [tensor], [kept]))
+    return kept
+
+
+def advice(made: Denser) -> str:
+    """What a person does with the result."""
+    if made.window is None:
+        return "its outputs have a cell every so many pixels as was asked for"
+    return (
+        f"one window every {by(made.window.stride)} pixels, instead of {by(made.window.coarse or made.window.stride)}"
+    )
