@@ -36,7 +36,8 @@ from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
-from convrewrite.pipeline import Trade
+from convrewrite.passes.upsample import MODES
+from convrewrite.pipeline import Map, Trade
 from convrewrite.rewrite import Pass, Site
 from convrewrite.timing import Bench
 from convrewrite.verification import Verification
@@ -106,19 +107,34 @@ def text_of(outcome: Outcome) -> str:
 
 
 def fcn(
-    model: Given, *, window: Sequence[int] | None = None, size: Sequence[int] | None = None, **options: Any
+    model: Given,
+    *,
+    window: Sequence[int] | None = None,
+    size: Sequence[int] | None = None,
+    stride: int | Sequence[int] | None = None,
+    upsample: str = "",
+    softmax: str = "",
+    opset: int | None = None,
+    **options: Any,
 ) -> Result:
     """Make a classifier run on images of any size.
 
     Args:
         model: the classifier. window: its own input size, where the file leaves it open. size: fix the new input to it.
+        stride: pixels between cells, where it is to be less than the network's own; 1 is dense.
+        upsample: "bilinear" or "nearest" for a cell at every pixel of the image. softmax: "last" or "none", to
+            interpolate the scores. opset: of the result, where it is to be a later one.
         options: fields of `outcome.Options`: provider, verify, max_output_error, samples, seed, data, only, skip.
 
     Raises:
         Refused: it cannot be converted. CheckFailed: it is not equivalent. UsageError: wrong input or options.
     """
     pass_ = Fcn(window=_extents(window), size=_extents(size))
-    return _rewritten(model, lambda source, target: pipeline.fcn(source, target, pass_, _options(options)))
+    wanted = (stride,) if isinstance(stride, int) else _extents(stride)
+    _one_of("upsample", upsample, ("", *MODES))
+    _one_of("softmax", softmax, ("", "last", "none"))
+    how = Map(wanted, upsample, softmax, opset)
+    return _rewritten(model, lambda source, target: pipeline.fcn(source, target, pass_, _options(options), how))
 
 
 def separable(

@@ -40,6 +40,8 @@ from convrewrite.cli_options import (
     SeedOption,
     Size,
     SkipOption,
+    Softmax,
+    Upsample,
     VerboseOption,
     VerifyOption,
     options_of,
@@ -115,6 +117,26 @@ def fcn(
     dense: Annotated[
         bool, typer.Option("--dense", metavar="", rich_help_panel=MAKE, help="The same as --stride 1.")
     ] = False,
+    upsample: Annotated[
+        Upsample | None,
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=MAKE,
+            help="Bring the class map to the size of the image: 'bilinear' or 'nearest' between the windows' centres.",
+        ),
+    ] = None,
+    softmax: Annotated[
+        Softmax | None,
+        typer.Option(
+            metavar="WHERE",
+            rich_help_panel=MAKE,
+            help="With --upsample, interpolate the scores, not the probabilities: the Softmax comes 'last', or 'none'.",
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(min=7, metavar="N", rich_help_panel=MAKE, help="Convert the model to this operator set first."),
+    ] = None,
     only: OnlyOption = None,
     skip: SkipOption = None,
     verify: VerifyOption = True,
@@ -142,9 +164,8 @@ def fcn(
         from convrewrite.passes.fcn import Fcn
 
         options = options_of(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
-        return pipeline.fcn(
-            *paths_of(source, target), Fcn(window=window, size=size), options, (1,) if dense else stride
-        )
+        how = pipeline.Map((1,) if dense else stride, upsample or "", softmax or "", opset)
+        return pipeline.fcn(*paths_of(source, target), Fcn(window=window, size=size), options, how)
 
     files = [source or "-", target or "-"]
     files = [*(files[1:] if files[0] == "-" else files), *([] if data is None else [str(data)])]

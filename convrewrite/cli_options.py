@@ -58,6 +58,20 @@ class Fit(enum.StrEnum):
     weights = "weights"
 
 
+class Upsample(enum.StrEnum):
+    """How `fcn` brings a class map to the size of the image."""
+
+    bilinear = "bilinear"
+    nearest = "nearest"
+
+
+class Softmax(enum.StrEnum):
+    """Where `fcn --upsample` has a final Softmax."""
+
+    last = "last"
+    none = "none"
+
+
 class Size(tuple[int, ...]):
     """Extents per spatial axis. (A class of its own: a plain tuple would be an option with several values.)"""
 

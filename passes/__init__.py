@@ -6,7 +6,8 @@ from convrewrite.passes.dense import Dense
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
+from convrewrite.passes.upsample import Upsample
 from convrewrite.rewrite import Pass
 
-ALL: tuple[type[Pass], ...] = (Fcn, Dense, Groups, Separable)
+ALL: tuple[type[Pass], ...] = (Fcn, Dense, Upsample, Groups, Separable)
 """Every pass of the project; a third party's come through the entry point `convrewrite.passes`."""

@@ -17,6 +17,7 @@ from convrewrite import model_io
 from convrewrite.errors import ConvrewriteError
 from convrewrite.passes import ALL
 from convrewrite.rewrite import Declined, Pass, Plan, Reason, Refusal, Site, run_pass
+from convrewrite.windows import OutputGrid, Window
 from helpers import Net, convert
 
 PICTURE = re.compile(r"^Before +After$", re.MULTILINE)
@@ -35,7 +36,11 @@ def classifier(dead: bool = False) -> onnx.ModelProto:
 def strided() -> onnx.ModelProto:
     """Fully convolutional, with a stride to remove."""
     net = Net(1, 2, 9, 12)
-    return net.model(net.MaxPool(net.conv("x", 4, 3, 3), kernel_shape=[2, 2], strides=[2, 2]))
+    return net.model(net.node("MaxPool", net.conv("x", 4, 3, 3), outputs=["y"], kernel_shape=[2, 2], strides=[2, 2]))
+
+
+WINDOW = Window("x", "NCHW", (4, 4), (2, 2), (0, 0), (4, 4), "windows", outputs={"y": OutputGrid((2, 2), (1, 1))})
+"""Of `strided`."""
 
 
 def vectors() -> onnx.ModelProto:
@@ -132,14 +137,15 @@ def test_two_runs_agree(pass_: type[Any], kind: str) -> None:
 @EVERY
 def test_the_judge_has_the_last_word(pass_: type[Any]) -> None:
     slow = Reason("test/slow", "it is slower", "nothing")
-    graph = load(strided() if pass_.name == "dense" else classifier(dead=True))
+    graph = load(strided() if pass_.name in ("dense", "upsample") else classifier(dead=True))
+    made = pass_(window=WINDOW) if pass_.name == "upsample" else pass_()
     judged: list[Plan] = []
 
     def judge(_: gs.Graph, plan: Plan) -> Declined:
         judged.append(plan)
         return Declined(slow, "1.3 times slower")
 
-    result = run_pass(pass_(), graph, judge=judge)
+    result = run_pass(made, graph, judge=judge)
     assert judged
     assert not result.changed
     assert {(s.outcome, s.reason, s.detail, s.remedy) for s in result.sites} == {

@@ -50,6 +50,10 @@ class FcnStep(_Step):
     name: Literal["fcn"] = Field("fcn", alias="pass")
     window: Size | None = None
     size: Size | None = None
+    stride: Size | None = None
+    upsample: Literal["bilinear", "nearest"] | None = None
+    softmax: Literal["last", "none"] | None = None
+    opset: Annotated[int, Field(ge=7)] | None = None
 
 
 class SeparableStep(_Step):

@@ -25,6 +25,8 @@ accept = "smaller"                    # "faster" times each layer first
 # [[steps]]
 # pass = "fcn"                        # any image size
 # window = [224, 224]                 # where the file leaves it open
+# stride = [4]                        # pixels between cells; [1] is dense
+# upsample = "bilinear"               # a cell for every pixel
 
 [verification]
 # data = "calibration/{name}.npz"     # real inputs: one array per input, axis 0 is samples

@@ -1,4 +1,9 @@
-"""The command `fcn`: an image classifier becomes one for images of any size."""
+"""The command `fcn`: an image classifier becomes one for images of any size, as dense as asked, as large as the image.
+
+original ──(--opset)──fcn──> cells ──(--stride) dense──> more cells ──(--upsample)──> pixels
+   |                           |                            |                          |
+   '── on every crop, or its own trunk and head ── every f-th of them ── numpy ───────' each step is proved by itself
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,9 @@ import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -19,7 +25,8 @@ from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Ends, FileFacts, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline.denser import Denser, advice, denser, proved
+from convrewrite.pipeline import denser, upsampling
+from convrewrite.pipeline.denser import Denser
 from convrewrite.pipeline.files import (
     as_file,
     copied,
@@ -29,130 +36,177 @@ from convrewrite.pipeline.files import (
     refuse_stream_target,
     same_file,
 )
+from convrewrite.pipeline.opsets import upgraded
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, refusal, why
-from convrewrite.rewrite import PassResult, run_pass
+from convrewrite.pipeline.upsampling import Upsampled
+from convrewrite.rewrite import run_pass
 from convrewrite.verification import Verification
 from convrewrite.windows import Window
 
 
-def fcn(source: str, target: str, pass_: Fcn, options: Options, stride: Sequence[int] | None = None) -> Outcome:
+@dataclass(frozen=True)
+class Map:
+    """How the class map is to look.
+
+    Attributes:
+        stride: pixels between cells, per spatial axis or one for all; None for the network's own.
+        upsample: "bilinear" or "nearest" for a cell at every pixel, "" for none.
+        softmax: "last" to interpolate the scores and not what a final Softmax makes of them, "none" to leave it out.
+        opset: of the result, where it is to be a later one.
+    """
+
+    stride: tuple[int, ...] | None = None
+    upsample: str = ""
+    softmax: str = ""
+    opset: int | None = None
+
+
+@dataclass
+class _Run:
+    """One run: what was read, and what became of it step by step.
+
+    Attributes:
+        original: as it was read. model: the fully convolutional one, before it is made denser. window: of it, if known.
+        cut: where the original's head begins; None where the original is fully convolutional itself.
+        denser, upsampled: the further steps, where they changed anything.
+    """
+
+    source: str
+    target: str
+    pass_: Fcn
+    how: Map
+    options: Options
+    log: Log
+    original: Model
+    model: Model
+    window: Window | None
+    cut: Sequence[Any] | None = None
+    denser: Denser | None = None
+    upsampled: Upsampled | None = None
+
+    @property
+    def cells(self) -> Model:
+        """The model of the cells, as dense as they become."""
+        return self.model if self.denser is None else self.denser.model
+
+    @property
+    def result(self) -> Model:
+        """What is written."""
+        return self.cells if self.upsampled is None else self.upsampled.model
+
+    @property
+    def cells_window(self) -> Window | None:
+        """What the cells stand for."""
+        return self.window if self.denser is None else self.denser.window
+
+
+def fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map | None = None) -> Outcome:
     """Make a classifier fully convolutional: read `source`, write `target` ("-" is standard input or output).
 
-    With a `stride`, cells lie that many pixels apart, also in a model that is fully convolutional already.
+    What `how` asks for is done to a model that is fully convolutional already, too.
 
     Whatever stops it is the outcome's `error`, and then nothing was written; `Outcome.check` raises it.
     """
     log = Log(Outcome("fcn", options.provider, "error"))
     with log.until_error():
-        _fcn(source, target, pass_, options, stride, log)
+        _fcn(source, target, pass_, options, how or Map(), log)
     return log.outcome
 
 
-def _fcn(source: str, target: str, pass_: Fcn, options: Options, stride: Sequence[int] | None, log: Log) -> None:
+def _fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map, log: Log) -> None:
     runtime.check_installation()
     check_provider(options.provider)
     refuse_stream_target(target)
-    model = load(source)
-    log.note(input=input_facts(model, source))
-    present = Window.from_metadata(model.metadata)
-    if present is not None and stride is not None:
-        return _denser_only(pass_, model, present, stride, source, target, options, log)
-    if present is not None:
-        log.note(window=present, advice=_already(present, pass_))
-        return copied(model, source, target, log)
-    check_patterns(model.graph, options)
-    result = run_pass(pass_, model.graph, only=options.only, skip=options.skip)
-    log.note(sites=result.sites)
+    if how.softmax and not how.upsample:
+        raise UsageError("--softmax says what is interpolated", remedy="give --upsample bilinear or nearest, too")
+    original = load(source)
+    log.note(input=input_facts(original, source))
+    model = original if how.opset is None else upgraded(original, how.opset)
+    run = _Run(source, target, pass_, how, options, log, original, model, Window.from_metadata(model.metadata))
+    log.note(window=run.window)
+    idle = _idle_or_converted(run)
+    if how.stride is not None:
+        run.denser = denser.denser(run.model, run.window, how.stride, pass_.window or pass_.size)
+        run.denser = run.denser if run.denser.changed else None
+    if how.upsample:
+        run.upsampled = _upsampled(run)
+    steps = [step for step in (run.denser, run.upsampled) if step is not None]
+    if idle and not steps:
+        asked = "; no stride is larger than was asked for" if how.stride is not None else ""
+        log.note(advice=f"nothing to do: {idle}{asked}; copied byte for byte")
+        return copied(original, source, target, log)
+    log.note(sites=(*log.outcome.sites, *(site for step in steps for site in step.sites)), window=run.cells_window)
+    return _publish(run)
+
+
+def _idle_or_converted(run: _Run) -> str:
+    """Convert the classifier; or say why there is nothing to convert."""
+    if run.window is not None:
+        told = f"fcn has converted this model already (window {by(run.window.size)})"
+        return told if run.pass_.size is None else f"{told}; --size is not applied to it: convert the original again"
+    check_patterns(run.model.graph, run.options)
+    result = run_pass(run.pass_, run.model.graph, only=run.options.only, skip=run.options.skip)
+    run.log.note(sites=result.sites)
     refused = result.outcome("refused")
     if refused:
-        raise refusal(pass_, refused[0])
-    if not result.changed and stride is not None:
-        return _denser_only(pass_, model, None, stride, source, target, options, log)
+        raise refusal(run.pass_, refused[0])
     if not result.changed:
-        told = "; ".join(why(pass_, site) for site in result.sites[:1]) or "no node reads the image"
-        log.note(advice=f"nothing to do: {told}; copied byte for byte")
-        return copied(model, source, target, log)
+        run.log.note(sites=() if run.how != Map() else result.sites)
+        return "; ".join(why(run.pass_, site) for site in result.sites[:1]) or "no node reads the image"
     window: Window = result.evidence["window"]
-    log.note(window=window, input=_with_macs(log.outcome.input, model.graph, window))
-    _check_sizes(pass_, window)
-    after = replace(model, graph=result.graph, metadata={**model.metadata, **result.metadata})
-    made = None if stride is None else denser(after, window, stride)
-    if made is not None:
-        log.note(sites=(*result.sites, *made.sites), window=made.window)
-    return _publish(pass_, result, model, after, made, source, target, options, log)
+    _check_sizes(run.pass_, window)
+    run.window, run.cut = window, result.evidence["cut"]
+    run.log.note(window=window, input=_with_macs(run.log.outcome.input, run.original.graph, window))
+    run.model = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
+    return ""
 
 
-def _denser_only(
-    pass_: Fcn,
-    model: Model,
-    window: Window | None,
-    stride: Sequence[int],
-    source: str,
-    target: str,
-    options: Options,
-    log: Log,
-) -> None:
-    """A model that is fully convolutional already becomes denser; it is its own original."""
-    made = denser(model, window, stride, pass_.window or pass_.size)
-    log.note(sites=made.sites, window=made.window)
-    if not made.changed:
-        told = "; ".join(site.detail for site in made.sites)
-        log.note(advice=f"nothing to do: no stride is larger than was asked for ({told}); copied byte for byte")
-        copied(model, source, target, log)
-        return
-    with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="convrewrite-")))
-        path = folder / "rewritten.onnx" if target == STREAM else Path(target)
-        staged = stack.enter_context(model_io.staged(made.model, path))
-        facts = output_facts(made.model, staged.path, target)
-        if options.verify:
-            coarse = model.path or as_file(model, folder / "original.onnx")
-            found = proved(coarse, made, folder, options)
-            words = _repeat(source, target, pass_, options, stride)
-            log.note(verification=replace(found, command=words, otherwise=OTHERWISE), provider=found.provider)
-            found.check()
-        else:
-            log.note(verification=Verification.not_run("--no-verify"))
-        _committed(staged, made.model, target)
-        log.note(status="rewritten", output=facts, advice=advice(made))
+def _upsampled(run: _Run) -> Upsampled:
+    if run.cells_window is None:
+        raise UsageError("--upsample needs to know which windows the cells stand for", remedy="convert a classifier")
+    return upsampling.upsampled(run.cells, run.cells_window, run.how.upsample, run.how.softmax)
 
 
-def _publish(
-    pass_: Fcn,
-    result: PassResult,
-    before: Model,
-    coarse: Model,
-    made: Denser | None,
-    source: str,
-    target: str,
-    options: Options,
-    log: Log,
-) -> None:
+def _publish(run: _Run) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
-    window: Window = result.evidence["window"]
-    after = coarse
-    if made is not None and made.window is not None:
-        after, window = made.model, made.window
-    log.note(ends=Ends(before, after, _native_inputs(after.graph, window), options.data))
+    after, window, log = run.result, run.cells_window, run.log
+    inputs = {} if window is None else _native_inputs(after.graph, window)
+    log.note(ends=Ends(run.original, after, inputs, run.options.data))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="convrewrite-")))
-        path = folder / "rewritten.onnx" if target == STREAM else Path(target)
+        path = folder / "rewritten.onnx" if run.target == STREAM else Path(run.target)
         staged = stack.enter_context(model_io.staged(after, path))
-        facts = _with_macs(output_facts(after, staged.path, target), after.graph, window)
-        if options.verify:
-            original = before.path or as_file(before, folder / "original.onnx")
-            found = verification.verify_fcn(original, staged.path, window, result.evidence["cut"], **common(options))
-            if made is not None and made.changed:
-                every = proved(model_io.save(coarse, folder / "coarse.onnx"), made, folder, options)
-                found = replace(found, cases=(*found.cases, *every.cases), vacuous=(*found.vacuous, *every.vacuous))
-            stride = None if made is None else window.stride
-            found = replace(found, command=_repeat(source, target, pass_, options, stride), otherwise=OTHERWISE)
+        facts = _with_macs(output_facts(after, staged.path, run.target), after.graph, window)
+        if run.options.verify:
+            found = _proved(run, staged.path, folder)
             log.note(verification=found, provider=found.provider)
             found.check()
         else:
             log.note(verification=Verification.not_run("--no-verify"))
-        _committed(staged, after, target)
-        log.note(status="rewritten", output=facts, advice=_next(options, source, target, window, pass_.size))
+        _committed(staged, after, run.target)
+        log.note(status="rewritten", output=facts, advice=_next(run))
+
+
+def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
+    """Each step by itself, in one verification."""
+    parts: list[Verification] = []
+    window = run.cells_window
+    cells = staged if run.upsampled is None else model_io.save(run.cells, folder / "all-cells.onnx")
+    if run.cut is not None and window is not None:
+        original = run.original.path or as_file(run.original, folder / "original.onnx")
+        parts.append(verification.verify_fcn(original, cells, window, run.cut, **common(run.options)))
+    if run.denser is not None:
+        coarse = model_io.save(run.model, folder / "coarse.onnx")
+        parts.append(denser.proved(coarse, run.denser, folder, run.options))
+    pixels = () if run.upsampled is None else upsampling.proved(run.upsampled, staged, folder, run.options)
+    first = parts[0] if parts else Verification((), provider=run.options.provider.replace("auto", "cpu"))
+    return replace(
+        first,
+        cases=(*(case for part in parts for case in part.cases), *pixels),
+        vacuous=tuple(dict.fromkeys(name for part in parts for name in part.vacuous)),
+        command=_repeat(run),
+        otherwise=OTHERWISE,
+    )
 
 
 def _committed(staged: model_io.Staged, model: Model, target: str) -> None:
@@ -163,12 +217,15 @@ def _committed(staged: model_io.Staged, model: Model, target: str) -> None:
         staged.commit()
 
 
-def _repeat(source: str, target: str, pass_: Fcn, options: Options, stride: Sequence[int] | None = None) -> str:
+def _repeat(run: _Run) -> str:
     """The command that repeats a failed verification: the rewrite itself, which writes nothing where it fails."""
-    words = ["convrewrite", "fcn", source, target]
-    for name, extents in (("--window", pass_.window), ("--size", pass_.size)):
+    pass_, how, options = run.pass_, run.how, run.options
+    words = ["convrewrite", "fcn", run.source, run.target]
+    for name, extents in (("--window", pass_.window), ("--size", pass_.size), ("--stride", how.stride)):
         words += [name, by(extents)] if extents else []
-    words += ["--stride", by(stride)] if stride else []
+    words += ["--upsample", how.upsample] if how.upsample else []
+    words += ["--softmax", how.softmax] if how.softmax else []
+    words += ["--opset", str(how.opset)] if how.opset is not None else []
     words += ["--data", options.data_path] if options.data is not None else []
     words += ["--seed", str(options.seed), "--samples", str(options.samples)]
     words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
@@ -178,25 +235,23 @@ def _repeat(source: str, target: str, pass_: Fcn, options: Options, stride: Sequ
     return shlex.join(words)
 
 
-def _next(options: Options, source: str, target: str, window: Window, size: Sequence[int] | None) -> str:
+def _next(run: _Run) -> str:
     """What a person does with the result."""
-    if not options.verify and STREAM not in (source, target) and not same_file(source, target):
-        return f"it was NOT verified; do so with: {shlex.join(['convrewrite', 'verify', source, target])}"
-    if not options.verify:
+    window = run.cells_window
+    if not run.options.verify and STREAM not in (run.source, run.target) and not same_file(run.source, run.target):
+        return f"it was NOT verified; do so with: {shlex.join(['convrewrite', 'verify', run.source, run.target])}"
+    if not run.options.verify:
         return "it was NOT verified; leave --no-verify out to do so"
-    if size is not None:
-        return f"run it on images of {by(size)}: it takes no other size; leave --size out for any size"
+    if run.pass_.size is not None and run.cut is not None:
+        return f"run it on images of {by(run.pass_.size)}: it takes no other size; leave --size out for any size"
+    if window is None:
+        return "run it on a larger image: its maps have more cells than they had"
+    if run.upsampled is not None:
+        return "run it on a larger image: each pixel has the classes of the windows around it"
     steps = window.stride
     corner = ", ".join(f"{step if step > 1 else ''}{letter}" for step, letter in zip(steps, "ijk", strict=False))
     cell = ", ".join("ijk"[: len(steps)])
     return f"run it on a larger image: output cell ({cell}) is the window whose first pixel is ({corner})"
-
-
-def _already(window: Window, pass_: Fcn) -> str:
-    text = f"nothing to do: fcn has converted this model already (window {by(window.size)}); copied byte for byte"
-    if pass_.size is not None:
-        text += "; --size is not applied to it: convert the original again"
-    return text
 
 
 def _check_sizes(pass_: Fcn, window: Window) -> None:

@@ -161,12 +161,3 @@ def _every(graph: gs.Graph, tensor: gs.Tensor, steps: Mapping[int, int], name: s
         attrs = {"kernel_shape": [1] * rank, "strides": [steps.get(2 + axis, 1) for axis in range(rank)]}
         graph.nodes.append(gs.Node("MaxPool", name, attrs, [tensor], [kept]))
     return kept
-
-
-def advice(made: Denser) -> str:
-    """What a person does with the result."""
-    if made.window is None:
-        return "its outputs have a cell every so many pixels as was asked for"
-    return (
-        f"one window every {by(made.window.stride)} pixels, instead of {by(made.window.coarse or made.window.stride)}"
-    )

@@ -310,7 +310,8 @@ class Walk:
     def _reshape(self, node: gs.Node, found: Reach, data: gs.Tensor) -> Grids:
         """An axis that stays is told by 0 or -1; one that goes is flattened."""
         grids = self.grids[data.name]
-        shape = self.constants.value(node.inputs[1]) if node.op == "Reshape" and len(node.inputs) > 1 else None
+        stored = Constants(self.graph)  # a shape that is computed from the map's own has no numbers of it
+        shape = stored.value(node.inputs[1]) if node.op == "Reshape" and len(node.inputs) > 1 else None
         for grid, after in zip(grids, found.axes, strict=True):
             if grid.factor == 1:
                 continue

@@ -55,7 +55,7 @@ REASONS = {
         Reason(
             "dense/opset",
             "the operator cannot be dilated in the model's operator set",
-            "convert the model with onnx.version_converter to opset 10 or later",
+            "give --opset 10 or later",
         ),
         Reason(
             "dense/uses-indices",

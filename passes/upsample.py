@@ -1,0 +1,251 @@
+"""upsample: a class map becomes as large as the image, each pixel interpolated between the centres of the windows.
+
+Before                                    After
+    scores [N, K, H', W']                     scores [N, K, H', W'] ── Pad, edges held ── Resize ── Slice
+    one cell every s pixels                   [N, K, H, W], one cell for each pixel
+
+Algebra. Cell i stands for the window of w pixels from pixel o + i s on, whose centre is the pixel c + i s, where
+c = o + (w - 1) / 2. Pixel x lies at u = (x - c) / s among the cells, and gets
+
+    bilinear   (1 - a) cell[j] + a cell[j + 1],     j = floor(u), a = u - j,     each axis in turn
+    nearest    cell[ceil(u - 1/2)]
+
+where u is held within 0 .. n - 1. With p cells more ahead of the first, a Resize by s has the entry r at the cell
+r / s - p (asymmetric) or (r + 1/2) / s - 1/2 - p (half_pixel), so that pixel x is the entry
+
+    r = x + s p - c                      whole where w is odd
+    r = x + s p - c + (s - 1) / 2        whole where w and s are even
+
+and elsewhere every second entry of a Resize by 2 s: a Slice picks as many of them as the image has pixels, whatever its
+size. `softmax`: "last" interpolates the scores ahead of a final Softmax and puts it behind; "none" leaves it out.
+
+Requires outputs [N, K, *spatial] on one grid of windows, and opset 11 or later.
+Refuses outputs of whole numbers (classes of an ArgMax) where they would be interpolated.
+Source: the ONNX operator page of Resize; Long, Shelhamer and Darrell, CVPR 2015, section 3.3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.windows import Window
+
+MODES = ("bilinear", "nearest")
+SOFTMAXES = ("Softmax", "LogSoftmax")
+
+REASONS = {
+    reason.code: reason
+    for reason in (
+        Reason(
+            "upsample/no-window",
+            "the model does not say which windows its cells stand for",
+            "convert the classifier with fcn in the same step",
+        ),
+        Reason(
+            "upsample/opset",
+            "operator sets below 11 cannot say where the cells of a Resize lie",
+            "give --opset 11 or later",
+        ),
+        Reason(
+            "upsample/classes",
+            "the output holds whole numbers, and there is nothing between two classes",
+            "choose --upsample nearest",
+        ),
+        Reason(
+            "upsample/not-a-map",
+            "the output was a map in the original already, or has no spatial axes",
+            "leave that output out of the model",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """The pass.
+
+    Attributes:
+        mode: one of MODES. softmax: "" for what the outputs give, "last" or "none". window: of the model.
+    """
+
+    name: ClassVar[str] = "upsample"
+    reasons: ClassVar[Mapping[str, Reason]] = REASONS
+    mode: str = "bilinear"
+    softmax: str = ""
+    window: Window | None = None
+
+    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
+        """The nodes that give the outputs of the window."""
+        names = set() if self.window is None else set(self.window.outputs)
+        for node in list(graph.nodes):
+            if self.window is None or any(t.name in names and t in graph.outputs for t in node.outputs):
+                yield node
+                if self.window is None:
+                    return
+
+    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+        """Where the output's cells lie, and what brings them to the pixels."""
+        label = f"{node.op} '{node.name or node.outputs[0].name}'"
+        window = self.window
+        if window is None:
+            return Declined(REASONS["upsample/no-window"], label)
+        if graph.opset < 11:
+            return Refusal(REASONS["upsample/opset"], f"the model has opset {graph.opset}")
+        output = next(t for t in node.outputs if t.name in window.outputs)
+        grid = window.outputs[output.name]
+        if grid.stride != window.stride or any(extent > 1 for extent in grid.size):
+            return Refusal(REASONS["upsample/not-a-map"], f"output '{output.name}'")
+        whole = output.dtype is not None and np.dtype(output.dtype).kind != "f"
+        if whole and self.mode == "bilinear":
+            return Refusal(REASONS["upsample/classes"], f"output '{output.name}'")
+        moved = self.softmax if node.op in SOFTMAXES else ""
+        where = {"": "", "last": f", {node.op} behind it", "none": f", without {node.op}"}[moved]
+        axes = tuple(_Axis.of(*axis) for axis in zip(window.size, window.stride, window.offset, strict=True))
+        text = f"{self.mode} by {'x'.join(str(axis.stride) for axis in axes)}{where}"
+        site = Site(self.name, output.name, node.op, "rewritten", detail=text, equivalence="reassociated")
+        return [Plan((site,), _Work(output.name, self.mode, moved, axes, window))]
+
+    def apply(self, graph: gs.Graph, plan: Plan) -> None:
+        """Put Pad, Resize and Slice between the output and what gave it."""
+        plan.payload.do(graph)
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """One axis: `before` and `after` cells are put around; entry start + x step of a Resize by `scale` is pixel x."""
+
+    stride: int
+    before: int
+    after: int
+    scale: int
+    start: int
+    step: int
+    half_pixel: bool
+
+    @classmethod
+    def of(cls, size: int, stride: int, offset: int) -> _Axis:
+        """Of windows of that size and stride, the first at that pixel."""
+        twice = 2 * offset + size - 1  # the first centre is at half of that
+        before = max(0, -(-twice // (2 * stride)))
+        after = max(0, -(-(2 * (size - 1) - twice) // (2 * stride))) + 1
+        half = size % 2 == 0 and stride % 2 == 0
+        start = 2 * stride * before - twice + (stride - 1 if half else 0)
+        if size % 2 or half:
+            return cls(stride, before, after, stride, start // 2, 1, half)
+        return cls(stride, before, after, 2 * stride, start, 2, False)
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What becomes of one output."""
+
+    output: str
+    mode: str
+    softmax: str
+    axes: tuple[_Axis, ...]
+    window: Window
+
+    def do(self, graph: gs.Graph) -> None:
+        """Build it; each axis whose cells lie differently has a Resize of its own."""
+        output = next(t for t in graph.outputs if t.name == self.output)
+        last = output.inputs[0]
+        data: gs.Tensor = last.inputs[0] if self.softmax else output
+        if not self.softmax:
+            output.name = f"{self.output}/cells"
+        dtype = data.dtype if data.dtype is not None else output.dtype
+        result = gs.Variable(self.output, output.dtype, self._shape(graph, output))
+        emit = _Emitter(graph, f"{self.output}/upsample", dtype)
+        rank = len(self.axes)
+        flat = rank == 1  # Resize interpolates two axes or three
+        if flat:
+            data = emit("Unsqueeze", "plane", [data], **self._unsqueezed(graph, emit))
+        dims = range(3, 4) if flat else range(2, 2 + rank)
+        total = 4 if flat else 2 + rank
+        pads = [0] * (2 * total)
+        for dim, axis in zip(dims, self.axes, strict=True):
+            pads[dim], pads[total + dim] = axis.before, axis.after
+        data = emit("Pad", "held", [data, emit.ints("pads", pads)], mode="edge")
+        for half in sorted({axis.half_pixel for axis in self.axes}):
+            scales = np.ones(total, np.float32)
+            for dim, axis in zip(dims, self.axes, strict=True):
+                scales[dim] = axis.scale if axis.half_pixel == half else 1
+            if scales.max() > 1:
+                data = self._resized(emit, data, scales, half)
+        data = self._cut(graph, emit, data, dims)
+        if flat:
+            data = emit("Squeeze", "line", [data], **self._unsqueezed(graph, emit))
+        final = graph.nodes[-1]
+        if self.softmax == "last":
+            moved = gs.Variable(f"{self.output}/upsampled", dtype)
+            final.outputs[0] = moved
+            graph.nodes.append(gs.Node(last.op, last.name, dict(last.attrs), [moved], [result]))
+        else:
+            final.outputs[0] = result
+        if self.softmax:
+            graph.nodes.remove(last)
+        graph.outputs[graph.outputs.index(output)] = result
+
+    def _resized(self, emit: _Emitter, data: gs.Tensor, scales: np.ndarray[Any, Any], half: bool) -> gs.Tensor:
+        attrs: dict[str, Any] = {
+            "mode": "linear" if self.mode == "bilinear" else "nearest",
+            "coordinate_transformation_mode": "half_pixel" if half else "asymmetric",
+        }
+        if self.mode == "nearest":
+            attrs["nearest_mode"] = "round_prefer_floor"
+        name = f"resized-{'half' if half else 'whole'}"
+        empty = gs.Constant(f"{emit.prefix}/{name}/roi", np.zeros(0, np.float32))
+        factors = gs.Constant(f"{emit.prefix}/{name}/scales", scales)
+        return emit("Resize", name, [data, empty, factors], **attrs)
+
+    def _cut(self, graph: gs.Graph, emit: _Emitter, data: gs.Tensor, dims: Sequence[int]) -> gs.Tensor:
+        """As many entries as the image has pixels."""
+        window = self.window
+        image = next(t for t in graph.inputs if t.name == window.input)
+        places = [window.axes.index(letter) for letter in window.letters]
+        sizes = emit("Shape", "image", [image], dtype=np.int64)
+        pixels = emit("Gather", "pixels", [sizes, emit.ints("axes", places)], dtype=np.int64, axis=0)
+        steps, starts = [axis.step for axis in self.axes], [axis.start for axis in self.axes]
+        spans = emit("Mul", "spans", [pixels, emit.ints("steps", steps)], dtype=np.int64)
+        ends = emit("Add", "ends", [spans, emit.ints("starts", starts)], dtype=np.int64)
+        inputs = [data, emit.ints("from", starts), ends, emit.ints("dims", list(dims)), emit.ints("each", steps)]
+        return emit("Slice", "pixels-of-the-image", inputs)
+
+    def _unsqueezed(self, graph: gs.Graph, emit: _Emitter) -> dict[str, Any]:
+        """The axis of a line that becomes a plane, as an attribute or to be appended as an input."""
+        return {"more": [emit.ints("plane-axis", [2])]} if graph.opset >= 13 else {"axes": [2]}
+
+    def _shape(self, graph: gs.Graph, output: gs.Tensor) -> list[Any] | None:
+        image = next(t for t in graph.inputs if t.name == self.window.input)
+        spatial = [image.shape[self.window.axes.index(letter)] for letter in self.window.letters]
+        return None if output.shape is None else [*output.shape[:2], *spatial]
+
+
+class _Emitter:
+    """Appends nodes whose names begin alike."""
+
+    def __init__(self, graph: gs.Graph, prefix: str, dtype: Any) -> None:
+        self.graph, self.prefix, self.dtype = graph, prefix, dtype
+
+    def __call__(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[gs.Tensor],
+        *,
+        dtype: Any = None,
+        more: Sequence[gs.Tensor] = (),
+        **attrs: Any,
+    ) -> gs.Tensor:
+        made = gs.Variable(f"{self.prefix}/{name}", dtype or self.dtype)
+        self.graph.nodes.append(gs.Node(op, f"{self.prefix}/{name}", attrs, [*inputs, *more], [made]))
+        return made
+
+    def ints(self, name: str, values: Sequence[int]) -> gs.Constant:
+        """Whole numbers."""
+        return gs.Constant(f"{self.prefix}/{name}", np.array(values, np.int64))
