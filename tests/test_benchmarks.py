@@ -337,9 +337,10 @@ def test_a_failing_child_is_shown_with_its_words() -> None:
         common.run_quietly([sys.executable, "-c", "raise SystemExit('on purpose')"])
 
 
-def test_the_picture_of_the_readme_can_be_made(tmp_path: Path) -> None:
-    committed, made = ROOT / "docs" / "figures" / "class_map.png", tmp_path / "class_map.png"
-    common.run_quietly([sys.executable, str(committed.with_name("make_class_map.py")), "--out", str(made)])
+@pytest.mark.parametrize("name", ["class_map", "pixel_map"])
+def test_the_pictures_of_the_readme_can_be_made(tmp_path: Path, name: str) -> None:
+    committed, made = ROOT / "docs" / "figures" / f"{name}.png", tmp_path / f"{name}.png"
+    common.run_quietly([sys.executable, str(committed.with_name(f"make_{name}.py")), "--out", str(made)])
     sizes = [path.read_bytes()[16:24] for path in (committed, made)]  # width and height in a PNG's header
     assert sizes[0] == sizes[1]
     assert max(committed.stat().st_size, made.stat().st_size) < 200_000
