@@ -131,8 +131,10 @@ def fcn(
     """
     pass_ = Fcn(window=_extents(window), size=_extents(size))
     wanted = (stride,) if isinstance(stride, int) else _extents(stride)
-    _one_of("upsample", upsample, ("", *MODES))
-    _one_of("softmax", softmax, ("", "last", "none"))
+    if upsample:
+        _one_of("upsample", upsample, MODES)
+    if softmax:
+        _one_of("softmax", softmax, ("last", "none"))
     how = Map(wanted, upsample, softmax, opset)
     return _rewritten(model, lambda source, target: pipeline.fcn(source, target, pass_, _options(options), how))
 

@@ -146,6 +146,13 @@ def test_pixels_of_a_digit_are_that_digit(tmp_path: Path, words: list[str], best
     assert around.argmax() == cells.argmax()
 
 
+def test_a_map_of_pixels_is_not_compared_with_a_classifier(tmp_path: Path) -> None:
+    assert run("fcn", LENET, "o.onnx", "--upsample", "nearest", cwd=tmp_path).returncode == 0
+    done = run("verify", LENET, "o.onnx", cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"convert without --upsample to compare the cells" in done.stderr
+
+
 def test_a_fixed_size(tmp_path: Path) -> None:
     done = run("fcn", LENET, "o.onnx", "--size", "64x48", "--dense", "--upsample", "nearest", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from convrewrite.outcome import STREAM, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline.files import input_facts
 from convrewrite.pipeline.steps import common
+from convrewrite.pipeline.upsampling import UPSAMPLED_KEY
 from convrewrite.rewrite import run_pass
 from convrewrite.windows import Window
 
@@ -39,6 +40,11 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
     before = model_io.load(source)
     log.note(input=input_facts(before, source))
     after = model_io.load(target)
+    if UPSAMPLED_KEY in after.metadata and UPSAMPLED_KEY not in before.metadata:
+        raise UsageError(
+            f"{target} has a class for every pixel, which '{source}' does not",
+            remedy="fcn proves it while it writes; convert without --upsample to compare the cells",
+        )
     window = Window.from_metadata(after.metadata)
     log.note(output=input_facts(after, target))
     if window is not None and Window.from_metadata(before.metadata) is None:
