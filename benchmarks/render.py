@@ -16,12 +16,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import convert_vgg16, fcn_vs_windows, group_curve, groups, separable, trade_off
+from benchmarks import convert_vgg16, dense, fcn_vs_windows, group_curve, groups, separable, trade_off
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     fcn_vs_windows.NAME: fcn_vs_windows.markdown,
     convert_vgg16.NAME: convert_vgg16.markdown,
+    dense.NAME: dense.markdown,
     separable.NAME: separable.markdown,
     trade_off.NAME: trade_off.markdown,
     groups.NAME: groups.markdown,
