@@ -21,7 +21,15 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from convrewrite import __version__, bench_command, inspect_command, run_command, trade_commands, verify_command
+from convrewrite import (
+    __version__,
+    bench_command,
+    inspect_command,
+    linear_commands,
+    run_command,
+    trade_commands,
+    verify_command,
+)
 from convrewrite.cli_options import (
     MAKE,
     TELL,
@@ -297,6 +305,7 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
 
 
 trade_commands.register(app, _run)
+linear_commands.register(app, _run)
 verify_command.register(app, _run)
 bench_command.register(app, _run)
 inspect_command.register(app, _answer)

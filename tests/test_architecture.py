@@ -60,10 +60,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "inspect_command": TOP | {"cli_options", "inspection", "page"},
     "cli_options": CHECKS | {"outcome"},
     "trade_commands": TOP | {"cli_options", "plugins"},
+    "linear_commands": TOP | {"cli_options", "plugins"},
     "verify_command": TOP | {"cli_options"},
     "bench_command": TOP | {"cli_options"},
     "cli": TOP
     | {
+        "linear_commands",
         "page",
         "plugins",
         "cli_options",

@@ -39,6 +39,12 @@ def strided() -> onnx.ModelProto:
     return net.model(net.node("MaxPool", net.conv("x", 4, 3, 3), outputs=["y"], kernel_shape=[2, 2], strides=[2, 2]))
 
 
+def whole_map() -> onnx.ModelProto:
+    """A convolution whose kernel is its map."""
+    net = Net(1, 2, 3, 4)
+    return net.model(net.Relu(net.conv("x", 4, 3, 4)))
+
+
 WINDOW = Window("x", "NCHW", (4, 4), (2, 2), (0, 0), (4, 4), "windows", outputs={"y": OutputGrid((2, 2), (1, 1))})
 """Of `strided`."""
 
@@ -58,6 +64,7 @@ MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
     "vectors": vectors,
     "convolutional": convolutional,
     "strided": strided,
+    "whole map": whole_map,
 }
 EVERY = pytest.mark.parametrize("pass_", ALL, ids=lambda p: p.name)
 
@@ -137,7 +144,8 @@ def test_two_runs_agree(pass_: type[Any], kind: str) -> None:
 @EVERY
 def test_the_judge_has_the_last_word(pass_: type[Any]) -> None:
     slow = Reason("test/slow", "it is slower", "nothing")
-    graph = load(strided() if pass_.name in ("dense", "upsample") else classifier(dead=True))
+    models = {"dense": strided, "upsample": strided, "conv-to-fc": whole_map}
+    graph = load(models[pass_.name]() if pass_.name in models else classifier(dead=True))
     made = pass_(window=WINDOW) if pass_.name == "upsample" else pass_()
     judged: list[Plan] = []
 

@@ -199,3 +199,20 @@ def test_from_a_configuration(tmp_path: Path) -> None:
     done = run("run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert evaluate(tmp_path / "m-out.onnx", np.zeros((1, 1, 40, 50), np.float32)).shape == (1, 11, 40, 50)
+
+
+@pytest.mark.parametrize("command", ["fc-to-conv", "conv-to-fc"])
+def test_linear_forms_from_file_to_file(tmp_path: Path, command: str) -> None:
+    source = LENET
+    if command == "conv-to-fc":
+        assert run("fc-to-conv", LENET, "c.onnx", cwd=tmp_path).returncode == 0
+        source = str(tmp_path / "c.onnx")
+    done = run(command, source, "o.onnx", "--report", "r.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert (report["command"], report["outcome"], report["verify"]["verdict"]) == (command, "rewritten", "verified")
+    ops = [node.op_type for node in onnx.load(tmp_path / "o.onnx").graph.node]
+    assert ops.count("Gemm") == (0 if command == "fc-to-conv" else 3)
+    again = run(command, "o.onnx", "p.onnx", cwd=tmp_path)
+    assert again.returncode == 0
+    assert b"nothing to do" in again.stderr

@@ -276,7 +276,8 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
 def _nothing(pass_: Pass, result: PassResult) -> str:
     """Why the file was copied."""
     if not result.sites:
-        return "nothing to do: no convolution outside of subgraphs; copied byte for byte"
+        what = "convolution" if isinstance(pass_, Separable | Groups) else f"place for {pass_.name}"
+        return f"nothing to do: no {what} outside of subgraphs; copied byte for byte"
     first = {site.reason: site for site in result.sites}
     if len(result.sites) == 1:
         site = result.sites[0]

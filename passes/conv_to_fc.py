@@ -1,0 +1,175 @@
+"""conv-to-fc: a convolution that sees its whole map at once becomes a matrix product.
+
+Before                                          After
+    x [N, I, h, w] ── Conv W [O, I, h, w] ── y      x ── Flatten [N, I h w] ── Gemm W [O, I h w], b ── Reshape ── y
+    x [N, I, 1, 1] ── Conv W [O, I, 1, 1] ── y      y [N, O, 1, 1]
+
+Algebra. Where the kernel fits once,  y[o] = sum_iuv W[o, i, u, v] x[i, u, v] + b[o],  which is one row of a matrix for
+each o, over the entries of the map in their own order. With `dilations` the kernel skips cells, and does not fit.
+Reshapes that follow each other become one. This undoes `fc-to-conv`, and the head that `fcn` made at a fixed size.
+
+Requires a Conv of one group with a constant weight, without pads, whose map has known extents: those of the kernel.
+Refuses nothing: what does not fit is left as it is.
+Source: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 3.1,
+read backwards; the ONNX operator pages of Conv and Gemm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from convrewrite.graph import Constants, infer_shapes, producer
+from convrewrite.layers import Sliding
+from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
+
+Array = np.ndarray[Any, Any]
+Shape = tuple[int, ...]
+
+REASONS = {
+    reason.code: reason
+    for reason in (
+        Reason(
+            "conv-to-fc/slides",
+            "the kernel fits at more than one place of its map, or skips cells of it",
+            "nothing needs to be done: only a convolution over its whole map is a matrix product",
+        ),
+        Reason(
+            "conv-to-fc/open-map",
+            "the extents of the map are not known",
+            "give --size, or fix the size of the input",
+        ),
+        Reason(
+            "conv-to-fc/grouped",
+            "each output channel sees some of the input channels only",
+            "expand the groups first: convrewrite groups --expand dense",
+        ),
+        Reason(
+            "conv-to-fc/not-constant",
+            "the weight is computed or fed at run time, or is no floating-point one",
+            "fold constants first, or make the weight an initializer",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class ConvToFc:
+    """The pass.
+
+    Attributes:
+        shapes: of the graph's tensors, where they are known already.
+    """
+
+    name: ClassVar[str] = "conv-to-fc"
+    reasons: ClassVar[Mapping[str, Reason]] = REASONS
+    shapes: Mapping[str, Shape] | None = field(default=None, compare=False, repr=False)
+
+    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
+        """Every Conv."""
+        yield from [node for node in graph.nodes if node.op == "Conv"]
+
+    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+        """Whether the kernel fits once; then its matrix."""
+        label = f"Conv '{node.name or node.outputs[0].name}'"
+        constants = Constants(graph)
+        weight = constants.value(node.inputs[1])
+        has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
+        bias = constants.value(node.inputs[2]) if has_bias else None
+        if weight is None or weight.dtype.kind != "f" or (has_bias and bias is None):
+            return Declined(REASONS["conv-to-fc/not-constant"], label)
+        if int(node.attrs.get("group", 1)) > 1:
+            return Declined(REASONS["conv-to-fc/grouped"], label)
+        extents = self._extents(graph, node, weight)
+        if extents is None:
+            return Declined(REASONS["conv-to-fc/open-map"], label)
+        slide = Sliding.read(node.attrs, weight.shape[2:], extents)
+        once = slide.output == (1,) * len(extents) and slide.kernel == extents
+        if not once or any((*slide.begin, *slide.end)) or slide.reach != slide.kernel:
+            return Declined(REASONS["conv-to-fc/slides"], f"{label}, map {list(extents)}, kernel {list(slide.kernel)}")
+        matrix = np.ascontiguousarray(weight.reshape(len(weight), -1))
+        out, inputs = matrix.shape
+        text = f"Conv {' x '.join(map(str, weight.shape))} -> Gemm [{out}, {inputs}]"
+        site = Site(self.name, node.outputs[0].name, "Conv", "rewritten", detail=text, equivalence="reassociated")
+        return [Plan((site,), _Layer(node.outputs[0].name, matrix, bias, len(extents)))]
+
+    def apply(self, graph: gs.Graph, plan: Plan) -> None:
+        """Put the product between two changes of shape, or join it to what changes the shape already."""
+        plan.payload.put(graph)
+
+    def _extents(self, graph: gs.Graph, node: gs.Node, weight: Array) -> Shape | None:
+        """Of the map; what a Reshape with numbers gives is known whatever the image is."""
+        data = node.inputs[0]
+        if self.shapes is not None and data.name in self.shapes:
+            return tuple(self.shapes[data.name][2:])
+        stored = _numbers(graph, producer(data))
+        if stored is not None and len(stored) == weight.ndim and min(stored[2:]) > 0:
+            return tuple(stored[2:])
+        given = {t.name: [d if isinstance(d, int) else 0 for d in t.shape or ()] for t in graph.inputs}
+        if any(dim <= 0 for dims in given.values() for dim in dims):
+            return None
+        try:
+            known = infer_shapes(graph, given).get(data.name)
+        except onnx.shape_inference.InferenceError:
+            return None
+        return None if known is None else tuple(known[2:])
+
+
+def _numbers(graph: gs.Graph, node: gs.Node | None) -> list[int] | None:
+    """The shape that a Reshape gives, where it is constant."""
+    if node is None or node.op != "Reshape" or len(node.inputs) < 2:
+        return None
+    value = Constants(graph).value(node.inputs[1])
+    return None if value is None else [int(v) for v in np.ravel(value)]
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The product that takes the place of the node that gives `output`."""
+
+    output: str
+    matrix: Array
+    bias: Array | None
+    rank: int
+
+    def put(self, graph: gs.Graph) -> None:
+        """Change the graph."""
+        node = next(n for n in graph.nodes if n.outputs and n.outputs[0].name == self.output)
+        data, result = node.inputs[0], node.outputs[0]
+        prefix, place = f"{self.output}/conv-to-fc", graph.nodes.index(node)
+        out, inputs = self.matrix.shape
+        dtype = data.dtype if data.dtype is not None else result.dtype
+        rows, product = (gs.Variable(f"{prefix}/{name}", dtype) for name in ("rows", "product"))
+        source, made = data, producer(data)
+        if made is not None and made.op == "Reshape" and _numbers(graph, made) is not None:
+            source = made.inputs[0]  # what it made of its input does not matter any more: the order of entries stays
+        flat = gs.Constant(f"{prefix}/flat", np.array([-1, inputs], np.int64))
+        nodes = [gs.Node("Reshape", f"{prefix}/rows", {}, [source, flat], [rows])]
+        factors = [rows, gs.Constant(f"{prefix}/weight", self.matrix)]
+        bias = np.zeros(out, self.matrix.dtype) if self.bias is None else self.bias
+        factors.append(gs.Constant(f"{prefix}/bias", bias))
+        nodes.append(gs.Node("Gemm", f"{prefix}/gemm", {"transB": 1}, factors, [product]))
+        after = list(result.outputs)
+        node.inputs.clear()
+        node.outputs.clear()
+        graph.nodes.remove(node)
+        inner = len(after) == 1 and not any(result is t for t in graph.outputs)
+        if inner and self._takes_any_shape(graph, after[0], result):
+            after[0].inputs[0] = product
+        else:
+            shape = gs.Constant(f"{prefix}/shape", np.array([-1, out, *[1] * self.rank], np.int64))
+            nodes.append(gs.Node("Reshape", f"{prefix}/map", {}, [product, shape], [result]))
+        for offset, fresh in enumerate(nodes):
+            graph.nodes.insert(place + offset, fresh)
+
+    def _takes_any_shape(self, graph: gs.Graph, reader: gs.Node, result: gs.Tensor) -> bool:
+        """Whether what reads the map changes its shape to one that does not depend on it."""
+        if reader.op != "Reshape" or reader.inputs[0] is not result:
+            return False
+        shape = _numbers(graph, reader)
+        return shape is None or 0 not in shape

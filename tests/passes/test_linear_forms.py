@@ -1,0 +1,206 @@
+"""fc-to-conv and conv-to-fc: against ONNX Runtime on the original, bit for bit on whole numbers; there and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+
+from convrewrite import model_io
+from convrewrite.passes.conv_to_fc import ConvToFc
+from convrewrite.passes.fc_to_conv import FcToConv
+from convrewrite.rewrite import Pass, PassResult, run_pass
+from nets import Net, run
+
+
+def changed(model: onnx.ModelProto, pass_: Pass) -> tuple[PassResult, onnx.ModelProto]:
+    loaded = model_io.load(model.SerializeToString())
+    result = run_pass(pass_, loaded.graph)
+    return result, onnx.load_from_string(model_io.to_bytes(replace(loaded, graph=result.graph)))
+
+
+def ops(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in model.graph.node]
+
+
+def assert_same(one: onnx.ModelProto, other: onnx.ModelProto, *shape: int, exact: bool = True) -> None:
+    for seed in range(2):
+        x = np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32)
+        for want, got in zip(run(one, {"x": x}).values(), run(other, {"x": x}).values(), strict=True):
+            assert want.shape == got.shape
+            assert np.abs(want).max() > 0
+            if exact:
+                np.testing.assert_array_equal(got, want)
+            else:
+                np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5 * float(np.abs(want).max()))
+
+
+# Gemm and MatMul as convolutions
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 18, 21])
+@pytest.mark.parametrize(
+    "attrs", [{}, {"transB": 1}, {"alpha": 2.0, "beta": 0.5}, {"transA": 1}, {"transA": 1, "transB": 1}], ids=str
+)
+def test_a_gemm(attrs: dict[str, float], opset: int) -> None:
+    shape = (5, 3) if attrs.get("transA") else (3, 5)
+    net = Net(*shape, opset=opset)
+    weight = net.ints(4, 5) if attrs.get("transB") else net.ints(5, 4)
+    model = net.model(net.Gemm("x", weight, net.const(2 * net.numbers_of(4)), **attrs))
+    result, made = changed(model, FcToConv())
+    assert [site.outcome for site in result.sites] == ["rewritten"]
+    assert "Gemm" not in ops(made)
+    assert_same(model, made, *shape)
+
+
+@pytest.mark.parametrize("added", [(), (1,), (4,), (1, 4), None], ids=str)
+def test_what_a_gemm_adds(added: tuple[int, ...] | None) -> None:
+    net = Net(3, 5, opset=13)
+    more = [] if added is None else [net.const(np.asarray(net.numbers_of(*added)))]
+    model = net.model(net.Gemm("x", net.ints(5, 4), *more))
+    assert_same(model, changed(model, FcToConv())[1], 3, 5)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (2, 3, 5), (2, 2, 3, 5), (2, 1, 2, 3, 5), (5,)], ids=str)
+def test_a_matmul_on_any_number_of_axes(shape: tuple[int, ...]) -> None:
+    net = Net(*shape, opset=13)
+    model = net.model(net.Add(net.MatMul("x", net.ints(5, 4)), net.ints(4)))
+    result, made = changed(model, FcToConv())
+    assert result.changed
+    assert "Add" not in ops(made)  # it is the bias
+    assert_same(model, made, *shape)
+
+
+def test_open_extents() -> None:
+    for opened, shape in ((("batch", 7, 5), (2, 7, 5)), (("batch", "tokens", 5), (2, 3, 5)), (("batch", 5), (4, 5))):
+        net = Net(*opened, opset=13)
+        model = net.model(net.MatMul(net.Relu(net.MatMul("x", net.ints(5, 6))), net.ints(6, 4)))
+        assert_same(model, changed(model, FcToConv())[1], *shape)
+
+
+def test_reshapes_between_layers_cancel() -> None:
+    net = Net("batch", 5, opset=13)
+    x = net.Relu(net.Gemm("x", net.ints(5, 6), net.ints(6)))
+    x = net.LeakyRelu(net.Tanh(net.Gemm(x, net.ints(6, 4))))
+    model = net.model(net.Gemm(x, net.ints(4, 3)))
+    _, made = changed(model, FcToConv())
+    assert ops(made) == ["Reshape", "Conv", "Relu", "Conv", "Tanh", "LeakyRelu", "Conv", "Reshape"]
+    assert_same(model, made, 3, 5, exact=False)
+
+
+def test_what_others_read_keeps_its_shape() -> None:
+    """A result that is an output, or that a Concat reads too, is still a matrix."""
+    net = Net(3, 5, opset=13)
+    first = net.Gemm("x", net.ints(5, 6))
+    second = net.Gemm(first, net.ints(6, 4))
+    third = net.Concat(first, second, axis=1)
+    model = net.model(first, third)
+    assert_same(model, changed(model, FcToConv())[1], 3, 5)
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda n: n.MatMul("x", n.Transpose("x", perm=[1, 0])), "not-constant"),
+        (lambda n: n.MatMul(n.ints(4, 3), "x"), "not-constant"),
+        (lambda n: n.MatMul("x", n.ints(5)), "not-a-matrix"),
+        (lambda n: n.MatMul("x", n.ints(2, 5, 4)), "not-a-matrix"),
+        (lambda n: n.Gemm("x", n.ints(5, 4), n.ints(3, 4)), "added-matrix"),
+        (lambda n: n.Gemm("x", n.ints(5, 4), n.ints(3, 1)), "added-matrix"),
+    ],
+)
+def test_what_is_left_as_it_is(build: Callable[[Net], str], reason: str) -> None:
+    net = Net(3, 5, opset=13)
+    result, _ = changed(net.model(build(net)), FcToConv())
+    assert [site.reason for site in result.sites] == [f"fc-to-conv/{reason}"]
+
+
+# Convolutions as matrix products
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (2, 3, 1, 1), (2, 3, 6), (2, 3, 2, 3, 2)], ids=str)
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_over_its_whole_map(shape: tuple[int, ...], bias: bool) -> None:
+    net = Net(*shape, opset=13)
+    model = net.model(net.Relu(net.conv("x", 4, *shape[2:], bias=bias)))
+    result, made = changed(model, ConvToFc())
+    assert result.changed
+    assert "Conv" not in ops(made)
+    assert_same(model, made, *shape)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "kernel", "reason"),
+    [
+        ({}, (3, 4), "slides"),
+        ({"pads": [1, 1, 1, 1]}, (4, 5), "slides"),
+        ({"strides": [2, 2]}, (3, 4), "slides"),
+        ({"dilations": [3, 4]}, (2, 2), "slides"),
+    ],
+)
+def test_a_convolution_that_is_more_than_a_product(attrs: dict, kernel: tuple[int, int], reason: str) -> None:
+    net = Net(1, 3, 4, 5, opset=13)
+    result, _ = changed(net.model(net.conv("x", 4, *kernel, **attrs)), ConvToFc())
+    assert [site.reason for site in result.sites] == [f"conv-to-fc/{reason}"]
+
+
+def test_groups_and_open_maps() -> None:
+    net = Net(1, 4, 3, 3, opset=13)
+    result, _ = changed(net.model(net.conv("x", 4, 3, 3, group=2)), ConvToFc())
+    assert [site.reason for site in result.sites] == ["conv-to-fc/grouped"]
+    net = Net(1, 4, "h", "w", opset=13)
+    result, _ = changed(net.model(net.conv("x", 4, 3, 3)), ConvToFc())
+    assert [site.reason for site in result.sites] == ["conv-to-fc/open-map"]
+
+
+# There and back
+
+
+def attention_block(net: Net, x: str, width: int, tokens: int, heads: int = 2) -> str:
+    """Self-attention and a multilayer perceptron, each added to what it reads and normalised."""
+
+    def linear(y: str, inputs: int, outputs: int) -> str:
+        weight = net.const(net.rng.standard_normal((inputs, outputs)) / np.sqrt(inputs))
+        return str(net.Add(net.MatMul(y, weight), net.const(net.rng.standard_normal(outputs))))
+
+    def split(y: str, *perm: int) -> str:
+        return str(net.Transpose(net.Reshape(y, net.const([1, tokens, heads, width // heads])), perm=list(perm)))
+
+    def normal(y: str) -> str:
+        return str(net.LayerNormalization(y, net.const(np.ones(width)), net.const(np.zeros(width))))
+
+    q, k, v = (linear(x, width, width) for _ in range(3))
+    scores = net.MatMul(split(q, 0, 2, 1, 3), split(k, 0, 2, 3, 1))
+    mixed = net.MatMul(net.Softmax(scores, axis=-1), split(v, 0, 2, 1, 3))
+    joined = net.Reshape(net.Transpose(mixed, perm=[0, 2, 1, 3]), net.const([1, tokens, width]))
+    x = normal(net.Add(x, linear(joined, width, width)))
+    return normal(net.Add(x, linear(net.Relu(linear(x, width, 4 * width)), 4 * width, width)))
+
+
+def test_two_transformer_blocks_there_and_back() -> None:
+    net = Net(1, 10, 16, opset=17)
+    model = net.model(attention_block(net, attention_block(net, "x", 16, 10), 16, 10))
+    there, convolutions = changed(model, FcToConv())
+    assert len(there.outcome("rewritten")) == 12  # four projections and two layers, in each
+    assert ops(convolutions).count("Conv") == 12
+    assert ops(convolutions).count("MatMul") == 4  # of two activations
+    assert_same(model, convolutions, 1, 10, 16, exact=False)
+    back, products = changed(convolutions, ConvToFc())
+    assert len(back.outcome("rewritten")) == 12
+    assert "Conv" not in ops(products)
+    assert_same(model, products, 1, 10, 16, exact=False)
+
+
+def test_the_head_of_a_classifier_there_and_back() -> None:
+    net = Net(1, 3, 6, 6, opset=13)
+    x = net.Flatten(net.Relu(net.conv("x", 4, 3, 3)))
+    model = net.model(net.fc(net.Relu(net.fc(x, 8)), 5))
+    _, convolutions = changed(model, FcToConv())
+    assert ops(convolutions).count("Conv") == 3
+    _, products = changed(convolutions, ConvToFc())
+    assert ops(products).count("Conv") == 1
+    for made in (convolutions, products):
+        assert_same(model, made, 1, 3, 6, 6)
