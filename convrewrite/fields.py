@@ -200,7 +200,10 @@ class _Step:
         sliding = Sliding.read(node.attrs, kernel, shape[2:])
         axes = []
         for along in self._known(data).axes:
-            if along.dim is None or along.dim < 2:
+            if along.dim is None:  # one cell for the whole map, such as a block that weighs channels sees
+                axes.append(along)
+                continue
+            if along.dim < 2:
                 raise _Lost(f"{node.op} slides over an axis that is not of the image")
             at = along.dim - 2
             moved = sliding.kernel[at], sliding.strides[at], sliding.dilations[at], sliding.begin[at]

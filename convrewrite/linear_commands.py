@@ -43,10 +43,10 @@ COMMANDS = {
 def register(app: typer.Typer, run: Run) -> None:
     """Add the commands to the command line."""
     for name, text in COMMANDS.items():
-        app.command(name, help=text)(_command(name, run))
+        app.command(name)(_command(name, text, run))
 
 
-def _command(name: str, run: Run) -> Callable[..., Any]:
+def _command(name: str, text: str, run: Run) -> Callable[..., Any]:
     """One command: both take the same."""
 
     def command(
@@ -79,4 +79,5 @@ def _command(name: str, run: Run) -> Callable[..., Any]:
         files = files[1:] if files[0] == "-" else files
         run(name, provider, work, report, files, quiet=quiet, verbose=verbose, html=html)
 
+    command.__doc__ = text
     return command

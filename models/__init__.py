@@ -18,21 +18,45 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from convrewrite.models import alexnet, digits, lenet, mobilenet, resnet, vgg
+from convrewrite.models import (
+    alexnet,
+    densenet,
+    digits,
+    efficientnet,
+    googlenet,
+    lenet,
+    mobilenet,
+    mobilenet_v2,
+    other_signals,
+    resnet,
+    shufflenet,
+    vgg,
+    zfnet,
+)
 
 __all__ = ["NAMES", "TRAINED", "build", "digit_images", "lenet5_path", "trained_path"]
-
-NAMES: tuple[str, ...] = ("lenet5", "alexnet", "vgg16", "resnet18", "resnet50", "mobilenet_v1")
-"""The names that ``build`` takes."""
 
 _BUILDERS: dict[str, Callable[..., onnx.ModelProto]] = {
     "lenet5": lenet.build,
     "alexnet": alexnet.build,
+    "zfnet": zfnet.build,
     "vgg16": vgg.build,
+    "vgg19": partial(vgg.build, depth=19),
+    "googlenet": googlenet.build,
     "resnet18": resnet.build,
     "resnet50": partial(resnet.build, depth=50),
+    "densenet121": densenet.build,
     "mobilenet_v1": mobilenet.build,
+    "mobilenet_v2": mobilenet_v2.build,
+    "shufflenet": shufflenet.build,
+    "efficientnet_b0": efficientnet.build,
+    "audio_cnn": other_signals.build_audio,
+    "video_cnn": other_signals.build_video,
+    "segnet": other_signals.build_segmentation,
 }
+
+NAMES: tuple[str, ...] = tuple(_BUILDERS)
+"""The names that ``build`` takes."""
 
 
 def build(name: str, **options: Any) -> onnx.ModelProto:
@@ -40,8 +64,9 @@ def build(name: str, **options: Any) -> onnx.ModelProto:
 
     Every builder takes ``seed=0``, ``width=1.0`` (factor on the number of channels), ``size=None``
     (image side in pixels, or ``(height, width)``; None means the paper's), ``classes`` (by default the
-    paper's) and ``opset=13`` (7 to 22). The input is "image", NCHW with N = 1; the output, [1, classes],
-    is "probabilities" where the network ends in Softmax and "logits" where it does not.
+    paper's) and ``opset=13`` (7 to 22). The input is "image", NCHW with N = 1 (NCL for sound, NCDHW for video);
+    the output, [1, classes], is "probabilities" where the network ends in Softmax and "logits" where it does not,
+    and "scores" [1, classes, H, W] of the segmentation network.
     """
     if name not in _BUILDERS:
         raise ValueError(f"unknown model {name!r}; the known ones are {', '.join(NAMES)}")

@@ -58,12 +58,15 @@ class NetBuilder:
 
     def __init__(
         self,
-        input_shape: tuple[int, int, int, int],
+        input_shape: tuple[int, ...],
         seed: int = 0,
         opset: int = 13,
         weights: Weights | None = None,
     ) -> None:
-        """Start with the input "image" (NCHW); ``weights``, where given, must hold every parameter."""
+        """Start with the input "image": NCHW, NCL for sound, NCDHW for video.
+
+        ``weights``, where given, must hold every parameter.
+        """
         if not MIN_OPSET <= opset <= MAX_OPSET:
             raise ValueError(f"opset {opset} is not supported; use {MIN_OPSET} to {MAX_OPSET}")
         self.input = Tensor("image", input_shape)
@@ -88,16 +91,31 @@ class NetBuilder:
         bias: bool = True,
         name: str | None = None,
     ) -> Tensor:
-        """Square convolution: [N,C,H,W] -> [N,channels,H',W'], weight [channels, C/groups, k, k]."""
+        """Square convolution: [N,C,H,W] -> [N,channels,H',W'], weight [channels, C/groups, k, k].
+
+        Sound and video have one and three such axes.
+        """
         incoming = x.shape[1]
         if incoming % groups or channels % groups:
             raise ValueError(f"{incoming} -> {channels} channels do not divide into {groups} groups")
         name = self._name("conv", name)
-        fan_in = incoming // groups * kernel * kernel
-        weight = self._weight(f"{name}.weight", (channels, incoming // groups, kernel, kernel), fan_in)
+        rank = len(x.shape) - 2
+        fan_in = incoming // groups * kernel**rank
+        weight = self._weight(f"{name}.weight", (channels, incoming // groups, *[kernel] * rank), fan_in)
         inputs = [x.name, weight, *([self._bias(f"{name}.bias", channels)] if bias else [])]
         shape = (x.shape[0], channels, *self._window(x, name, kernel, stride, pad))
-        return self._node("Conv", name, inputs, shape, **_window_attributes(kernel, stride, pad), group=groups)
+        return self._node("Conv", name, inputs, shape, **_window_attributes(kernel, stride, pad, rank), group=groups)
+
+    def deconv(self, x: Tensor, channels: int, kernel: int, *, stride: int, name: str | None = None) -> Tensor:
+        """Transposed convolution without padding: each side becomes (side - 1) * stride + kernel."""
+        name = self._name("deconv", name)
+        rank, incoming = len(x.shape) - 2, x.shape[1]
+        fan_in = incoming * kernel**rank // stride**rank
+        weight = self._weight(f"{name}.weight", (incoming, channels, *[kernel] * rank), max(1, fan_in))
+        shape = (x.shape[0], channels, *((side - 1) * stride + kernel for side in x.shape[2:]))
+        attributes = {"kernel_shape": [kernel] * rank, "strides": [stride] * rank}
+        inputs = [x.name, weight, self._bias(f"{name}.bias", channels)]
+        return self._node("ConvTranspose", name, inputs, shape, **attributes)
 
     def depthwise(
         self,
@@ -159,8 +177,44 @@ class NetBuilder:
 
     def global_avg_pool(self, x: Tensor, *, name: str | None = None) -> Tensor:
         """Mean over the whole map: [N,C,H,W] -> [N,C,1,1]."""
-        shape = (*x.shape[:2], 1, 1)
+        shape = (*x.shape[:2], *[1] * (len(x.shape) - 2))
         return self._node("GlobalAveragePool", self._name("global_avg_pool", name), [x.name], shape)
+
+    def relu6(self, x: Tensor, *, name: str | None = None) -> Tensor:
+        """min(max(x, 0), 6)."""
+        name = self._name("relu6", name)
+        if self._opset < 11:
+            return self._node("Clip", name, [x.name], x.shape, min=0.0, max=6.0)
+        ends = [self._constant(f"relu6.{end}", np.array(value, np.float32)) for end, value in (("min", 0), ("max", 6))]
+        return self._node("Clip", name, [x.name, *ends], x.shape)
+
+    def sigmoid(self, x: Tensor, *, name: str | None = None) -> Tensor:
+        """1 / (1 + exp(-x))."""
+        return self._node("Sigmoid", self._name("sigmoid", name), [x.name], x.shape)
+
+    def swish(self, x: Tensor) -> Tensor:
+        """x * sigmoid(x)."""
+        return self.mul(x, self.sigmoid(x))
+
+    def mul(self, a: Tensor, b: Tensor, *, name: str | None = None) -> Tensor:
+        """Element-wise product; b may have one cell for all of a's."""
+        return self._node("Mul", self._name("mul", name), [a.name, b.name], a.shape)
+
+    def concat(self, *parts: Tensor, name: str | None = None) -> Tensor:
+        """Channels beside each other."""
+        shape = (parts[0].shape[0], sum(part.shape[1] for part in parts), *parts[0].shape[2:])
+        return self._node("Concat", self._name("concat", name), [part.name for part in parts], shape, axis=1)
+
+    def shuffle(self, x: Tensor, groups: int) -> Tensor:
+        """Channel shuffle (Zhang et al. 2017): channel c of group g becomes channel g of group c."""
+        batch, channels, *map_ = x.shape
+        name = self._name("shuffle", None)
+        apart = self._constant(f"{name}.apart", np.array([0, groups, channels // groups, *map_], np.int64))
+        whole = self._constant(f"{name}.whole", np.array([0, channels, *map_], np.int64))
+        y = self._node("Reshape", f"{name}_apart", [x.name, apart], (batch, groups, channels // groups, *map_))
+        perm = [0, 2, 1, *range(3, len(y.shape))]
+        y = self._node("Transpose", f"{name}_swapped", [y.name], tuple(y.shape[i] for i in perm), perm=perm)
+        return self._node("Reshape", name, [y.name, whole], x.shape)
 
     def lrn(
         self,
@@ -240,15 +294,19 @@ class NetBuilder:
 
     def _pool(self, op: str, x: Tensor, kernel: int, stride: int, pad: int, name: str) -> Tensor:
         shape = (*x.shape[:2], *self._window(x, name, kernel, stride, pad))
-        return self._node(op, name, [x.name], shape, **_window_attributes(kernel, stride, pad))
+        return self._node(op, name, [x.name], shape, **_window_attributes(kernel, stride, pad, len(x.shape) - 2))
 
-    def _window(self, x: Tensor, name: str, kernel: int, stride: int, pad: int) -> tuple[int, int]:
-        if len(x.shape) != 4:
+    def _window(self, x: Tensor, name: str, kernel: int, stride: int, pad: int) -> tuple[int, ...]:
+        if not 3 <= len(x.shape) <= 5:
             raise ValueError(f"{name!r} needs a map [N,C,H,W], got {x.name!r} {x.shape}")
-        height, width = ((side + 2 * pad - kernel) // stride + 1 for side in x.shape[2:])
-        if height < 1 or width < 1:
+        sides = tuple((side + 2 * pad - kernel) // stride + 1 for side in x.shape[2:])
+        if min(sides) < 1:
             raise ValueError(f"the image is too small: {name!r} has a {kernel}x{kernel} window on {x.shape[2:]}")
-        return height, width
+        return sides
+
+    def _constant(self, name: str, value: npt.NDArray[Any]) -> str:
+        self._initializers[name] = numpy_helper.from_array(value, name)
+        return name
 
     def _weight(self, name: str, shape: tuple[int, ...], fan_in: int) -> str:
         def he() -> Floats:
@@ -274,5 +332,5 @@ class NetBuilder:
         return name
 
 
-def _window_attributes(kernel: int, stride: int, pad: int) -> dict[str, list[int]]:
-    return {"kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4}
+def _window_attributes(kernel: int, stride: int, pad: int, rank: int) -> dict[str, list[int]]:
+    return {"kernel_shape": [kernel] * rank, "strides": [stride] * rank, "pads": [pad] * (2 * rank)}

@@ -115,3 +115,11 @@ def test_the_pictures_are_the_same_every_time() -> None:
     assert first == second
     assert len(first) >= 6
     assert all(b"<svg" in content for content in first.values())
+
+
+@pytest.mark.slow
+def test_the_table_of_the_architectures_is_what_the_tool_does() -> None:
+    path = ROOT / "docs" / "architectures.py"
+    words = [sys.executable, str(path)]
+    made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    assert made in (ROOT / "docs" / "architectures.md").read_text(encoding="utf-8"), f"run: {' '.join(words)} --write"

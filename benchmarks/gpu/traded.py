@@ -13,7 +13,7 @@ from benchmarks.gpu.work import Batch, Job
 from convrewrite import pipeline
 from convrewrite.errors import CheckFailed
 from convrewrite.outcome import Options, Outcome
-from convrewrite.pipeline.trading import Traded as Pass
+from convrewrite.rewrite import Pass
 
 JOBS = (Batch(1), Batch(8))
 
