@@ -103,7 +103,8 @@ def receptive_fields(
             reach = _Step(node, found, shapes, constants, graph.opset, strides_only).reach()
         except _Lost as loss:
             reach = Reach(why=loss.why)
-        found.update({t.name: reach for t in node.outputs if t.name})
+        if reach.axes or reach.why:
+            found.update({t.name: reach for t in node.outputs if t.name})
     return found
 
 
@@ -176,6 +177,8 @@ class _Step:
             block = int(node.attrs["blocksize"])
             axes = (replace(a, field=a.field.slide(block, block)) for a in self._known(data).axes)
             return Reach(tuple(axes))
+        if node.op == "BatchNormalization" and node.attrs.get("training_mode", 0):
+            raise _Lost("BatchNormalization in training mode sees the whole map")
         if node.op in ELEMENTWISE or node.op in CHANNEL_WISE:
             return self._cell_by_cell()
         if node.op in OVER_MAP:
@@ -305,6 +308,8 @@ class _Step:
                 axes.append(Along(self._whole(along, data), None))
             elif along.dim is not None and flipped:
                 axes.append(replace(along, dim=1 - along.dim))
+            elif along.dim is not None and along.dim > contracted and len(self._shape(self.node.outputs[0])) < rank:
+                axes.append(replace(along, dim=along.dim - 1))  # a vector in front leaves no axis of its own
             else:
                 axes.append(along)
         return Reach(tuple(axes))
@@ -314,7 +319,7 @@ class _Step:
         node = self.node
         result: tuple[Along, ...] | None = None
         out = self._shape(node.outputs[0])
-        for tensor in node.inputs:
+        for tensor in node.inputs[:1] if node.op == "CastLike" else node.inputs:  # of the other it takes the type
             if tensor.name not in self.found:
                 continue
             shape = self._shape(tensor)

@@ -321,8 +321,22 @@ class Walk:
                 raise Refuse("dense/baked-shape", f"{_label(node)} to {[int(d) for d in shape]}")
         return self._following(found, [grid.lengths for grid in grids])
 
+    def _check_constant_maps(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> None:
+        """What does not depend on the image must not have cells of its own where the map becomes denser."""
+        factors = [max((g[i].factor for t in read if len(g := self.grids[t.name]) > i), default=1) for i in range(9)]
+        rank = len(self.shapes.get(node.outputs[0].name, ()))
+        for tensor in node.inputs:
+            shape = self.shapes.get(tensor.name) or (tensor.shape if isinstance(tensor, gs.Constant) else None)
+            if tensor.name in self.grids or not shape:
+                continue
+            for i, after in enumerate(found.axes):
+                at = None if after.dim is None else after.dim - rank + len(shape)
+                if at is not None and at >= 0 and shape[at] != 1 and factors[i] > 1:
+                    raise Refuse("dense/baked-shape", f"{_label(node)} reads '{tensor.name}' {list(shape)}")
+
     def _joined(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
         """Cell by cell: all maps that meet have the same extents, whatever the size of the image."""
+        self._check_constant_maps(node, found, read)
         lengths: list[Lengths] = []
         for i, after in enumerate(found.axes):
             meeting = [

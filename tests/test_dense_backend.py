@@ -1,0 +1,142 @@
+"""The onnx package's own backend cases through `dense` and `fc-to-conv`, against ONNX Runtime before.
+
+    own        the case as it is: every f-th cell of the new outputs are the old ones
+    strided    the case behind a stride of 2 along the last two axes of its first input: its operator sees a denser map
+
+A case that is not rewritten must be refused or declined with a known reason.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from test_backend_cases import cases, variants
+from test_traded_backend import with_weights
+
+from convrewrite import model_io
+from convrewrite.errors import UsageError
+from convrewrite.graph import infer_shapes
+from convrewrite.passes.dense import Dense
+from convrewrite.passes.fc_to_conv import FcToConv
+from convrewrite.rewrite import PassResult, run_pass
+from helpers import Feeds, run
+
+pytestmark = pytest.mark.slow
+
+ROUNDING = 1e-4
+
+
+def strided(model: onnx.ModelProto, feeds: Feeds) -> Iterator[tuple[onnx.ModelProto, Feeds]]:
+    """The model with a stride of 2 ahead of its image, which is twice as large."""
+    name, array = next(iter(feeds.items()), ("", np.zeros(0)))
+    opset = next((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), 0)
+    if array.dtype != np.float32 or array.ndim != 4 or min(array.shape[2:]) < 2 or opset < 10:
+        return
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    larger = [*array.shape[:2], *(2 * extent - 1 for extent in array.shape[2:])]
+    for index, info in enumerate(made.graph.input):
+        if info.name == name:
+            made.graph.input[index].CopyFrom(helper.make_tensor_value_info("the_image", TensorProto.FLOAT, larger))
+    pool = helper.make_node("MaxPool", ["the_image"], [name], kernel_shape=[1, 1], strides=[2, 2], name="the_stride")
+    made.graph.node.insert(0, pool)
+    image = np.random.default_rng(0).permutation(np.resize(array.ravel(), np.prod(larger))).reshape(larger)
+    image[:, :, ::2, ::2] = array
+    others = {other: value for other, value in feeds.items() if other != name}
+    yield made, {"the_image": image.astype(np.float32), **others}
+
+
+def rewritten(model: onnx.ModelProto, make: Any, feeds: Feeds) -> tuple[PassResult, onnx.ModelProto] | str:
+    """What a pass makes of a model; or what came of it instead."""
+    try:
+        loaded = model_io.load(model.SerializeToString())
+        shapes = infer_shapes(
+            loaded.graph, {t.name: feeds[t.name].shape for t in loaded.graph.inputs if t.name in feeds}
+        )
+    except (UsageError, onnx.shape_inference.InferenceError):
+        return "not read"
+    pass_ = make(shapes)
+    try:
+        result = run_pass(pass_, loaded.graph)
+    except UsageError:
+        return "not read"
+    for site in result.sites:
+        assert site.outcome == "rewritten" or site.reason in pass_.reasons
+    if not result.changed:
+        return "left alone"
+    return result, onnx.load_model_from_string(model_io.to_bytes(model_io.Model(result.graph, loaded.ir_version)))
+
+
+def check_dense(model: onnx.ModelProto, feeds: Feeds) -> str:
+    made = rewritten(model, lambda shapes: Dense(None, shapes), feeds)
+    if isinstance(made, str):
+        return made
+    result, new = made
+    want, got = run(model, feeds), run(new, feeds)
+    for name, values in want.items():
+        steps = result.evidence["factors"].get(name, {})
+        cells = got[name][tuple(slice(None, None, steps.get(dim, 1)) for dim in range(values.ndim))]
+        same(cells, values, name)
+    return "rewritten"
+
+
+def same(got: Any, want: Any, name: str) -> None:
+    assert (got.shape, got.dtype) == (want.shape, want.dtype), name
+    if want.dtype.kind != "f":
+        np.testing.assert_array_equal(got, want)
+    else:
+        finite = np.isfinite(want)
+        peak = float(np.abs(want[finite]).max(initial=0))
+        assert np.array_equal(np.isfinite(got), finite)
+        assert float(np.abs(got[finite] - want[finite]).max(initial=0)) <= ROUNDING * max(peak, 1e-30), name
+
+
+def check_linear(model: onnx.ModelProto, feeds: Feeds) -> str:
+    made = rewritten(model, lambda shapes: FcToConv(), feeds)
+    if isinstance(made, str):
+        return made
+    want, got = run(model, feeds), run(made[1], feeds)
+    for name, values in want.items():
+        same(got[name], values, name)
+    return "rewritten"
+
+
+@pytest.mark.parametrize(("kind", "least"), [("own", 25), ("strided", 60)])
+def test_dense(kind: str, least: int) -> None:
+    counts: Counter[str] = Counter()
+    failures = []
+    for case in cases():
+        for own, feeds in variants("own", case):
+            for model, given in with_weights(own, feeds):
+                for made, larger in strided(model, given) if kind == "strided" else [(model, given)]:
+                    try:
+                        run(made, larger)
+                    except Exception:
+                        counts["does not run"] += 1
+                        continue
+                    try:
+                        counts[check_dense(made, larger)] += 1
+                    except Exception as error:  # every case is looked at before the test fails
+                        failures.append(f"{case.kind} {case.name}: {type(error).__name__}: {str(error)[:300]}")
+    assert not failures, f"{counts}\n" + "\n".join(failures)
+    assert counts["rewritten"] >= least, counts
+
+
+def test_fc_to_conv() -> None:
+    counts: Counter[str] = Counter()
+    failures = []
+    for case in cases():
+        for own, feeds in variants("own", case):
+            for model, given in with_weights(own, feeds):
+                try:
+                    counts[check_linear(model, given)] += 1
+                except Exception as error:  # every case is looked at before the test fails
+                    failures.append(f"{case.kind} {case.name}: {type(error).__name__}: {str(error)[:300]}")
+    assert not failures, f"{counts}\n" + "\n".join(failures)
+    assert counts["rewritten"] >= 15, counts
