@@ -169,6 +169,16 @@ def test_a_cell_lies_over_the_middle_of_its_window(any_size: Path) -> None:
     assert place == {"left": 100 * 14 / 32, "top": 100 * 14 / 64, "width": 100 * 4 / 32, "height": 100 * 36 / 64}
 
 
+def test_a_map_of_pixels_covers_the_image(tmp_path: Path) -> None:
+    target = tmp_path / "p.onnx"
+    assert pipeline.fcn(LENET, str(target), Fcn(), Options(), pipeline.Map(upsample="nearest")).exit_code == 0
+    outcome = pipeline.fcn(LENET, str(target), Fcn(), Options(), pipeline.Map((1,), "nearest"))
+    drawn = page.outcome_view(outcome)["map"]
+    assert drawn["cells"] == drawn["size"]
+    assert drawn["place"] == {"left": 0, "top": 0, "width": 100, "height": 100}
+    assert {"dense", "upsample"} <= {site["pass"] for site in page.outcome_view(outcome)["sites"]}
+
+
 def test_images_are_read_in_any_order_of_axes(tmp_path: Path) -> None:
     picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), np.uint8)
     Image.fromarray(picture).save(tmp_path / "p.png")

@@ -23,6 +23,7 @@ from scipy import ndimage
 from convrewrite import model_io, runtime
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
+from convrewrite.pipeline.upsampling import UPSAMPLED_KEY
 from convrewrite.windows import Window
 
 Array = np.ndarray[Any, Any]
@@ -99,7 +100,10 @@ def class_map(model: Model, window: Window, data: Mapping[str, Array] | None, im
         return {"why": str(error)}
     if scores.ndim != 4 or scores.shape[1] < 2:
         return {"why": f"output '{name}' holds no scores of classes"}
-    return _drawn(sample, scores[0].argmax(axis=0), window, name)
+    drawn = _drawn(sample, scores[0].argmax(axis=0), window, name)
+    if UPSAMPLED_KEY in model.metadata:
+        drawn["place"] = {"left": 0, "top": 0, "width": 100, "height": 100}
+    return {**drawn, "pixels": UPSAMPLED_KEY in model.metadata}
 
 
 def _sample(

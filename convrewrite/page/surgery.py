@@ -25,6 +25,9 @@ ROWS = 6
 COLUMNS = 8
 """Boxes beside each other; more are only counted."""
 
+WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MaxPool", "AveragePool", "LpPool")
+"""Operators of which more is told than their name."""
+
 SHOWN = 60
 """Sites that are drawn."""
 
@@ -61,7 +64,8 @@ def surgeries(before: gs.Graph, after: gs.Graph, anchors: Sequence[str]) -> dict
 
 
 def _key(node: gs.Node) -> tuple[Any, ...]:
-    return node.op, tuple(t.name for t in node.inputs), tuple(t.name for t in node.outputs)
+    attrs = tuple(sorted((key, str(value)) for key, value in node.attrs.items() if not isinstance(value, gs.Tensor)))
+    return node.op, tuple(t.name for t in node.inputs), tuple(t.name for t in node.outputs), attrs
 
 
 def _trimmed(before: tuple[gs.Node, ...], after: tuple[gs.Node, ...]) -> Surgery:
@@ -176,11 +180,15 @@ def _first(node: gs.Node) -> str:
 def described(node: gs.Node) -> str:
     """What a convolution or matrix is made of: its weight, and what is not as usual."""
     shapes = [t.shape for t in node.inputs[1:2] if t.shape is not None]
-    if node.op not in ("Conv", "ConvTranspose", "Gemm", "MatMul") or not shapes:
+    if node.op in ("MaxPool", "AveragePool", "LpPool"):
+        shapes = [node.attrs.get("kernel_shape", ())]
+    if node.op not in WEIGHTED or not shapes:
         return ""
     parts = [" x ".join(map(str, shapes[0]))]
     group = int(node.attrs.get("group", 1))
     parts += [f"{group} groups"] if group > 1 else []
     strides = node.attrs.get("strides") or []
     parts += [f"/{'x'.join(map(str, strides))}"] if any(step != 1 for step in strides) else []
+    dilations = node.attrs.get("dilations") or []
+    parts += [f"dil. {'x'.join(map(str, dilations))}"] if any(step != 1 for step in dilations) else []
     return ", ".join(parts)
