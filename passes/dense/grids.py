@@ -21,13 +21,16 @@ from convrewrite.layers import Sliding, every
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded
 from convrewrite.rewrite import Site
-from convrewrite.windows import SLIDING
+from convrewrite.windows import ELEMENTWISE, SLIDING
 
 Shape = tuple[int, ...]
 Lengths = tuple[int, ...]
 
 LOWERING = frozenset("ConvTranspose Resize Upsample DepthToSpace SpaceToDepth MaxUnpool".split())
 RESHAPING = frozenset("Reshape Flatten Squeeze Unsqueeze".split())
+BROADCASTING = ELEMENTWISE - {"QuantizeLinear", "DequantizeLinear"} | {"Concat"}
+"""Operators whose operands lie over each other, aligned at their last axis, or beside each other."""
+
 POOLS = frozenset("MaxPool AveragePool LpPool".split())
 
 
@@ -323,6 +326,8 @@ class Walk:
 
     def _check_constant_maps(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> None:
         """What does not depend on the image must not have cells of its own where the map becomes denser."""
+        if node.op not in BROADCASTING:
+            return
         factors = [max((g[i].factor for t in read if len(g := self.grids[t.name]) > i), default=1) for i in range(9)]
         rank = len(self.shapes.get(node.outputs[0].name, ()))
         for tensor in node.inputs:
