@@ -20,6 +20,7 @@ from convrewrite.graph import Constants
 from convrewrite.layers import Sliding, every
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded
+from convrewrite.passes.dense.words import by, changes, label
 from convrewrite.rewrite import Site
 from convrewrite.windows import ELEMENTWISE, SLIDING
 
@@ -166,11 +167,11 @@ class Walk:
             return ()
         if node.op in LOWERING:
             if denser or (found is not None and self._made(found, read[0]) and node.op == "SpaceToDepth"):
-                raise Refuse("dense/lowers-stride", _label(node))
+                raise Refuse("dense/lowers-stride", label(node))
             return self._unchanged(found, read)
         if found is None or found.why:
             if denser:
-                raise Refuse("dense/no-rule", f"{_label(node)}: {found.why if found else 'no rule'}")
+                raise Refuse("dense/no-rule", f"{label(node)}: {found.why if found else 'no rule'}")
             return self._unchanged(found, read)
         if node.op in SLIDING:
             return self._slide(node, found)
@@ -205,9 +206,7 @@ class Walk:
         kernel = node.attrs.get("kernel_shape") or self.shapes[node.inputs[weight].name][2:]
         old = Sliding.read(node.attrs, kernel, shape[2:])
         if str(node.attrs.get("auto_pad", "NOTSET")).startswith("SAME") and any(s > 1 for s in old.strides):
-            raise Refuse(
-                "dense/no-rule", f"{_label(node)}: its auto_pad depends on the size; convert it with fcn first"
-            )
+            raise Refuse("dense/no-rule", f"{label(node)}: its auto_pad depends on the size; convert it with fcn first")
         new = self._dilated(node, old, grids, found)
         if new != old:
             self._edit_slide(node, old, new)
@@ -226,18 +225,18 @@ class Walk:
             return new
         for grid, _, at in places:
             if old.end[at] + old.strides[at] > old.reach[at]:  # a last window in the padding is left out, there
-                raise Refuse("dense/ceil-mode", _label(node))
+                raise Refuse("dense/ceil-mode", label(node))
             end[at] += (old.strides[at] - 1) * grid.factor
         return replace(new, end=tuple(end), ceil_mode=False)
 
     def _edit_slide(self, node: gs.Node, old: Sliding, new: Sliding) -> None:
         if len(node.outputs) > 1 and any(t.name for t in node.outputs[1:]):
-            raise Refuse("dense/uses-indices", _label(node))
+            raise Refuse("dense/uses-indices", label(node))
         if old.ceil_mode and node.op != "MaxPool":
-            raise Refuse("dense/ceil-mode", _label(node))
+            raise Refuse("dense/ceil-mode", label(node))
         dilated = new.dilations != (1,) * len(new.dilations)
         if node.op == "MaxPool" and dilated and self.graph.opset < 10:
-            raise Refuse("dense/opset", f"{_label(node)} needs opset 10, the model has {self.graph.opset}")
+            raise Refuse("dense/opset", f"{label(node)} needs opset 10, the model has {self.graph.opset}")
         name = node.outputs[0].name
         reaching = any(max(b, e) >= k for b, e, k in zip(new.begin, new.end, new.kernel, strict=True))
         if node.op == "MaxPool" and reaching:
@@ -246,7 +245,7 @@ class Walk:
             self.edits.append(averaged(name, node, old, new, self.shapes[node.inputs[0].name], self.graph.opset))
         else:
             self.edits.append(Attributes(name, new.attributes(node.attrs, pool=node.op in POOLS)))
-        self.told.append((node, _changes(old, new)))
+        self.told.append((node, changes(old, new)))
 
     def _can_dilate(self, node: gs.Node) -> bool:
         return bool(self.graph.opset >= (19 if node.op == "AveragePool" else 18))
@@ -281,7 +280,7 @@ class Walk:
                 new[end] *= grid.factor
             more = new[grid.dim] + new[grid.dim + rank]
             if min(pads[grid.dim], pads[grid.dim + rank]) < 0 and grid.factor > 1:
-                raise Refuse("dense/no-rule", f"{_label(node)}: its pads are negative")
+                raise Refuse("dense/no-rule", f"{label(node)}: its pads are negative")
             lengths.append(tuple(n + more for n in grid.lengths))
         if new != pads:
             self.edits.append(Sliced(node.outputs[0].name, "pads", 1, tuple(new)))
@@ -319,9 +318,9 @@ class Walk:
             if grid.factor == 1:
                 continue
             if after.dim is None:
-                raise Refuse("dense/flattened", _label(node))
+                raise Refuse("dense/flattened", label(node))
             if shape is not None and int(shape[after.dim]) > 0:
-                raise Refuse("dense/baked-shape", f"{_label(node)} to {[int(d) for d in shape]}")
+                raise Refuse("dense/baked-shape", f"{label(node)} to {[int(d) for d in shape]}")
         return self._following(found, [grid.lengths for grid in grids])
 
     def _check_constant_maps(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> None:
@@ -337,7 +336,7 @@ class Walk:
             for i, after in enumerate(found.axes):
                 at = None if after.dim is None else after.dim - rank + len(shape)
                 if at is not None and at >= 0 and shape[at] != 1 and factors[i] > 1:
-                    raise Refuse("dense/baked-shape", f"{_label(node)} reads '{tensor.name}' {list(shape)}")
+                    raise Refuse("dense/baked-shape", f"{label(node)} reads '{tensor.name}' {list(shape)}")
 
     def _joined(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
         """Cell by cell: all maps that meet have the same extents, whatever the size of the image."""
@@ -352,9 +351,9 @@ class Walk:
             meeting = [grid for grid in meeting if grid.coarse == after.field.stride and grid.lengths]
             if len({grid.lengths for grid in meeting}) > 1:
                 names = " and ".join(f"'{t.name}'" for t in read)
-                raise Refuse("dense/branches", f"{_label(node)} joins {names}")
+                raise Refuse("dense/branches", f"{label(node)} joins {names}")
             if after.dim is None and any(grid[i].factor > 1 for t in read if (grid := self.grids[t.name])):
-                raise Refuse("dense/flattened", _label(node))
+                raise Refuse("dense/flattened", label(node))
             lengths.append(meeting[0].lengths if meeting else ())
         return self._following(found, lengths)
 
@@ -383,11 +382,11 @@ def _coarsest(graph: gs.Graph, reaches: Mapping[str, Reach], axes: int) -> Shape
 
 def _check(wanted: Shape, coarsest: Shape) -> None:
     if len(wanted) != len(coarsest):
-        raise UsageError(f"--stride {_by(wanted)} does not fit: the model has {len(coarsest)} spatial axes")
+        raise UsageError(f"--stride {by(wanted)} does not fit: the model has {len(coarsest)} spatial axes")
     if any(whole % part for whole, part in zip(coarsest, wanted, strict=True)):
         choices = " or ".join(map(str, (n for n in range(1, max(coarsest) + 1) if all(c % n == 0 for c in coarsest))))
         raise UsageError(
-            f"--stride {_by(wanted)} does not divide the model's own, {_by(coarsest)}", remedy=f"choose {choices}"
+            f"--stride {by(wanted)} does not divide the model's own, {by(coarsest)}", remedy=f"choose {choices}"
         )
 
 
@@ -398,21 +397,3 @@ def _sorted(graph: gs.Graph) -> Iterator[gs.Node]:
         name = next((t.name for t in node.outputs if t.name), None)
         if name is not None:
             yield by_output[name]
-
-
-def _changes(old: Sliding, new: Sliding) -> str:
-    kernel = f"kernel {_by(old.kernel)}"
-    parts = [
-        f"{word} {_by(getattr(old, name))} -> {_by(getattr(new, name))}"
-        for word, name in (("stride", "strides"), ("dilation", "dilations"), ("pads", "begin"))
-        if getattr(old, name) != getattr(new, name)
-    ]
-    return ", ".join([kernel, *parts])
-
-
-def _by(extents: Sequence[int]) -> str:
-    return "x".join(map(str, extents))
-
-
-def _label(node: gs.Node) -> str:
-    return f"{node.op} '{node.name or node.outputs[0].name}'"

@@ -1,0 +1,30 @@
+"""What is said of an operator that changes, and how operators are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import onnx_graphsurgeon as gs
+
+from convrewrite.layers import Sliding
+
+
+def changes(old: Sliding, new: Sliding) -> str:
+    """The kernel, and what is not as it was."""
+    kernel = f"kernel {by(old.kernel)}"
+    parts = [
+        f"{word} {by(getattr(old, name))} -> {by(getattr(new, name))}"
+        for word, name in (("stride", "strides"), ("dilation", "dilations"), ("pads", "begin"))
+        if getattr(old, name) != getattr(new, name)
+    ]
+    return ", ".join([kernel, *parts])
+
+
+def by(extents: Sequence[int]) -> str:
+    """224x224."""
+    return "x".join(map(str, extents))
+
+
+def label(node: gs.Node) -> str:
+    """Operator and name."""
+    return f"{node.op} '{node.name or node.outputs[0].name}'"
