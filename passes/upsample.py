@@ -160,7 +160,10 @@ class _Work:
             output.name = f"{self.output}/cells"
         dtype = data.dtype if data.dtype is not None else output.dtype
         result = gs.Variable(self.output, output.dtype, self._shape(graph, output))
-        emit = _Emitter(graph, f"{self.output}/upsample", dtype)
+        whole = dtype is not None and np.dtype(dtype).kind != "f"
+        emit = _Emitter(graph, f"{self.output}/upsample", np.int32 if whole else dtype)
+        if whole:  # ONNX Runtime resizes no int64, which the classes of an ArgMax are
+            data = emit("Cast", "as-int32", [data], to=np.int32)
         rank = len(self.axes)
         flat = rank == 1  # Resize interpolates two axes or three
         if flat:
@@ -180,6 +183,8 @@ class _Work:
         data = self._cut(graph, emit, data, dims)
         if flat:
             data = emit("Squeeze", "line", [data], **self._unsqueezed(graph, emit))
+        if whole:
+            data = emit("Cast", "as-it-was", [data], dtype=dtype, to=np.dtype(dtype).type)
         final = graph.nodes[-1]
         if self.softmax == "last":
             moved = gs.Variable(f"{self.output}/upsampled", dtype)

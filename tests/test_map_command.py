@@ -216,3 +216,44 @@ def test_linear_forms_from_file_to_file(tmp_path: Path, command: str) -> None:
     again = run(command, "o.onnx", "p.onnx", cwd=tmp_path)
     assert again.returncode == 0
     assert b"nothing to do" in again.stderr
+
+
+@pytest.mark.parametrize("kind", ["float16", "classes", "two outputs", "vector beside the image"])
+def test_pixels_of_other_models(tmp_path: Path, kind: str) -> None:
+    """Against an interpolation by hand of what the converted model gives, by plain indexing in numpy."""
+    from nets import Net
+
+    dtype = np.float16 if kind == "float16" else np.float32
+    net = Net(1, 3, 31, 31, opset=13, dtype=dtype)
+    vector = net.input("v", 1, 4) if kind.startswith("vector") else ""
+    x = net.node("Conv", "x", net.const(net.rng.standard_normal((6, 3, 3, 3)) / 5), strides=[2, 2])
+    x = net.Flatten(net.MaxPool(x, kernel_shape=[3, 3], strides=[2, 2]))
+    x = net.Concat(x, vector, axis=1) if vector else x
+    scores = [net.Gemm(x, net.const(net.rng.standard_normal((6 * 49 + 4 * bool(vector), 5)) / 9))]
+    if kind == "two outputs":
+        scores.append(net.Gemm(x, net.const(net.rng.standard_normal((6 * 49, 3)) / 9)))
+    if kind == "classes":
+        scores = [net.ArgMax(scores[0], axis=1, keepdims=0)]
+    onnx.save(net.model(*scores), tmp_path / "m.onnx")
+    mode = "nearest" if kind == "classes" else "bilinear"
+    assert run("fcn", "m.onnx", "cells.onnx", cwd=tmp_path).returncode == 0
+    done = run("fcn", "m.onnx", "pixels.onnx", "--upsample", mode, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    feeds = {"x": np.random.default_rng(0).standard_normal((1, 3, 41, 44)).astype(dtype)}
+    feeds |= {"v": np.ones((1, 4), np.float32)} if vector else {}
+    cells, pixels = (
+        ort.InferenceSession(str(tmp_path / name), providers=["CPUExecutionProvider"]).run(None, feeds)
+        for name in ("cells.onnx", "pixels.onnx")
+    )
+    for coarse, fine in zip(cells, pixels, strict=True):
+        assert fine.dtype == coarse.dtype
+        assert fine.shape == (*coarse.shape[:2], 41, 44)
+        want = coarse.astype(np.float64)
+        for axis, extent in ((2, 41), (3, 44)):
+            at = np.clip((np.arange(extent) - 15) / 4, 0, coarse.shape[axis] - 1)  # windows of 31 pixels, 4 apart
+            low = np.ceil(at - 0.5).astype(int) if mode == "nearest" else np.floor(at).astype(int)
+            share = np.zeros(extent) if mode == "nearest" else at - low
+            share = share.reshape(-1, *[1] * (3 - axis))
+            high = np.minimum(low + 1, coarse.shape[axis] - 1)
+            want = want.take(low, axis) * (1 - share) + want.take(high, axis) * share
+        np.testing.assert_allclose(fine, want, atol=1e-2 if kind == "float16" else 1e-5)

@@ -22,7 +22,7 @@ from convrewrite.pipeline.steps import by, refusal
 from convrewrite.rewrite import Site, run_pass
 from convrewrite.sampling import InputSpec, Scale, random_array
 from convrewrite.verification import Case
-from convrewrite.verification.comparison import TOLERANCE, relative_error
+from convrewrite.verification.comparison import floor, relative_error
 from convrewrite.windows import METADATA_KEY, Window
 
 Array = np.ndarray[Any, Any]
@@ -111,14 +111,15 @@ def proved(made: Upsampled, staged: Path, folder: Path, options: Options) -> tup
                 want = want / want.sum(axis=1, keepdims=True)
             same = want.shape == pixels[name].shape
             error = relative_error(pixels[name], want.astype(pixels[name].dtype)) if same else None
-            passed = error is not None and error <= TOLERANCE
+            tolerance = floor(pixels[name].dtype)
+            passed = error is not None and error <= tolerance
             note = f"seed {options.seed + index}" if same else f"{pixels[name].shape} where {want.shape} is due"
             cases.append(
                 Case(
                     f"every pixel of {by(size)} against the interpolated cells",
                     name,
                     error=error,
-                    tolerance=TOLERANCE,
+                    tolerance=tolerance,
                     status="passed" if passed else "failed",
                     note=note,
                     seed=options.seed,
