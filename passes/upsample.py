@@ -33,6 +33,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.emitting import Emitter
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 from convrewrite.windows import Window
 
@@ -161,13 +162,13 @@ class _Work:
         dtype = data.dtype if data.dtype is not None else output.dtype
         result = gs.Variable(self.output, output.dtype, self._shape(graph, output))
         whole = dtype is not None and np.dtype(dtype).kind != "f"
-        emit = _Emitter(graph, f"{self.output}/upsample", np.int32 if whole else dtype)
+        emit = Emitter(graph, f"{self.output}/upsample", np.int32 if whole else dtype)
         if whole:  # ONNX Runtime resizes no int64, which the classes of an ArgMax are
             data = emit("Cast", "as-int32", [data], to=np.int32)
         rank = len(self.axes)
         flat = rank == 1  # Resize interpolates two axes or three
         if flat:
-            data = emit("Unsqueeze", "plane", [data], **self._unsqueezed(graph, emit))
+            data = self._plane(graph, emit, "Unsqueeze", data)
         dims = range(3, 4) if flat else range(2, 2 + rank)
         total = 4 if flat else 2 + rank
         pads = [0] * (2 * total)
@@ -182,7 +183,7 @@ class _Work:
                 data = self._resized(emit, data, scales, half)
         data = self._cut(graph, emit, data, dims)
         if flat:
-            data = emit("Squeeze", "line", [data], **self._unsqueezed(graph, emit))
+            data = self._plane(graph, emit, "Squeeze", data)
         if whole:
             data = emit("Cast", "as-it-was", [data], dtype=dtype, to=np.dtype(dtype).type)
         final = graph.nodes[-1]
@@ -196,7 +197,7 @@ class _Work:
             graph.nodes.remove(last)
         graph.outputs[graph.outputs.index(output)] = result
 
-    def _resized(self, emit: _Emitter, data: gs.Tensor, scales: np.ndarray[Any, Any], half: bool) -> gs.Tensor:
+    def _resized(self, emit: Emitter, data: gs.Tensor, scales: np.ndarray[Any, Any], half: bool) -> gs.Tensor:
         attrs: dict[str, Any] = {
             "mode": "linear" if self.mode == "bilinear" else "nearest",
             "coordinate_transformation_mode": "half_pixel" if half else "asymmetric",
@@ -208,7 +209,7 @@ class _Work:
         factors = gs.Constant(f"{emit.prefix}/{name}/scales", scales)
         return emit("Resize", name, [data, empty, factors], **attrs)
 
-    def _cut(self, graph: gs.Graph, emit: _Emitter, data: gs.Tensor, dims: Sequence[int]) -> gs.Tensor:
+    def _cut(self, graph: gs.Graph, emit: Emitter, data: gs.Tensor, dims: Sequence[int]) -> gs.Tensor:
         """As many entries as the image has pixels."""
         window = self.window
         image = next(t for t in graph.inputs if t.name == window.input)
@@ -221,36 +222,13 @@ class _Work:
         inputs = [data, emit.ints("from", starts), ends, emit.ints("dims", list(dims)), emit.ints("each", steps)]
         return emit("Slice", "pixels-of-the-image", inputs)
 
-    def _unsqueezed(self, graph: gs.Graph, emit: _Emitter) -> dict[str, Any]:
-        """The axis of a line that becomes a plane, as an attribute or to be appended as an input."""
-        return {"more": [emit.ints("plane-axis", [2])]} if graph.opset >= 13 else {"axes": [2]}
+    def _plane(self, graph: gs.Graph, emit: Emitter, op: str, data: gs.Tensor) -> gs.Tensor:
+        """A line as a plane of one row, or back."""
+        if graph.opset >= 13:
+            return emit(op, op.lower(), [data, emit.ints(f"{op.lower()}-axis", [2])])
+        return emit(op, op.lower(), [data], axes=[2])
 
     def _shape(self, graph: gs.Graph, output: gs.Tensor) -> list[Any] | None:
         image = next(t for t in graph.inputs if t.name == self.window.input)
         spatial = [image.shape[self.window.axes.index(letter)] for letter in self.window.letters]
         return None if output.shape is None else [*output.shape[:2], *spatial]
-
-
-class _Emitter:
-    """Appends nodes whose names begin alike."""
-
-    def __init__(self, graph: gs.Graph, prefix: str, dtype: Any) -> None:
-        self.graph, self.prefix, self.dtype = graph, prefix, dtype
-
-    def __call__(
-        self,
-        op: str,
-        name: str,
-        inputs: Sequence[gs.Tensor],
-        *,
-        dtype: Any = None,
-        more: Sequence[gs.Tensor] = (),
-        **attrs: Any,
-    ) -> gs.Tensor:
-        made = gs.Variable(f"{self.prefix}/{name}", dtype or self.dtype)
-        self.graph.nodes.append(gs.Node(op, f"{self.prefix}/{name}", attrs, [*inputs, *more], [made]))
-        return made
-
-    def ints(self, name: str, values: Sequence[int]) -> gs.Constant:
-        """Whole numbers."""
-        return gs.Constant(f"{self.prefix}/{name}", np.array(values, np.int64))

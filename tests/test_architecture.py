@@ -20,7 +20,7 @@ FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
 BASE = frozenset({"errors"})
-ENGINE = frozenset({"rewrite", "graph", "layers", "windows", "axes", "costs", "fields"}) | BASE
+ENGINE = frozenset({"rewrite", "graph", "layers", "windows", "axes", "costs", "fields", "emitting"}) | BASE
 FILES = ENGINE | {"atomic", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
@@ -38,6 +38,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "axes": ENGINE,
     "costs": ENGINE,
     "fields": ENGINE,
+    "emitting": ENGINE,
     "passes": ENGINE,
     "models": frozenset(),
     "atomic": BASE,

@@ -7,15 +7,13 @@ original
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx_graphsurgeon as gs
-
 from convrewrite import model_io, verification
+from convrewrite.emitting import Emitter
 from convrewrite.errors import Refused, UsageError
 from convrewrite.model_io import Model
 from convrewrite.outcome import Options
@@ -32,8 +30,6 @@ CELLS = (2, 3, 2)
 
 CELL_BY_CELL = ("Softmax", "LogSoftmax", "Sigmoid")
 """Last operators ahead of which the cells may be taken."""
-
-END = int(np.iinfo(np.int64).max)
 
 
 @dataclass(frozen=True)
@@ -140,24 +136,11 @@ def _sampled(made: Denser) -> Model:
         if not steps:
             continue
         if last is not None and last.op in CELL_BY_CELL:
-            last.inputs[0] = _every(graph, last.inputs[0], steps, f"{output.name}/every-cell")
+            emit = Emitter(graph, output.name, last.inputs[0].dtype)
+            last.inputs[0] = emit.every("every-cell", last.inputs[0], steps)
         else:
             name = output.name
             output.name = f"{name}/every-cell"
-            graph.outputs[graph.outputs.index(output)] = _every(graph, output, steps, name)
+            graph.outputs[graph.outputs.index(output)] = Emitter(graph, name, output.dtype).every("", output, steps)
     metadata = {key: text for key, text in made.model.metadata.items() if key != METADATA_KEY}
     return replace(made.model, graph=graph.toposort(), metadata=metadata)
-
-
-def _every(graph: gs.Graph, tensor: gs.Tensor, steps: Mapping[int, int], name: str) -> gs.Variable:
-    """Each n-th cell along some dimensions."""
-    kept, axes = gs.Variable(name, tensor.dtype), sorted(steps)
-    if graph.opset >= 10:
-        values = ([0] * len(axes), [END] * len(axes), axes, [steps[axis] for axis in axes])
-        parts = [gs.Constant(f"{name}/{i}", np.array(v, np.int64)) for i, v in enumerate(values)]
-        graph.nodes.append(gs.Node("Slice", name, {}, [tensor, *parts], [kept]))
-    else:
-        rank = max(axes) - 1
-        attrs = {"kernel_shape": [1] * rank, "strides": [steps.get(2 + axis, 1) for axis in range(rank)]}
-        graph.nodes.append(gs.Node("MaxPool", name, attrs, [tensor], [kept]))
-    return kept

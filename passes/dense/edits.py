@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
-INT64_MAX = int(np.iinfo(np.int64).max)
+from convrewrite.emitting import Emitter
 
 
 class Edit(Protocol):
@@ -68,30 +68,12 @@ class Sampled:
 
     output: str
     steps: Mapping[int, int]
-    opset: int
 
     def apply(self, graph: gs.Graph) -> None:
-        """Make it: a Slice, or a pool of one cell where Slice has no steps."""
+        """Make it."""
         node = node_of(graph, self.output)
         data = node.inputs[0]
-        name = f"{self.output}/dense/every"
-        made = gs.Variable(name, data.dtype)
-        axes = sorted(self.steps)
-        if self.opset >= 10:
-            parts = {
-                "starts": [0] * len(axes),
-                "ends": [INT64_MAX] * len(axes),
-                "axes": axes,
-                "steps": [self.steps[axis] for axis in axes],
-            }
-            inputs = [data, *(ints(f"{name}/{part}", values) for part, values in parts.items())]
-            graph.nodes.append(gs.Node("Slice", name, inputs=inputs, outputs=[made]))
-        else:
-            rank = max(axes) - 1
-            strides = [self.steps.get(2 + axis, 1) for axis in range(rank)]
-            attrs = {"kernel_shape": [1] * rank, "strides": strides}
-            graph.nodes.append(gs.Node("MaxPool", name, attrs, [data], [made]))
-        node.inputs[0] = made
+        node.inputs[0] = Emitter(graph, f"{self.output}/dense", data.dtype).every("every", data, self.steps)
 
 
 @dataclass(frozen=True)

@@ -260,7 +260,7 @@ class Walk:
             if grid.dim is not None and after.dim is None and grid.factor > 1
         }
         if steps:
-            self.edits.append(Sampled(node.outputs[0].name, steps, self.graph.opset))
+            self.edits.append(Sampled(node.outputs[0].name, steps))
             self.told.append((node, f"sees every {' and '.join(map(str, sorted(set(steps.values()))))}-th cell"))
         return self._following(found, [grid.lengths for grid in grids])
 

@@ -10,13 +10,14 @@ LpPool       x ── Abs ── Pow p ── Conv of ones ── Pow 1/p ──
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.emitting import Emitter
 from convrewrite.layers import Sliding
 from convrewrite.passes.dense.edits import Edit, ints, node_of
 
@@ -87,7 +88,7 @@ class Summed:
         node = node_of(graph, self.output)
         result, data = node.outputs[0], node.inputs[0]
         dtype = np.dtype(np.float32 if data.dtype is None else data.dtype)
-        emit = _Emitter(graph, f"{self.output}/dense", dtype)
+        emit = Emitter(graph, f"{self.output}/dense", dtype)
         taps = math.prod(self.attrs["kernel_shape"])
         node.outputs.clear()
         node.inputs.clear()
@@ -95,52 +96,27 @@ class Summed:
         if self.power:
             powered = emit("Pow", "pow", [emit("Abs", "abs", [data]), emit.number("p", self.power)])
             summed = self._sums(emit, "sum", powered, self.channels, 1.0)
-            emit("Pow", "root", [summed, emit.number("inverse", 1 / self.power)], result)
+            emit("Pow", "root", [summed, emit.number("inverse", 1 / self.power)], result=result)
         elif self.counted:
             self._sums(emit, "mean", data, self.channels, 1.0 / taps, result)
         else:
             summed = self._sums(emit, "sum", data, self.channels, 1.0)
-            emit("Div", "mean", [summed, self._sums(emit, "count", self._ones(emit, data), 1, 1.0)], result)
+            emit("Div", "mean", [summed, self._sums(emit, "count", self._ones(emit, data), 1, 1.0)], result=result)
 
     def _sums(
-        self, emit: _Emitter, name: str, data: gs.Tensor, channels: int, value: float, result: gs.Tensor | None = None
+        self, emit: Emitter, name: str, data: gs.Tensor, channels: int, value: float, result: gs.Tensor | None = None
     ) -> gs.Tensor:
         weight = np.full((channels, 1, *self.attrs["kernel_shape"]), value, emit.dtype)
         constant = gs.Constant(f"{emit.prefix}/{name}/weight", weight)
-        return emit("Conv", name, [data, constant], result, {**self.attrs, "group": channels})
+        return emit("Conv", name, [data, constant], result=result, **self.attrs, group=channels)
 
-    def _ones(self, emit: _Emitter, data: gs.Tensor) -> gs.Tensor:
+    def _ones(self, emit: Emitter, data: gs.Tensor) -> gs.Tensor:
         """[1, 1, *spatial] of the map's extents."""
         rank = len(self.attrs["kernel_shape"])
         sizes = emit("Shape", "shape", [data], dtype=np.int64)
         places = ints(f"{emit.prefix}/spatial", list(range(2, 2 + rank)))
-        extents = emit("Gather", "extents", [sizes, places], None, {"axis": 0}, np.int64)
-        whole = emit("Concat", "whole", [ints(f"{emit.prefix}/one", [1, 1]), extents], None, {"axis": 0}, np.int64)
+        extents = emit("Gather", "extents", [sizes, places], dtype=np.int64, axis=0)
+        whole = emit("Concat", "whole", [ints(f"{emit.prefix}/one", [1, 1]), extents], dtype=np.int64, axis=0)
         if self.opset >= 9:
-            return emit("ConstantOfShape", "ones", [whole], None, {"value": gs.Constant("one", np.ones(1, emit.dtype))})
+            return emit("ConstantOfShape", "ones", [whole], value=gs.Constant("one", np.ones(1, emit.dtype)))
         return emit("Expand", "ones", [gs.Constant(f"{emit.prefix}/1", np.ones((1,) * (rank + 2), emit.dtype)), whole])
-
-
-class _Emitter:
-    """Appends nodes whose names begin alike."""
-
-    def __init__(self, graph: gs.Graph, prefix: str, dtype: np.dtype[Any]) -> None:
-        self.graph, self.prefix, self.dtype = graph, prefix, dtype
-
-    def __call__(
-        self,
-        op: str,
-        name: str,
-        inputs: Sequence[gs.Tensor],
-        result: gs.Tensor | None = None,
-        attrs: Mapping[str, Any] | None = None,
-        dtype: Any = None,
-    ) -> gs.Tensor:
-        made = gs.Variable(f"{self.prefix}/{name}", dtype or self.dtype) if result is None else result
-        node = gs.Node(op, f"{self.prefix}/{name}", dict(attrs or {}), list(inputs), [made])
-        self.graph.nodes.append(node)
-        return made
-
-    def number(self, name: str, value: float) -> gs.Constant:
-        """A number of the map's type."""
-        return gs.Constant(f"{self.prefix}/{name}", np.array(value, self.dtype))
