@@ -42,9 +42,10 @@ def browser() -> Iterator[Any]:
 
 
 def opened(browser: Any, path: Path, width: int = 1200, scheme: str = "light") -> tuple[Any, list[str]]:
-    """A page, and what its console says."""
+    """A page, and what its console says; it jumps where it would scroll, so that a click lands where it was aimed."""
     said: list[str] = []
-    tab = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, device_scale_factor=1)
+    screen = {"width": width, "height": 900}
+    tab = browser.new_page(viewport=screen, color_scheme=scheme, device_scale_factor=1, reduced_motion="reduce")
     tab.on("console", lambda message: said.append(message.text))
     tab.on("pageerror", lambda error: said.append(str(error)))
     tab.on(
@@ -80,20 +81,32 @@ def test_text_stands_out(browser: Any, folder: Path, name: str, scheme: str) -> 
     tab.close()
 
 
+SORTED = """[...document.querySelectorAll('#layers th[aria-sort]')]
+    .map(t => t.querySelector('button').textContent.trim() + ' ' + t.ariaSort).join()"""
+"""The columns that say they are sorted, and how."""
+
+
+def becomes(tab: Any, expression: str, value: object) -> None:
+    """What a click changes, waited for: the page answers to one after the call has returned."""
+    tab.wait_for_function(f"value => {expression} == value", arg=value, timeout=10_000)
+
+
 def test_sorts_by_numbers_and_words(browser: Any, folder: Path) -> None:
     tab, _ = opened(browser, folder / "inspect.html")
     cells = "[...document.querySelectorAll('#layers tbody tr')].map(r => r.cells[{}])"
     column = cells + ".map(c => c.dataset.value ?? c.textContent)"
     head = tab.locator("#layers th", has_text="MACs")
     head.get_by_role("button").click()
+    becomes(tab, SORTED, "MACs descending")
     values = [float(value) for value in tab.evaluate(column.format(10))]
     assert values == sorted(values, reverse=True)
     assert values[0] > values[-1]
-    assert head.get_attribute("aria-sort") == "descending"
     head.get_by_role("button").click()
+    becomes(tab, SORTED, "MACs ascending")
     assert [float(value) for value in tab.evaluate(column.format(10))] == sorted(values)
     name = tab.locator("#layers th", has_text="op")
     name.get_by_role("button").press("Enter")
+    becomes(tab, SORTED, "op ascending")
     words = tab.evaluate(column.format(1))
     assert words == sorted(words)
     assert head.get_attribute("aria-sort") is None
@@ -107,15 +120,15 @@ def test_folds_by_mouse_and_keyboard_and_opens_for_print(browser: Any, folder: P
     first = tab.evaluate(openly)
     assert 0 < first < count
     tab.locator("details:not([open]) summary").first.press("Enter")
-    assert tab.evaluate(openly) == first + 1
-    tab.get_by_role("button", name="Unfold all").click()
-    assert tab.evaluate(openly) == count
-    tab.get_by_role("button", name="Fold all").click()
-    assert tab.evaluate(openly) == 0
+    becomes(tab, openly, first + 1)
+    tab.get_by_role("button", name="Unfold all", exact=True).click()
+    becomes(tab, openly, count)
+    tab.get_by_role("button", name="Fold all", exact=True).click()
+    becomes(tab, openly, 0)
     tab.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert tab.evaluate(openly) == count
+    becomes(tab, openly, count)
     tab.evaluate("dispatchEvent(new Event('afterprint'))")
-    assert tab.evaluate(openly) == 0
+    becomes(tab, openly, 0)
     assert len(tab.pdf()) > 10_000
     tab.close()
 
