@@ -45,6 +45,16 @@ FIXED_SIZES |= dict.fromkeys("Equal Greater GreaterOrEqual Less LessOrEqual Not 
 QUANTIZED = {"QLinearConv": (0, 3), "QLinearMatMul": (0, 3)}
 """Where data and weight stand among the inputs; the others have them first."""
 
+STORED = {
+    "DequantizeLinear": (0,),
+    "QLinearConv": (3, 8),
+    "QLinearMatMul": (3,),
+    "ConvInteger": (1,),
+    "MatMulInteger": (1,),
+    "QGemm": (3, 6),
+}
+"""Where operators read weights and biases that are stored as integers."""
+
 
 @dataclass(frozen=True)
 class LayerCost:
@@ -168,16 +178,18 @@ def graph_macs(graph: gs.Graph, shapes: Mapping[str, Shape]) -> int:
 
 
 def parameters(graph: gs.Graph) -> int:
-    """Entries of all floating-point constants that some node or output uses."""
+    """Entries of all floating-point constants that some node or output uses, and of all weights stored as integers."""
     used: dict[str, gs.Constant] = {}
+    stored: set[str] = set()
     for node in graph.nodes:
+        stored.update(node.inputs[place].name for place in STORED.get(node.op, ()) if place < len(node.inputs))
         for tensor in node.inputs:
             if isinstance(tensor, gs.Constant):
                 used[tensor.name] = tensor
         value = node.attrs.get("value")
         if node.op == "Constant" and isinstance(value, gs.Constant):
             used[node.outputs[0].name] = value
-    return sum(math.prod(c.shape) for c in used.values() if _is_float(c))
+    return sum(math.prod(c.shape) for name, c in used.items() if _is_float(c) or name in stored)
 
 
 def _macs(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:

@@ -20,7 +20,7 @@ FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
 BASE = frozenset({"errors"})
-ENGINE = frozenset({"rewrite", "graph", "layers", "windows", "axes", "costs", "fields", "emitting"}) | BASE
+ENGINE = frozenset({"rewrite", "graph", "layers", "windows", "axes", "costs", "fields", "emitting", "quantized"}) | BASE
 FILES = ENGINE | {"atomic", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
@@ -39,6 +39,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "costs": ENGINE,
     "fields": ENGINE,
     "emitting": ENGINE,
+    "quantized": ENGINE,
     "passes": ENGINE,
     "models": frozenset(),
     "atomic": BASE,

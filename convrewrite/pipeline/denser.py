@@ -136,11 +136,13 @@ def _sampled(made: Denser) -> Model:
         if not steps:
             continue
         if last is not None and last.op in CELL_BY_CELL:
-            emit = Emitter(graph, output.name, last.inputs[0].dtype)
+            emit = Emitter(graph, f"{output.name}/cells", last.inputs[0].dtype)
             last.inputs[0] = emit.every("every-cell", last.inputs[0], steps)
         else:
             name = output.name
             output.name = f"{name}/every-cell"
-            graph.outputs[graph.outputs.index(output)] = Emitter(graph, name, output.dtype).every("", output, steps)
+            kept = Emitter(graph, f"{name}/cells", output.dtype).every("every-cell", output, steps)
+            graph.outputs[graph.outputs.index(output)] = kept
+            kept.name = name
     metadata = {key: text for key, text in made.model.metadata.items() if key != METADATA_KEY}
     return replace(made.model, graph=graph.toposort(), metadata=metadata)

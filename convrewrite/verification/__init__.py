@@ -11,7 +11,7 @@ that never move make the verdict `vacuous`; NaN and Inf are never equal; what di
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from convrewrite.verification.specimens import (
     Data,
     Evidence,
     Progress,
+    Runner,
     Specimen,
     Tolerance,
     carried_noise,
@@ -48,10 +49,13 @@ REFERENCES = ("onnxruntime", "onnx")
 
 @dataclass(frozen=True)
 class _Models:
-    """The two models, and the original without graph optimizations; `truth`: the original elsewhere, if wanted."""
+    """The two models, and the original with the other graph optimizations; `truth`: the original elsewhere, if wanted.
+
+    They run with all optimizations and `otherwise` without; where activations are rounded, it is the other way round.
+    """
 
     reference: Specimen
-    unoptimized: Specimen
+    otherwise: Specimen
     rewritten: Specimen
     truth: Specimen | None = None
 
@@ -61,17 +65,26 @@ class _Models:
         return {
             "provider": self.rewritten.session.provider,
             "nodes": {model: session.nodes for model, session in sessions.items()},
-            "warnings": tuple(session.warning for session in sessions.values() if session.warning),
+            "warnings": tuple(self._warnings(sessions.values())),
         }
+
+    def _warnings(self, sessions: Iterable[Runner]) -> Iterator[str]:
+        yield from (session.warning for session in sessions if session.warning)
+        if not self.reference.optimized:
+            yield (
+                "activations are quantized: the models were compared without graph optimizations, with which ONNX "
+                "Runtime rounds otherwise, in the original too (own noise); a sum in another order may round to the "
+                "next step, so one step is tolerated"
+            )
 
 
 def _open(a_path: str | Path, b_path: str | Path, provider: str, reference: str = "onnxruntime") -> _Models:
     if reference not in REFERENCES:
         raise UsageError(f"unknown reference '{reference}'", remedy=f"choose one of {', '.join(REFERENCES)}")
     original = open_specimen(a_path, provider, reference=True)
-    unoptimized = open_specimen(a_path, provider, optimize=False, reference=True)
+    otherwise = open_specimen(a_path, provider, usual=False, reference=True)
     truth = open_reference(original) if reference == "onnx" else None
-    return _Models(original, unoptimized, open_specimen(b_path, provider), truth)
+    return _Models(original, otherwise, open_specimen(b_path, provider), truth)
 
 
 def verify(
@@ -169,7 +182,7 @@ def _verify_at(
     right = "onnxruntime" if models.truth is None else "onnx"
     specs = match_inputs(reference, rewritten, at, data)
     taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "progress": progress}
-    evidence = collect(reference, models.unoptimized, specs, truth=models.truth, **taken)
+    evidence = collect(reference, models.otherwise, specs, truth=models.truth, **taken)
     ledger = evidence.ledger(seed, tolerance, reference)
     shared = _shared_probes(ledger, evidence, reference, rewritten, reference.outputs)
     for sample, want in zip(evidence.samples, evidence.references, strict=True):
@@ -254,7 +267,7 @@ def verify_fcn(
     specs = native_inputs(original, converted, window, batch)
     native, given = split_data(data, window, specs)
     taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": native, "progress": progress}
-    evidence = collect(original, models.unoptimized, specs, **taken)
+    evidence = collect(original, models.otherwise, specs, **taken)
     ledger = evidence.ledger(seed, tolerance, original)
     spec = next(spec for spec in specs if spec.name == window.input)
     subject = Subject(window, original, converted, evidence, ledger, spec, seed, progress)

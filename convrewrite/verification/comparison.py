@@ -30,6 +30,9 @@ NOISE_FACTOR = 10.0
 LARGEST_TOLERANCE = 1e-2
 """Noise raises the default tolerance no further than this: beyond it, the user has to say what is good enough."""
 
+ONE_STEP = 1e-2
+"""Of activations stored in eight bits, as a share of the largest: a sum in another order may round to the next one."""
+
 
 def floor(dtype: np.dtype[Any]) -> float:
     """The smallest default tolerance of a type: eight units in the last place of a narrow one."""
@@ -62,6 +65,7 @@ class Ledger:
         limits: the user's tolerance for single outputs, before `limit`.
         noise: of the original, per output. peak: the original's largest magnitude, per output.
         carried: noise that a final Softmax makes of the noise ahead of it, per output whose operand is compared too.
+        least: smallest default tolerance, where the model itself rounds to less than its type.
         inputs: what the comparisons that follow ran on. failing: where the worst failure was seen.
     """
 
@@ -71,6 +75,7 @@ class Ledger:
     peak: dict[str, float] = field(default_factory=dict)
     carried: dict[str, float] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
+    least: float = 0.0
     inputs: Mapping[str, Array] | None = None
     failing: Failing | None = None
     _worst: dict[tuple[str, str], Case] = field(default_factory=dict)
@@ -84,7 +89,7 @@ class Ledger:
         if dtype.kind != "f":
             return 0.0
         noise = max(self.noise.get(output, 0.0), self.carried.get(output, 0.0))
-        return max(floor(dtype), min(LARGEST_TOLERANCE, NOISE_FACTOR * noise))
+        return max(floor(dtype), self.least, min(LARGEST_TOLERANCE, NOISE_FACTOR * noise))
 
     def compare(
         self,

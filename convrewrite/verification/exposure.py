@@ -27,8 +27,8 @@ from convrewrite.model_io import protofile
 FINAL_OPS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Hardmax", "ArgMax"})
 """Operators that hide differences of their operand."""
 
-_LAYOUT_OPS = frozenset({"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose", "Cast", "Dropout"})
-_TRANSPARENT_OPS = frozenset({"Identity", "Cast", "Dropout"})
+_TRANSPARENT_OPS = frozenset({"Identity", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear"})
+_LAYOUT_OPS = _TRANSPARENT_OPS | {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,11 @@ def read_sketch(path: str | Path) -> Sketch:
         raise UsageError(f"cannot read {path} ({error.strerror or type(error).__name__})") from None
     except Exception as error:  # protobuf raises several unrelated classes
         raise UsageError(f"cannot read {path} as an ONNX model ({type(error).__name__})") from None
+
+
+def rounds_inside(model: onnx.ModelProto) -> bool:
+    """Whether activations are rounded to integers: an integer kernel in the place of a float one rounds otherwise."""
+    return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node)
 
 
 def has_external_data(model: onnx.ModelProto) -> bool:

@@ -19,7 +19,7 @@ from convrewrite.errors import UsageError
 from convrewrite.runtime import RunFailed, Session, TensorInfo, open_session
 from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
 from convrewrite.verification import exposure
-from convrewrite.verification.comparison import TOLERANCE, Ledger, finite, relative_error
+from convrewrite.verification.comparison import ONE_STEP, TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
 from convrewrite.verification.ranges import integer_limits
 
@@ -62,6 +62,7 @@ class Specimen:
         probes: tensors ahead of final operators that `run` gives as well. unprobed: why there are none, if so.
         moving: outputs that depend on an input's values.
         below: numbers that the values of integer inputs stay below, where the graph says so.
+        optimized: whether its sessions run with graph optimizations.
     """
 
     path: str
@@ -72,6 +73,7 @@ class Specimen:
     _plain: Runner | None
     _probed: Runner | None
     below: Mapping[str, int] = field(default_factory=dict)
+    optimized: bool = True
 
     @property
     def session(self) -> Runner:
@@ -90,15 +92,15 @@ class Specimen:
         return values
 
 
-def open_specimen(
-    path: str | Path, provider: str = "cpu", *, optimize: bool = True, reference: bool = False
-) -> Specimen:
+def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True, reference: bool = False) -> Specimen:
     """Open a model and its probed copy; a `reference` runs as one session where it has probes.
 
+    With `usual`, graph optimizations are on, or off for a model that rounds inside; without, the other way round.
     Where the probed copy cannot be opened, the model goes without, and `unprobed` says why.
     """
     path = str(path)
     sketch = exposure.read_sketch(path)
+    optimize = usual != exposure.rounds_inside(sketch.model)
     moving = frozenset(exposure.moving_outputs(sketch.model))
     below = integer_limits(sketch.model)
     probes = exposure.add_probes(sketch.model)
@@ -116,15 +118,17 @@ def open_specimen(
             raise UsageError(f"output '{info.name}' of {path} is {info.kind}, not a tensor; it cannot be verified")
     added = {probe.name for probe in probes}
     outputs = tuple(info.name for info in described.outputs if info.name not in added)
-    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below)
+    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, optimize)
 
 
 def session_of(
-    sketch: exposure.Sketch, variant: onnx.ModelProto, path: str, provider: str, *, optimize: bool = True
+    sketch: exposure.Sketch, variant: onnx.ModelProto, path: str, provider: str, *, optimize: bool | None = None
 ) -> Session:
     """A session on a temporary variant of the model at `path`; its external data is read where it lies."""
     folder = Path(path).resolve().parent if exposure.has_external_data(variant) else None
     content = sketch.serialize(variant)
+    if optimize is None:
+        optimize = not exposure.rounds_inside(sketch.model)
     return open_session(content, provider, optimize, label=f"a variant of {path}", data_folder=folder)
 
 
@@ -165,6 +169,7 @@ class Evidence:
     def ledger(self, seed: int, tolerance: Tolerance, reference: Specimen) -> Ledger:
         """A ledger that knows the original's noise. Raises UsageError for the tolerance of an unknown output."""
         ledger = Ledger(seed, None, dict(self.noise), dict(self.peak))
+        ledger.least = 0.0 if reference.optimized else ONE_STEP
         if not isinstance(tolerance, Mapping):
             ledger.limit = tolerance
             return ledger
@@ -182,7 +187,7 @@ class Evidence:
 
 def collect(
     reference: Specimen,
-    unoptimized: Specimen,
+    otherwise: Specimen,
     specs: Sequence[InputSpec],
     *,
     samples: int,
@@ -207,7 +212,7 @@ def collect(
         usable = keep or all(finite(value) for value in on.values())
         if usable:
             right = truth.run(sample.feeds) if truth is not None else None
-            evidence.add(sample, on, unoptimized.run(sample.feeds), right)
+            evidence.add(sample, on, otherwise.run(sample.feeds), right)
         return usable
 
     if data is not None:

@@ -22,6 +22,7 @@ from convrewrite.axes import Atom, Axis, Layout, atoms, channels, extent, large
 from convrewrite.graph import producer
 from convrewrite.layers import LinearLayer
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
+from convrewrite.quantized import Stored
 
 if TYPE_CHECKING:
     from convrewrite.passes.fcn.lifter import Lifter
@@ -177,16 +178,27 @@ def _weight(
     if plain and made is not None and made.op == "ConstantOfShape" and not isinstance(tensor, gs.Constant):
         dims = lifter.emitter.ints(f"{name}/weight/shape", shape)
         return lifter.emitter.emit("ConstantOfShape", [dims], made.attrs, output=f"{name}/weight")
-    values = lifter.constants.value(tensor)
-    if values is None:
-        raise Refuse("fcn/weight-not-constant", f"weight '{tensor.name}' of {lifter.label(node)} is not constant")
-    if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
-        raise Refuse("fcn/not-finite", f"weight '{tensor.name}' of {lifter.label(node)} holds NaN or infinity")
-    matrix = layer.matrix(values.reshape(values.shape[-2:]))[:, part]
     order = [i for i, a in enumerate(axis) if not a.spatial]
     order += [i for letter in view.letters for i, a in enumerate(axis) if a.letter == letter]
-    kernels = matrix.reshape(outputs, *(a.extent for a in axis)).transpose(0, *(i + 1 for i in order))
-    return lifter.emitter.constant(f"{name}/weight", kernels.reshape(shape))
+
+    def kernels(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        matrix = replace(layer, alpha=1.0).matrix(stored.reshape(stored.shape[-2:]))[:, part]
+        apart = matrix.reshape(outputs, *(a.extent for a in axis))
+        return apart.transpose(0, *(i + 1 for i in order)).reshape(shape)
+
+    what = f"weight '{tensor.name}' of {lifter.label(node)}"
+    kept = Stored.read(tensor, lifter.constants)
+    kept = kept and kept.arranged(kernels)
+    if kept is not None and kept.finite:
+        return lifter.emitter.stored(f"{name}/weight", kept.times(layer.alpha))
+    values = lifter.constants.value(tensor)
+    if values is None:
+        raise Refuse("fcn/weight-not-constant", f"{what} is not constant")
+    if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
+        raise Refuse("fcn/not-finite", f"{what} holds NaN or infinity")
+    moved = kernels(values)
+    scaled = moved if layer.alpha == 1.0 else moved * np.asarray(layer.alpha, values.dtype)
+    return lifter.emitter.constant(f"{name}/weight", scaled)
 
 
 def _vector_product(
@@ -236,26 +248,31 @@ def _with_bias(lifter: Lifter, node: gs.Node, layer: LinearLayer, view: View) ->
     state = lifter.state(tensor)
     if not isinstance(state, Static):
         raise Refuse("fcn/weight-not-constant", f"the bias of {lifter.label(node)} depends on an input")
-    values = lifter.value(tensor, node)
-    return add_bias(lifter, node, view, values if layer.beta == 1.0 else values * np.asarray(layer.beta, values.dtype))
-
-
-def add_bias(lifter: Lifter, node: gs.Node, view: View, values: np.ndarray[Any, Any]) -> View:
-    """Add a constant per output to a view that a fresh convolution computes; in the convolution where that is last."""
     what = f"the bias of {lifter.label(node)}"
+
+    def line(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        laid = relayout(stored, view.axes, view.base, what)
+        return np.broadcast_to(laid, (1, extent(view.base[1]), *(1,) * (len(view.base) - 2))).reshape(-1)
+
+    name = f"{node.outputs[0].name}/bias"
+    conv = view.tensor.inputs[0]
+    alone = conv.op == "Conv" and len(conv.inputs) == 2
+    kept = Stored.read(tensor, lifter.constants) if alone else None
+    kept = kept and kept.arranged(line)
+    if kept is not None and kept.finite:
+        conv.inputs.append(lifter.emitter.stored(name, kept.times(layer.beta)))
+        lifter.emitter.nodes.append(lifter.emitter.nodes.pop(lifter.emitter.nodes.index(conv)))
+        return view
+    values = lifter.value(tensor, node)
     if not np.all(np.isfinite(values)):
         raise Refuse("fcn/not-finite", f"{what} holds NaN or infinity")
-    laid = relayout(values, view.axes, view.base, what)
-    full = np.broadcast_to(laid, (1, extent(view.base[1]), *(1,) * (len(view.base) - 2))).reshape(-1)
-    conv = view.tensor.inputs[0]
-    if conv.op == "Conv" and len(conv.inputs) == 2:
-        conv.inputs.append(lifter.emitter.constant(f"{node.outputs[0].name}/bias", full))
+    full = line(values if layer.beta == 1.0 else values * np.asarray(layer.beta, values.dtype))
+    if alone:
+        conv.inputs.append(lifter.emitter.constant(name, full))
         return view
-    bias = lifter.emitter.constant(f"{node.outputs[0].name}/bias", full.reshape(1, -1, *(1,) * (len(view.base) - 2)))
-    tensor = lifter.emitter.emit(
-        "Add", [view.tensor, bias], output=f"{node.outputs[0].name}/biased", dtype=view.tensor.dtype
-    )
-    return replace(view, tensor=tensor)
+    bias = lifter.emitter.constant(name, full.reshape(1, -1, *(1,) * (len(view.base) - 2)))
+    output = f"{node.outputs[0].name}/biased"
+    return replace(view, tensor=lifter.emitter.emit("Add", [view.tensor, bias], output=output, dtype=view.tensor.dtype))
 
 
 def _scaled_identity(lifter: Lifter, node: gs.Node, layer: LinearLayer, view: View) -> View | None:

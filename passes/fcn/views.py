@@ -18,6 +18,7 @@ import onnx_graphsurgeon as gs
 from convrewrite.axes import Atom, Layout, atoms, extent, large, substitute
 from convrewrite.graph import unique_name
 from convrewrite.passes.fcn.reasons import REASONS
+from convrewrite.quantized import Stored
 from convrewrite.rewrite import Reason
 from convrewrite.windows import CutTensor, Field
 
@@ -144,6 +145,12 @@ class Emitter:
     def constant(self, name: str, values: np.ndarray[Any, Any]) -> gs.Constant:
         """A fresh constant."""
         return gs.Constant(unique_name(name, self.taken), np.ascontiguousarray(values))
+
+    def stored(self, name: str, stored: Stored) -> gs.Variable:
+        """A fresh constant that is kept quantized, with the DequantizeLinear that reads it."""
+        result = gs.Variable(unique_name(name, self.taken))
+        self.nodes.append(stored.node(result, self.constant))
+        return result
 
     def ints(self, name: str, values: Sequence[int]) -> gs.Constant:
         """A fresh int64 vector."""
