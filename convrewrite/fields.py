@@ -179,7 +179,7 @@ class _Step:
             return Reach(tuple(axes))
         if node.op == "BatchNormalization" and node.attrs.get("training_mode", 0):
             raise _Lost("BatchNormalization in training mode sees the whole map")
-        if node.op in ELEMENTWISE or node.op in CHANNEL_WISE:
+        if node.op in ELEMENTWISE or node.op in CHANNEL_WISE or node.op == "Expand":
             return self._cell_by_cell()
         if node.op in OVER_MAP:
             raise _Lost(f"{node.op} sees the whole map")
@@ -342,7 +342,7 @@ class _Step:
             return dim >= int(node.attrs.get("axis", 1)) % rank
         if node.op in ALONG_AXIS:
             return bool(int(node.attrs.get("axis", ALONG_AXIS[node.op])) % rank == dim)
-        if node.op == "LayerNormalization":
+        if node.op in ("LayerNormalization", "RMSNormalization"):
             return dim >= int(node.attrs.get("axis", -1)) % rank
         return bool(node.op == "MeanVarianceNormalization")
 

@@ -23,6 +23,9 @@ Shape = tuple[int, ...]
 SMALL = 1024
 """Constants of up to this many entries keep their values where a skeleton of the graph is made."""
 
+SAME_SHAPE = frozenset({"GroupNormalization"})
+"""Operators that keep the shape of their input, and for which onnx has no shape inference."""
+
 
 def values_of(constant: gs.Constant) -> np.ndarray[Any, Any]:
     """The values of a constant, read without keeping them: lazy ones stay lazy, and in the file."""
@@ -121,6 +124,9 @@ def infer_shapes(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]]) -> 
         onnx.shape_inference.InferenceError: where an operator contradicts its input shapes.
     """
     model = skeleton(graph, input_shapes)
+    for node in model.graph.node:
+        if node.op_type in SAME_SHAPE and not node.domain:
+            node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1], node.name))
     shapes = _inferred(model)
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Constant):

@@ -95,10 +95,44 @@ class Stored:
         """Whether no scale is NaN or infinite."""
         return bool(np.all(np.isfinite(self.scale)))
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the constant."""
+        return tuple(self.values.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of what the constant means."""
+        return np.dtype(self.scale.dtype)
+
     def _spread(self, line: Array) -> Array:
         shape = [1] * self.values.ndim
         shape[self.axis or 0] = line.size
         return np.broadcast_to(line.reshape(shape), self.values.shape)
+
+
+def read(tensor: gs.Tensor, constants: Constants) -> Array | Stored | None:
+    """The value of a constant, as it is stored; None where it depends on an input."""
+    stored = Stored.read(tensor, constants)
+    return constants.value(tensor) if stored is None else stored
+
+
+def rearranged(value: Array | Stored, arrange: Arrange, factor: float = 1.0) -> Array | Stored | None:
+    """The value with its axes changed, times a number; None where its scales do not bear that."""
+    if isinstance(value, Stored):
+        moved = value.arranged(arrange)
+        return moved and moved.times(factor)
+    changed = arrange(value)
+    return np.ascontiguousarray(changed if factor == 1.0 else changed * value.dtype.type(factor))
+
+
+def emit(nodes: list[gs.Node], name: str, value: Array | Stored) -> gs.Tensor:
+    """The tensor of that name that holds the value; the node that it takes, if any, goes behind `nodes`."""
+    if not isinstance(value, Stored):
+        return gs.Constant(name, value)
+    result = gs.Variable(name)
+    nodes.append(value.node(result, lambda part, array: gs.Constant(part, np.ascontiguousarray(array))))
+    return result
 
 
 def _along_one(spread: Array) -> tuple[int, Array] | None:

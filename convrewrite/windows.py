@@ -40,7 +40,7 @@ ELEMENTWISE = frozenset(
 CHANNEL_WISE = frozenset(
     """ArgMax ArgMin BatchNormalization Concat Gather Gemm Hardmax LRN LayerNormalization LogSoftmax MatMul
     ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare Softmax Slice Split TopK LpNormalization MeanVarianceNormalization""".split()
+    ReduceSumSquare RMSNormalization Softmax Slice Split TopK LpNormalization MeanVarianceNormalization""".split()
 )
 """Operators that mix channels of one cell; the caller vouches that they do not run over a spatial axis."""
 

@@ -24,8 +24,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from convrewrite import quantized
 from convrewrite.graph import Constants, infer_shapes, producer
 from convrewrite.layers import Sliding
+from convrewrite.quantized import Stored
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
 Array = np.ndarray[Any, Any]
@@ -78,9 +80,9 @@ class ConvToFc:
         """Whether the kernel fits once; then its matrix."""
         label = f"Conv '{node.name or node.outputs[0].name}'"
         constants = Constants(graph)
-        weight = constants.value(node.inputs[1])
+        weight = quantized.read(node.inputs[1], constants)
         has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
-        bias = constants.value(node.inputs[2]) if has_bias else None
+        bias = quantized.read(node.inputs[2], constants) if has_bias else None
         if weight is None or weight.dtype.kind != "f" or (has_bias and bias is None):
             return Declined(REASONS["conv-to-fc/not-constant"], label)
         if int(node.attrs.get("group", 1)) > 1:
@@ -92,7 +94,9 @@ class ConvToFc:
         once = slide.output == (1,) * len(extents) and slide.kernel == extents
         if not once or any((*slide.begin, *slide.end)) or slide.reach != slide.kernel:
             return Declined(REASONS["conv-to-fc/slides"], f"{label}, map {list(extents)}, kernel {list(slide.kernel)}")
-        matrix = np.ascontiguousarray(weight.reshape(len(weight), -1))
+        matrix = quantized.rearranged(weight, lambda values: values.reshape(len(values), -1))
+        if matrix is None:
+            return Declined(REASONS["conv-to-fc/not-constant"], label)
         out, inputs = matrix.shape
         text = f"Conv {' x '.join(map(str, weight.shape))} -> Gemm [{out}, {inputs}]"
         site = Site(self.name, node.outputs[0].name, "Conv", "rewritten", detail=text, equivalence="reassociated")
@@ -102,13 +106,13 @@ class ConvToFc:
         """Put the product between two changes of shape, or join it to what changes the shape already."""
         plan.payload.put(graph)
 
-    def _extents(self, graph: gs.Graph, node: gs.Node, weight: Array) -> Shape | None:
+    def _extents(self, graph: gs.Graph, node: gs.Node, weight: Array | Stored) -> Shape | None:
         """Of the map; what a Reshape with numbers gives is known whatever the image is."""
         data = node.inputs[0]
         if self.shapes is not None and data.name in self.shapes:
             return tuple(self.shapes[data.name][2:])
         stored = _numbers(graph, producer(data))
-        if stored is not None and len(stored) == weight.ndim and min(stored[2:]) > 0:
+        if stored is not None and len(stored) == len(weight.shape) and min(stored[2:]) > 0:
             return tuple(stored[2:])
         given = {t.name: [d if isinstance(d, int) else 0 for d in t.shape or ()] for t in graph.inputs}
         if any(dim <= 0 for dims in given.values() for dim in dims):
@@ -133,8 +137,8 @@ class _Layer:
     """The product that takes the place of the node that gives `output`."""
 
     output: str
-    matrix: Array
-    bias: Array | None
+    matrix: Array | Stored
+    bias: Array | Stored | None
     rank: int
 
     def put(self, graph: gs.Graph) -> None:
@@ -150,9 +154,9 @@ class _Layer:
             source = made.inputs[0]  # what it made of its input does not matter any more: the order of entries stays
         flat = gs.Constant(f"{prefix}/flat", np.array([-1, inputs], np.int64))
         nodes = [gs.Node("Reshape", f"{prefix}/rows", {}, [source, flat], [rows])]
-        factors = [rows, gs.Constant(f"{prefix}/weight", self.matrix)]
+        factors = [rows, quantized.emit(nodes, f"{prefix}/weight", self.matrix)]
         bias = np.zeros(out, self.matrix.dtype) if self.bias is None else self.bias
-        factors.append(gs.Constant(f"{prefix}/bias", bias))
+        factors.append(quantized.emit(nodes, f"{prefix}/bias", bias))
         nodes.append(gs.Node("Gemm", f"{prefix}/gemm", {"transB": 1}, factors, [product]))
         after = list(result.outputs)
         node.inputs.clear()

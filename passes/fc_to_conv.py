@@ -23,7 +23,9 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite import quantized
 from convrewrite.graph import Constants, producer
+from convrewrite.quantized import Stored
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
 Array = np.ndarray[Any, Any]
@@ -79,25 +81,28 @@ class FcToConv:
         """Read the matrix and the bias."""
         label = f"{node.op} '{node.name or node.outputs[0].name}'"
         constants = Constants(graph)
-        weight = constants.value(node.inputs[1])
+        weight = quantized.read(node.inputs[1], constants)
         if weight is None or constants.value(node.inputs[0]) is not None:
             return Declined(REASONS["fc-to-conv/not-constant"], label)
-        if weight.ndim != 2:
+        if len(weight.shape) != 2:
             return Declined(REASONS["fc-to-conv/not-a-matrix"], f"{label}, {list(weight.shape)}")
         if weight.dtype.kind != "f":
             return Declined(REASONS["fc-to-conv/weight-type"], f"{label}, {weight.dtype}")
-        columns = weight.T if node.op == "MatMul" or not node.attrs.get("transB", 0) else weight
-        bias: Array | None = None
-        if node.op == "Gemm":
-            columns = columns * weight.dtype.type(node.attrs.get("alpha", 1.0))
-            if len(node.inputs) > 2 and node.inputs[2].name:
-                added = constants.value(node.inputs[2])
-                if added is None or not (added.size == 1 or added.shape[-1:] == (len(columns),) == (added.size,)):
-                    return Declined(REASONS["fc-to-conv/added-matrix"], label)
-                spread = np.broadcast_to(np.ravel(added), len(columns))
-                bias = np.ascontiguousarray(spread * weight.dtype.type(node.attrs.get("beta", 1.0)))
-        layer = _Layer(node.outputs[0].name, np.ascontiguousarray(columns)[:, :, None, None], bias)
-        out, inputs = columns.shape
+        rows_are_outputs = node.op == "Gemm" and bool(node.attrs.get("transB", 0))
+        out, inputs = weight.shape if rows_are_outputs else weight.shape[::-1]
+
+        def kernels(matrix: Array) -> Array:
+            return (matrix if rows_are_outputs else matrix.T)[:, :, None, None]
+
+        bias: Array | Stored | None = None
+        alpha, beta = ((node.attrs.get(name, 1.0) if node.op == "Gemm" else 1.0) for name in ("alpha", "beta"))
+        if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2].name:
+            bias = _vector(node.inputs[2], out, beta, constants)
+            if bias is None:
+                return Declined(REASONS["fc-to-conv/added-matrix"], label)
+        kernel = quantized.rearranged(weight, kernels, alpha)
+        assert kernel is not None, "a transposed matrix has its scales along one axis"
+        layer = _Layer(node.outputs[0].name, kernel, bias, int(out), int(inputs))
         text = f"{node.op} [{inputs}, {out}] -> Conv {out} x {inputs} x 1 x 1"
         site = Site(self.name, node.outputs[0].name, node.op, "rewritten", detail=text, equivalence="reassociated")
         return [Plan((site,), layer)]
@@ -112,8 +117,10 @@ class _Layer:
     """The convolution that takes the place of the node that gives `output`."""
 
     output: str
-    weight: Array
-    bias: Array | None
+    weight: Array | Stored
+    bias: Array | Stored | None
+    out: int
+    inputs: int
 
     def put(self, graph: gs.Graph) -> None:
         """Change the graph."""
@@ -135,10 +142,10 @@ class _Layer:
         known = node.op == "Gemm" or _numbers_of(result) is not None
         pixels = self._ahead(data) if known else None
         if pixels is None:
-            rows = gs.Constant(f"{prefix}/rows-as-images", np.array([-1, self.weight.shape[1], 1, 1], np.int64))
+            rows = gs.Constant(f"{prefix}/rows-as-images", np.array([-1, self.inputs, 1, 1], np.int64))
             pixels = emit("Reshape", "pixels", [data, rows])
-        inputs = [pixels, gs.Constant(f"{prefix}/weight", self.weight)]
-        inputs += [] if bias is None else [gs.Constant(f"{prefix}/bias", bias)]
+        inputs = [pixels, quantized.emit(nodes, f"{prefix}/weight", self.weight)]
+        inputs += [] if bias is None else [quantized.emit(nodes, f"{prefix}/bias", bias)]
         made = emit("Conv", "conv", inputs, kernel_shape=[1, 1])
         shape = self._shape(emit, data, result, node.op == "Gemm", prefix)
         node.inputs.clear()
@@ -149,23 +156,25 @@ class _Layer:
         for offset, fresh in enumerate(nodes):
             graph.nodes.insert(place + offset, fresh)
 
-    def _with_bias(self, graph: gs.Graph, node: gs.Node, result: gs.Tensor) -> tuple[Array | None, gs.Tensor]:
+    def _with_bias(self, graph: gs.Graph, node: gs.Node, result: gs.Tensor) -> tuple[Array | Stored | None, gs.Tensor]:
         """The bias, and what the layer gives: an Add of one number per column behind a MatMul is taken in."""
         readers = list(result.outputs)
         if self.bias is not None or node.op != "MatMul" or len(readers) != 1 or readers[0].op != "Add":
             return self.bias, result
         add = readers[0]
         other = next((t for t in add.inputs if t is not result), result)
-        value = Constants(graph).value(other)
-        fits = value is not None and value.size == len(self.weight) and value.shape[-1:] == (value.size,)
+        constants = Constants(graph)
+        value, bias = constants.value(other), _vector(other, self.out, 1.0, constants)
         inner = not any(result is t for t in graph.outputs)
-        if value is None or not fits or value.ndim > len(result.shape or (0, 0)) or not inner:
+        if value is None or bias is None or value.size != self.out or not inner:
+            return None, result
+        if value.ndim > len(result.shape or (0, 0)):
             return None, result
         given = add.outputs[0]
         add.inputs.clear()
         add.outputs.clear()
         graph.nodes.remove(add)
-        return np.ascontiguousarray(np.ravel(value)).astype(self.weight.dtype), given
+        return bias, given
 
     def _ahead(self, data: gs.Tensor) -> gs.Tensor | None:
         """The pixels of the layer before, where only a Reshape and operators on single numbers lie between."""
@@ -175,7 +184,7 @@ class _Layer:
             made = producer(tensor)
             if made is None or len(tensor.outputs) != 1 or len(made.outputs) != 1:
                 return None
-            if made.op in UNARY:
+            if made.op in UNARY or _rounds_all_alike(made):
                 between.append(made)
                 tensor = made.inputs[0]
                 continue
@@ -183,7 +192,7 @@ class _Layer:
                 return None
             pixels = made.inputs[0]
             break
-        if pixels.inputs[0].inputs[1].shape[0] != self.weight.shape[1]:
+        if _outputs(pixels.inputs[0]) != self.inputs:
             return None
         for node in reversed(between):
             node.inputs[0] = pixels
@@ -193,16 +202,39 @@ class _Layer:
 
     def _shape(self, emit: Any, data: gs.Tensor, result: gs.Tensor, flat: bool, prefix: str) -> gs.Tensor:
         """The shape of the result: numbers where at most one is open, else computed from what is read."""
-        out = len(self.weight)
-        numbers = [-1, out] if flat else _numbers_of(result)
+        numbers = [-1, self.out] if flat else _numbers_of(result)
         if numbers is not None:
             return gs.Constant(f"{prefix}/shape", np.array(numbers, np.int64))
         whole = emit("Shape", "shape-of-rows", [data])
         starts, ends = (gs.Constant(f"{prefix}/{n}", np.array([v], np.int64)) for n, v in (("first", 0), ("last", -1)))
         rows = emit("Slice", "rows-of-it", [whole, starts, ends])
-        columns = gs.Constant(f"{prefix}/columns", np.array([out], np.int64))
+        columns = gs.Constant(f"{prefix}/columns", np.array([self.out], np.int64))
         shape: gs.Tensor = emit("Concat", "shape", [rows, columns], axis=0)
         return shape
+
+
+def _vector(tensor: gs.Tensor, out: int, factor: float, constants: Constants) -> Array | Stored | None:
+    """A number for each of the columns, or one for all; None where the tensor is something else."""
+    added = quantized.read(tensor, constants)
+    if added is None:
+        return None
+    size = int(np.prod(added.shape))
+    if size != 1 and not (size == out and added.shape[-1:] == (out,)):
+        return None
+    return quantized.rearranged(added, lambda values: np.broadcast_to(np.ravel(values), out), factor)
+
+
+def _rounds_all_alike(node: gs.Node) -> bool:
+    """Whether it is a QuantizeLinear or DequantizeLinear with one scale."""
+    alike = node.op in ("QuantizeLinear", "DequantizeLinear") and not node.attrs.get("block_size")
+    return alike and all(int(np.prod(t.shape)) == 1 for t in node.inputs[1:] if t.name and t.shape is not None)
+
+
+def _outputs(conv: gs.Node) -> int:
+    """Channels that a convolution of this pass gives; its weight may be stored quantized."""
+    made = producer(conv.inputs[1])
+    weight = conv.inputs[1] if made is None else made.inputs[0]
+    return int(weight.shape[0])
 
 
 def _numbers_of(tensor: gs.Tensor) -> list[int] | None:

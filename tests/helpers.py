@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from convrewrite import model_io
@@ -56,8 +56,8 @@ EXACT_OPERATORS = (
     | frozenset(
         """Abs Add ArgMax ArgMin Cast Concat Constant ConstantOfShape Conv ConvTranspose DepthToSpace DequantizeLinear
         Dropout Equal Expand Flatten Gather Gemm GlobalMaxPool Greater Identity Less MatMul Max MaxPool Mul Pad
-        ReduceMax ReduceMin ReduceSum Reshape Shape Sign Slice SpaceToDepth Split Squeeze Sum Tile Transpose Unsqueeze
-        Where""".split()
+        ReduceMax ReduceMin ReduceSum Reshape Shape Sign Slice SpaceToDepth Split Squeeze Sum Tile TopK Transpose
+        Unsqueeze Where""".split()
     )
 )
 
@@ -129,8 +129,10 @@ def submodel(model: onnx.ModelProto, inputs: Sequence[str], outputs: Sequence[st
     kinds = {i.name: i.type.tensor_type.elem_type for i in (*inferred.value_info, *inferred.input, *inferred.output)}
     read = {name for node in nodes for name in node.input}
     outer = [i.name for i in image_and_vectors(model) if i.name in read and i.name not in inputs]
-    infos = [helper.make_tensor_value_info(name, kinds[name], None) for name in (*inputs, *outer)]
-    results = [helper.make_tensor_value_info(name, kinds[name], None) for name in outputs]
+    infos = [
+        helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None) for name in (*inputs, *outer)
+    ]
+    results = [helper.make_tensor_value_info(name, kinds.get(name, TensorProto.FLOAT), None) for name in outputs]
     graph = helper.make_graph(nodes, "part", infos, results, list(model.graph.initializer))
     return helper.make_model(graph, opset_imports=model.opset_import, ir_version=max(model.ir_version, 4))
 

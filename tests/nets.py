@@ -108,6 +108,8 @@ class Net:
         found = {info.name: info for info in (*self.inputs, *inferred.value_info)}
         infos = []
         for name in outputs:
+            if name not in found:  # behind an operator that onnx has no shape inference for
+                found[name] = helper.make_tensor_value_info(name, TensorProto.FLOAT, self.shape(name))
             kind = found[name].type.tensor_type
             known = kind.HasField("shape")
             dims = [d.dim_value or d.dim_param or None for d in kind.shape.dim] if known else self.shape(name)

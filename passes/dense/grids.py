@@ -181,7 +181,7 @@ class Walk:
             return self._pad(node, found)
         if node.op == "Slice":
             return self._slice(node, found)
-        if node.op in RESHAPING:
+        if node.op in RESHAPING or node.op == "Expand":
             return self._reshape(node, found, read[0])
         return self._joined(node, found, read)
 
@@ -303,23 +303,23 @@ class Walk:
             steps[place] = self._dense(i, after) // grid.dense
             lengths.append(tuple(-(-(n - starts[place]) // steps[place]) for n in grid.lengths))
         if (starts, steps) != old:
-            name = node.outputs[0].name
-            self.edits.append(Sliced(name, "starts", 1, tuple(starts)))
-            self.edits.append(Sliced(name, "steps", 4, tuple(steps)))
+            for place, part, values in ((1, "starts", starts), (4, "steps", steps)):
+                self.edits.append(Sliced(node.outputs[0].name, part, place, tuple(values)))
             self.told.append((node, f"steps {old[1]} -> {steps}"))
         return self._following(found, lengths)
 
     def _reshape(self, node: gs.Node, found: Reach, data: gs.Tensor) -> Grids:
-        """An axis that stays is told by 0 or -1; one that goes is flattened."""
+        """An axis that stays is told by 0 or -1, of an Expand by 1; one that goes is flattened."""
         grids = self.grids[data.name]
         stored = Constants(self.graph)  # a shape that is computed from the map's own has no numbers of it
-        shape = stored.value(node.inputs[1]) if node.op == "Reshape" and len(node.inputs) > 1 else None
+        shape = stored.value(node.inputs[1]) if node.op in ("Reshape", "Expand") and len(node.inputs) > 1 else None
+        most = 1 if node.op == "Expand" else 0
         for grid, after in zip(grids, found.axes, strict=True):
             if grid.factor == 1:
                 continue
             if after.dim is None:
                 raise Refuse("dense/flattened", label(node))
-            if shape is not None and int(shape[after.dim]) > 0:
+            if shape is not None and int(shape[after.dim]) > most:
                 raise Refuse("dense/baked-shape", f"{label(node)} to {[int(d) for d in shape]}")
         return self._following(found, [grid.lengths for grid in grids])
 

@@ -1,4 +1,4 @@
-"""Operators over the classes or channels of a cell: Softmax, ArgMax, Split, Gather, reductions, normalisation.
+"""Operators over the classes or channels of a cell: Softmax, ArgMax, TopK, Split, Gather, reductions.
 
     Softmax(axis=1) on [N, K], opset >= 13   ->   Softmax(axis=1) on [N, K, H', W']
     Softmax on [N, K], opset < 13            ->   Transpose to [N, H', W', K], Softmax(axis=3), and back
@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Axis, Layout, atoms, channels, extent, large, only
-from convrewrite.passes.fcn.views import Parts, Refuse, State, Static, View, relayout
+from convrewrite.axes import Axis, Layout, atoms, channels, large, only
+from convrewrite.passes.fcn.views import Parts, Refuse, State, Static, View
 
 if TYPE_CHECKING:
     from convrewrite.passes.fcn.lifter import Lifter
@@ -49,7 +49,8 @@ def split_off(
     return lifter.emitter.bring(view, target), (len(target) - 1 if last else len(ahead))
 
 
-def _view(lifter: Lifter, node: gs.Node, state: State) -> View:
+def one_view(lifter: Lifter, node: gs.Node, state: State) -> View:
+    """The tensor that a node reads, as one; refuses a parameter of it."""
     view = lifter.joined(node, state) if isinstance(state, Parts) else state
     if not isinstance(view, View):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a parameter that depends on the image")
@@ -62,23 +63,24 @@ def _axis(node: gs.Node, view: View, default: int) -> int:
 
 def lift_softmax(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """Softmax, LogSoftmax, Hardmax over the classes; over rows or columns they run on the whole axis, as they are."""
-    view = _view(lifter, node, states[0])
+    view = one_view(lifter, node, states[0])
     old = lifter.graph.opset < 13
     place = _axis(node, view, 1 if old else -1)
     axis = atoms(view.axes[place:]) if old else view.axes[place]
-    if any(a.letter == "N" and a.extent > 1 for a in axis):
+    if lifter.mixes_samples(axis):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} normalises over the batch")
     if large(axis):
         if view.pools:
             raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} normalises over positions behind a pool")
         lifter.check_windows(node, over_space=True)
-        return list(lifter.emit_like(node, [_plainly(lifter, node, view).tensor], _plainly(lifter, node, view)))
+        return list(lifter.emit_like(node, [plainly(lifter, node, view).tensor], plainly(lifter, node, view)))
     brought, at = split_off(lifter, view, axis, last=old)
     result = replace(brought, axes=view.axes)
     return list(lifter.emit_like(node, [result.tensor], result, {**node.attrs, "axis": at}))
 
 
-def _plainly(lifter: Lifter, node: gs.Node, view: View) -> View:
+def plainly(lifter: Lifter, node: gs.Node, view: View) -> View:
+    """The view in the original's own layout, every axis of the image alone."""
     view = lifter.as_it_is(node, view)
     if not view.natural:
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} runs over positions of a joined axis")
@@ -87,7 +89,7 @@ def _plainly(lifter: Lifter, node: gs.Node, view: View) -> View:
 
 def lift_argmax(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """ArgMax and ArgMin over the classes: axis 1, keepdims, int64."""
-    view = _view(lifter, node, states[0])
+    view = one_view(lifter, node, states[0])
     place = _axis(node, view, 0)
     axis = view.axes[place]
     if not only(axis, "C"):
@@ -127,45 +129,9 @@ def reduce_channels(
     return lifter.emit_like(node, inputs, result, attrs)[0]
 
 
-def lift_batch_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
-    """BatchNormalization, on maps and on the features of a head; its parameters may not differ by position."""
-    view = _view(lifter, node, states[0])
-    if any(t.name for t in node.outputs[1:]) or node.attrs.get("training_mode", 0):
-        raise Refuse("fcn/no-rule", f"{lifter.label(node)} is in training mode")
-    axis = view.axes[1]
-    if any(a.letter == "N" for a in axis):
-        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} normalises over the batch")
-    brought, at = split_off(lifter, view, axis)
-    if at != 1:
-        raise Refuse("fcn/uncontracted-channels", f"{lifter.label(node)} normalises one of two channel axes")
-    inputs: list[gs.Tensor] = [brought.tensor]
-    own = tuple(a for a in brought.base[1])
-    for tensor in node.inputs[1:]:
-        if own == axis or (not large(axis) and _same(own, axis)):
-            inputs.append(lifter.static(tensor))
-            continue
-        values = relayout(lifter.value(tensor, node), (axis,), (own,), f"'{tensor.name}' of {lifter.label(node)}")
-        full = np.broadcast_to(values, (extent(own),))
-        inputs.append(lifter.emitter.constant(f"{tensor.name}/lifted", full))
-    return list(lifter.emit_like(node, inputs, replace(brought, axes=view.axes)))
-
-
-def _same(left: Axis, right: Axis) -> bool:
-    return [a for a in left if a.extent > 1] == [a for a in right if a.extent > 1]
-
-
-def lift_lrn(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
-    """LRN over neighbouring channels, axis 1."""
-    view = _view(lifter, node, states[0])
-    brought, at = split_off(lifter, view, view.axes[1])
-    if at != 1 or not _same(brought.base[1], view.axes[1]):
-        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} runs over an axis that is not the channels'")
-    return list(lifter.emit_like(node, [brought.tensor], replace(brought, axes=view.axes)))
-
-
 def lift_split(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """Split over channels."""
-    view = _view(lifter, node, states[0])
+    view = one_view(lifter, node, states[0])
     place = _axis(node, view, 0)
     _require_channels(lifter, node, view, place)
     brought, at = split_off(lifter, view, view.axes[place])
@@ -196,7 +162,7 @@ def lift_gather(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     """Gather of channels by constant indices; a scalar index removes the axis."""
     if not isinstance(states[1], Static):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} has indices that depend on an input")
-    view = _view(lifter, node, states[0])
+    view = one_view(lifter, node, states[0])
     place = _axis(node, view, 0)
     _require_channels(lifter, node, view, place)
     indices = lifter.value(node.inputs[1], node)
@@ -211,13 +177,27 @@ def lift_gather(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     return [result]
 
 
+def lift_top_k(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
+    """TopK over the classes: the k best scores of each cell, and which classes they are."""
+    view = one_view(lifter, node, states[0])
+    place = _axis(node, view, -1)
+    _require_channels(lifter, node, view, place)
+    brought, at = split_off(lifter, view, view.axes[place])
+    inputs = [brought.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
+    outputs = lifter.emit_like(node, inputs, brought, {**node.attrs, "axis": at})
+    count = next(lifter.shape(t)[place] for t in node.outputs if t.name)
+    for tensor, output in zip(node.outputs[1:], outputs[1:], strict=True):
+        if tensor.name:
+            output.tensor.dtype = np.dtype(np.int64)
+    return [_replaced(output, view, place, at, count) for output in outputs]
+
+
 RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), lift_softmax),
     **dict.fromkeys(("ArgMax", "ArgMin"), lift_argmax),
-    "BatchNormalization": lift_batch_norm,
-    "LRN": lift_lrn,
     "Split": lift_split,
     "Gather": lift_gather,
+    "TopK": lift_top_k,
 }
 
-__all__ = ["RULES", "reduce_channels", "split_off"]
+__all__ = ["RULES", "one_view", "plainly", "reduce_channels", "split_off"]

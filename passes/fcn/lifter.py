@@ -1,8 +1,8 @@
 """Lifting a model over all windows: one walk over the graph, one rule per operator.
 
 Every tensor of the original is given a state (`views.State`): it is static, or fixed (the same at every image size), or
-a view of a tensor in the new graph. The rules live in `elementwise`, `sliding`, `linear`, `channels`, `joining` and
-`shapes`; this module calls them and keeps the books; `outputs` writes the outputs.
+a view of a tensor in the new graph. The rules live in `elementwise`, `sliding`, `linear`, `channels`, `normalising`,
+`joining` and `shapes`; this module calls them and keeps the books; `outputs` writes the outputs.
 
 A pool over the whole map is first taken as the classifier's, with the native map as its kernel. Where its result later
 meets a larger map it was a squeeze-and-excite block: the walk starts again with that pool kept global.
@@ -20,7 +20,7 @@ import onnx_graphsurgeon as gs
 from convrewrite import axes, costs
 from convrewrite.axes import Atom, atoms, letters
 from convrewrite.graph import Constants, Shape, live_nodes, subgraph_tensors, unique_name
-from convrewrite.passes.fcn import channels, elementwise, joining, linear, shapes, sliding
+from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding
 from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
 from convrewrite.passes.fcn.views import Emitter, Fixed, MeetsLargerMap, Parts, Refuse, State, Static, View
 from convrewrite.rewrite import Site
@@ -35,9 +35,17 @@ RULES: Mapping[str, Rule] = {
     **sliding.RULES,
     **linear.RULES,
     **channels.RULES,
+    **normalising.RULES,
     **joining.RULES,
     **shapes.RULES,
 }
+
+INTEGER_OPERATORS = frozenset(
+    """QLinearConv QLinearMatMul ConvInteger MatMulInteger DynamicQuantizeLinear QGemm QLinearAdd QLinearMul
+    QLinearAveragePool QLinearGlobalAveragePool QLinearConcat QLinearLeakyRelu QLinearSigmoid QLinearSoftmax
+    QLinearWhere QLinearReduceMean DynamicQuantizeMatMul MatMulIntegerToFloat""".split()
+)
+"""Operators of quantized models that take integers and their scales, of ONNX and of ONNX Runtime."""
 
 
 @dataclass
@@ -173,6 +181,13 @@ class Lifter:
             axes[place] = (atom,)
         return replace(self.emitter.bring(view, tuple(axes)), axes=tuple(axes))
 
+    def mixes_samples(self, axis: Sequence[Atom]) -> bool:
+        """Whether an operator that runs over these axes runs over the batch, which may be open."""
+        batch = [a.extent for a in axis if a.letter == "N"]
+        return any(extent > 1 for extent in batch) or (
+            bool(batch) and not isinstance(self.image.shape[self.axes.index("N")], int)
+        )
+
     def rewrote(self, node: gs.Node, detail: str, equivalence: str, *, params: tuple[int, int] = (0, 0)) -> None:
         """Note a site; a fully connected layer costs the same before and after at the native size."""
         macs = costs.macs(node, self.native)
@@ -244,6 +259,8 @@ class Lifter:
         if not any(isinstance(state, View | Parts) for state in states):
             self._step_aside(node, states)
             return
+        if node.op in INTEGER_OPERATORS:
+            raise Refuse("fcn/integer-operator", f"{self.label(node)} computes with integers")
         if node.domain not in (None, "", "ai.onnx"):
             raise Refuse("fcn/custom-operator", f"{self.label(node)} is from the domain '{node.domain}'")
         if node.op in ("Shape", "Size"):

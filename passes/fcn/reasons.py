@@ -58,6 +58,12 @@ REASONS = {
             "export the model with standard operators",
         ),
         Reason(
+            "fcn/integer-operator",
+            "the model is quantized, and written with operators that take integers (QLinearConv, MatMulInteger ...)",
+            "quantize in the QDQ form (QuantizeLinear and DequantizeLinear around float operators; in ONNX Runtime "
+            "quant_format=QuantFormat.QDQ), or rewrite the float model and quantize the result",
+        ),
+        Reason(
             "fcn/weight-not-constant",
             "the weight of a fully connected layer is computed or fed at run time",
             "fold constants first, or make the weight an initializer",

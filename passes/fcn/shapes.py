@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Atom, channels, large, letters, regroup
-from convrewrite.passes.fcn.views import Parts, Refuse, State, View
+from convrewrite.axes import Atom, atoms, channels, large, letters, regroup
+from convrewrite.passes.fcn.views import MeetsLargerMap, Parts, Refuse, State, View
 
 if TYPE_CHECKING:
     from convrewrite.passes.fcn.lifter import Lifter
@@ -50,10 +50,29 @@ def lift_transpose(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
 
 
 def lift_expand(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
-    """Expand and Tile to the same shape do nothing."""
-    if tuple(lifter.shape(node.outputs[0])) != tuple(lifter.shape(node.inputs[0])):
+    """Expand and Tile to the same shape do nothing; one number of a cell is spread over its channels."""
+    old, new = lifter.shape(node.inputs[0]), lifter.shape(node.outputs[0])
+    if tuple(new) == tuple(old):
+        return [states[0]]
+    view = states[0]
+    grown = [place for place, (was, size) in enumerate(zip(old, new, strict=False)) if was != size]
+    if not isinstance(view, View) or len(old) != len(new) or len(grown) != 1 or old[grown[0]] != 1:
         raise Refuse("fcn/spatial-broadcast", f"{lifter.label(node)} spreads a lifted tensor")
-    return [states[0]]
+    spare = next((a for a in atoms(view.base) if a.letter == "C" and a.extent == 1), None)
+    alone = all(a.letter == "C" for a in view.axes[grown[0]])
+    if spare is None or not alone or any(a.extent > 1 for a in atoms(view.base) if a.letter == "C"):
+        if view.pools:
+            raise MeetsLargerMap(view.pools)
+        raise Refuse("fcn/spatial-broadcast", f"{lifter.label(node)} spreads a lifted tensor")
+    batch = tuple(a for a in atoms(view.base) if a.letter == "N")
+    place, all_ = grown[0], channels(new[grown[0]])
+    view = lifter.emitter.bring(view, (batch, (spare,), *((view.spatial(letter),) for letter in view.letters)))
+    shape = lifter.emitter.ints(f"{node.outputs[0].name}/shape", [1, all_.extent, *[1] * len(view.letters)])
+    tensor = lifter.emitter.emit(
+        "Expand", [view.tensor, shape], output=f"{node.outputs[0].name}/spread", dtype=view.tensor.dtype
+    )
+    axes = tuple((all_,) if i == place else tuple(a for a in axis if a != spare) for i, axis in enumerate(view.axes))
+    return [replace(view, tensor=tensor, base=(batch, (all_,), *view.base[2:]), axes=axes)]
 
 
 def lift_slice(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:

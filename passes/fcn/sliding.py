@@ -234,7 +234,7 @@ def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
         return [view]
     axes = sorted(int(a) % rank for a in (range(rank) if given is None else np.atleast_1d(given)))
     removed = atoms(view.axes[axis] for axis in axes)
-    if any(a.letter == "N" and a.extent > 1 for a in removed):
+    if lifter.mixes_samples(removed):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} reduces over the batch")
     keepdims = bool(node.attrs.get("keepdims", 1))
     if not large(removed):
@@ -292,13 +292,6 @@ def _reduced_globally(lifter: Lifter, node: gs.Node, view: View, axes: Sequence[
     name = node.outputs[0].name
     lifter.rewrote(node, "stays over the whole map", "exact")
     return [Fixed(lifter.emitter.emit(node.op, inputs, node.attrs, output=name, own_name=True, node_name=node.name))]
-
-
-def lift_instance_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
-    """InstanceNormalization: statistics of the whole map, whatever its size."""
-    view = spread(lifter, node, states[0])
-    lifter.check_windows(node, over_space=True)
-    return list(lifter.emit_like(node, [view.tensor, *(lifter.static(t) for t in node.inputs[1:])], view))
 
 
 def lift_pad(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -376,7 +369,6 @@ RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] =
         (*POOLS_OF_REDUCTIONS, "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"),
         lift_reduction,
     ),
-    "InstanceNormalization": lift_instance_norm,
     "Pad": lift_pad,
     **dict.fromkeys(("Resize", "Upsample"), lift_resize),
     **dict.fromkeys(("SpaceToDepth", "DepthToSpace"), lift_blocks),

@@ -192,10 +192,9 @@ def mean_over_the_batch() -> onnx.ModelProto:
 
 
 @case("no-rule", "sorted")
-def top_k() -> onnx.ModelProto:
+def running_sum() -> onnx.ModelProto:
     net, map_ = start()
-    values, _ = net.TopK(net.fc(net.Flatten(map_), 4), net.const([2]), outputs=2, name="sorted")
-    return net.model(values)
+    return net.model(net.CumSum(net.fc(net.Flatten(map_), 4), net.const(1), name="sorted"))
 
 
 @case("no-rule", "step")
@@ -250,6 +249,25 @@ def operator_of_another_domain() -> onnx.ModelProto:
     model = net._proto([scores])
     model.opset_import.append(helper.make_opsetid("com.example", 1))
     return model
+
+
+@case("integer-operator", "fc")
+def head_of_integers() -> onnx.ModelProto:
+    """As quantize_dynamic of ONNX Runtime writes a fully connected layer."""
+    net, map_ = start()
+    stored, scale, zero = net.DynamicQuantizeLinear(net.Flatten(map_), outputs=3, name="fc_quantize")
+    product = net.MatMulInteger(stored, net.const(np.ones((210, 4)), dtype=np.int8), zero, name="fc_product")
+    return net.model(net.Mul(net.Cast(product, to=1), scale))
+
+
+@case("integer-operator", "first")
+def convolution_of_integers() -> onnx.ModelProto:
+    net = Net(1, 2, 9, 12)
+    unit, zero = net.const(np.float32(1)), net.const(np.array(0), dtype=np.uint8)
+    weight, zero_w = net.const(np.ones((3, 2, 3, 3)), dtype=np.int8), net.const(np.array(0), dtype=np.int8)
+    stored = net.QuantizeLinear("x", unit, zero)
+    map_ = net.QLinearConv(stored, unit, zero, weight, unit, zero_w, unit, zero, name="first")
+    return classes(net, net.DequantizeLinear(map_, unit, zero))
 
 
 @case("weight-not-constant", "fc")
