@@ -115,6 +115,7 @@ def fcn(
     upsample: str = "",
     softmax: str = "",
     opset: int | None = None,
+    dynamic_batch: bool = False,
     **options: Any,
 ) -> Result:
     """Make a classifier run on images of any size.
@@ -124,6 +125,7 @@ def fcn(
         stride: pixels between cells, where it is to be less than the network's own; 1 is dense.
         upsample: "bilinear" or "nearest" for a cell at every pixel of the image. softmax: "last" or "none", to
             interpolate the scores. opset: of the result, where it is to be a later one.
+        dynamic_batch: whether it is to take any number of images at once.
         options: fields of `outcome.Options`: provider, verify, max_output_error, samples, seed, data, only, skip.
 
     Raises:
@@ -135,7 +137,7 @@ def fcn(
         _one_of("upsample", upsample, MODES)
     if softmax:
         _one_of("softmax", softmax, ("last", "none"))
-    how = Map(wanted, upsample, softmax, opset)
+    how = Map(wanted, upsample, softmax, opset, dynamic_batch)
     return _rewritten(model, lambda source, target: pipeline.fcn(source, target, pass_, _options(options), how))
 
 

@@ -145,6 +145,12 @@ def fcn(
         int | None,
         typer.Option(min=7, metavar="N", rich_help_panel=MAKE, help="Convert the model to this operator set first."),
     ] = None,
+    dynamic_batch: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic-batch", metavar="", rich_help_panel=MAKE, help="Take any number of images, where one was fixed."
+        ),
+    ] = False,
     only: OnlyOption = None,
     skip: SkipOption = None,
     verify: VerifyOption = True,
@@ -172,7 +178,7 @@ def fcn(
         from convrewrite.passes.fcn import Fcn
 
         options = options_of(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
-        how = pipeline.Map((1,) if dense else stride, upsample or "", softmax or "", opset)
+        how = pipeline.Map((1,) if dense else stride, upsample or "", softmax or "", opset, dynamic_batch)
         return pipeline.fcn(*paths_of(source, target), Fcn(window=window, size=size), options, how)
 
     files = [source or "-", target or "-"]

@@ -7,9 +7,10 @@ from convrewrite.passes.dense import Dense
 from convrewrite.passes.fc_to_conv import FcToConv
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
+from convrewrite.passes.open_batch import OpenBatch
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.upsample import Upsample
 from convrewrite.rewrite import Pass
 
-ALL: tuple[type[Pass], ...] = (Fcn, Dense, Upsample, Groups, Separable, FcToConv, ConvToFc)
+ALL: tuple[type[Pass], ...] = (OpenBatch, Fcn, Dense, Upsample, Groups, Separable, FcToConv, ConvToFc)
 """Every pass of the project; a third party's come through the entry point `convrewrite.passes`."""

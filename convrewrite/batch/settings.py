@@ -54,6 +54,7 @@ class FcnStep(_Step):
     upsample: Literal["bilinear", "nearest"] | None = None
     softmax: Literal["last", "none"] | None = None
     opset: Annotated[int, Field(ge=7)] | None = None
+    dynamic_batch: bool = False
 
 
 class SeparableStep(_Step):

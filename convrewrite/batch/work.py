@@ -124,7 +124,9 @@ def _options(settings: Settings, step: Step, data: Any, task: Mapping[str, Any])
 def _step(step: Step, source: Path, target: Path, options: Options, task: Mapping[str, Any]) -> Outcome:
     if isinstance(step, FcnStep):
         fcn = Fcn(window=_extents(step.window), size=_extents(step.size))
-        map_ = pipeline.Map(_extents(step.stride), step.upsample or "", step.softmax or "", step.opset)
+        map_ = pipeline.Map(
+            _extents(step.stride), step.upsample or "", step.softmax or "", step.opset, step.dynamic_batch
+        )
         return pipeline.fcn(str(source), str(target), fcn, options, map_)
     pass_: Pass
     accept = step.accept

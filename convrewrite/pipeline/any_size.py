@@ -1,8 +1,9 @@
 """The command `fcn`: an image classifier becomes one for images of any size, as dense as asked, as large as the image.
 
-original ──(--opset)──fcn──> cells ──(--stride) dense──> more cells ──(--upsample)──> pixels
-   |                           |                            |                          |
-   '── on every crop, or its own trunk and head ── every f-th of them ── numpy ───────' each step is proved by itself
+original ──(--opset, --dynamic-batch)──fcn──> cells ──(--stride) dense──> more cells ──(--upsample)──> pixels
+   |                                            |                            |                          |
+   '── on every crop, or its own trunk and head ┴──── every f-th of them ────┴───────── numpy ──────────'
+each step is proved by itself; where the batch was opened, two at once give what each gives by itself.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Ends, FileFacts, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline import denser, upsampling
+from convrewrite.pipeline import batching, denser, upsampling
 from convrewrite.pipeline.denser import Denser
 from convrewrite.pipeline.files import (
     as_file,
@@ -39,7 +40,7 @@ from convrewrite.pipeline.files import (
 from convrewrite.pipeline.opsets import upgraded
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, refusal, why
 from convrewrite.pipeline.upsampling import Upsampled
-from convrewrite.rewrite import run_pass
+from convrewrite.rewrite import Site, run_pass
 from convrewrite.verification import Verification
 from convrewrite.windows import Window
 
@@ -53,12 +54,14 @@ class Map:
         upsample: "bilinear" or "nearest" for a cell at every pixel, "" for none.
         softmax: "last" to interpolate the scores and not what a final Softmax makes of them, "none" to leave it out.
         opset: of the result, where it is to be a later one.
+        dynamic_batch: whether it is to take any number of images at once.
     """
 
     stride: tuple[int, ...] | None = None
     upsample: str = ""
     softmax: str = ""
     opset: int | None = None
+    dynamic_batch: bool = False
 
 
 @dataclass
@@ -67,6 +70,7 @@ class _Run:
 
     Attributes:
         original: as it was read. model: the fully convolutional one, before it is made denser. window: of it, if known.
+        opened: what was done for any number of images, where anything was.
         cut: where the original's head begins; None where the original is fully convolutional itself.
         denser, upsampled: the further steps, where they changed anything.
     """
@@ -80,6 +84,7 @@ class _Run:
     original: Model
     model: Model
     window: Window | None
+    opened: tuple[Site, ...] = ()
     cut: Sequence[Any] | None = None
     denser: Denser | None = None
     upsampled: Upsampled | None = None
@@ -124,6 +129,10 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map, log: 
     model = original if how.opset is None else upgraded(original, how.opset)
     run = _Run(source, target, pass_, how, options, log, original, model, Window.from_metadata(model.metadata))
     log.note(window=run.window)
+    if how.dynamic_batch:
+        size = pass_.window or pass_.size if run.window is None else run.window.size
+        run.model, sites = batching.opened(run.model, size)
+        run.opened = sites if run.model is not model else ()
     idle = _idle_or_converted(run)
     if how.stride is not None:
         run.denser = denser.denser(run.model, run.window, how.stride, pass_.window or pass_.size)
@@ -131,11 +140,13 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map, log: 
     if how.upsample:
         run.upsampled = _upsampled(run)
     steps = [step for step in (run.denser, run.upsampled) if step is not None]
-    if idle and not steps:
+    if idle and not steps and not run.opened:
         asked = "; no stride is larger than was asked for" if how.stride is not None else ""
+        asked += "; its batch is open already" if how.dynamic_batch else ""
         log.note(advice=f"nothing to do: {idle}{asked}; copied byte for byte")
         return copied(original, source, target, log)
-    log.note(sites=(*log.outcome.sites, *(site for step in steps for site in step.sites)), window=run.cells_window)
+    done = (site for step in steps for site in step.sites)
+    log.note(sites=(*run.opened, *log.outcome.sites, *done), window=run.cells_window)
     return _publish(run)
 
 
@@ -195,6 +206,10 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
     if run.cut is not None and window is not None:
         original = run.original.path or as_file(run.original, folder / "original.onnx")
         parts.append(verification.verify_fcn(original, cells, window, run.cut, **common(run.options)))
+    elif run.opened:
+        original = run.original.path or as_file(run.original, folder / "original.onnx")
+        opened = model_io.save(run.model, folder / "any-batch.onnx")
+        parts.append(verification.verify(original, opened, **common(run.options)))
     if run.denser is not None:
         coarse = model_io.save(run.model, folder / "coarse.onnx")
         parts.append(denser.proved(coarse, run.denser, folder, run.options))
@@ -226,6 +241,7 @@ def _repeat(run: _Run) -> str:
     words += ["--upsample", how.upsample] if how.upsample else []
     words += ["--softmax", how.softmax] if how.softmax else []
     words += ["--opset", str(how.opset)] if how.opset is not None else []
+    words += ["--dynamic-batch"] if how.dynamic_batch else []
     words += ["--data", options.data_path] if options.data is not None else []
     words += ["--seed", str(options.seed), "--samples", str(options.samples)]
     words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
@@ -244,6 +260,8 @@ def _next(run: _Run) -> str:
         return "it was NOT verified; leave --no-verify out to do so"
     if run.pass_.size is not None and run.cut is not None:
         return f"run it on images of {by(run.pass_.size)}: it takes no other size; leave --size out for any size"
+    if window is None and run.opened and run.denser is None:
+        return "run it on any number of images at once"
     if window is None:
         return "run it on a larger image: its maps have more cells than they had"
     if run.upsampled is not None:

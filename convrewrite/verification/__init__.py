@@ -19,7 +19,7 @@ from typing import Any
 from convrewrite.errors import ConvrewriteError, Interrupted, UsageError
 from convrewrite.runtime import DeviceFailed, RunFailed, one_line
 from convrewrite.sampling import Images
-from convrewrite.verification import trunk_oracle, window_checks
+from convrewrite.verification import batches, trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.exposure import read_sketch
 from convrewrite.verification.interface import Shapes, command, match_inputs, native_inputs, same_outputs
@@ -201,6 +201,7 @@ def _verify_at(
                 ledger.skip(check, f"other shape: {got[name].shape} and {want[name].shape}", name)
                 continue
             ledger.compare(check, name, got[name], want[name], note=sample.source, uncertain=mask)
+    batches.check(reference, rewritten, evidence, ledger, [*reference.outputs, *shared])
     size = [at.size] if at.size else []
     repeat = command(reference.path, rewritten.path, seed, samples, size, at, tolerance, provider, data, right)
     found = Verification(
@@ -276,6 +277,7 @@ def verify_fcn(
     if _metadata_holds(subject):
         subject.grids = _grids(subject)
         window_checks.native(subject)
+        window_checks.two_batches(subject)
         claimed = window.equivalence == "windows"
         seen = subject if claimed else subject.coarsely
         plans = _window_plans(window) if claimed else _native_size_plans(window)

@@ -18,6 +18,7 @@ import numpy as np
 
 from convrewrite.runtime import DeviceFailed, RunFailed
 from convrewrite.sampling import Feeds, InputSpec, random_array
+from convrewrite.verification import batches
 from convrewrite.verification.comparison import relative_error
 from convrewrite.verification.specimens import undecided
 from convrewrite.verification.subjects import Array, LargeImage, Position, Subject, Values
@@ -57,6 +58,23 @@ def native(subject: Subject) -> None:
                 continue
             mask = undecided(subject.original.probes, name, want, ledger)
             ledger.compare(check, name, values, want[name], note=sample.source, uncertain=mask)
+
+
+def two_batches(subject: Subject) -> None:
+    """Two batches at once, where the converted model takes more images than the original."""
+    fixed, origin = subject.fixed_size(), (0,) * len(subject.window.size)
+    how = (subject.original, subject.converted, subject.evidence, subject.ledger, list(subject.grids))
+    if fixed is None or fixed == subject.window.size:
+        batches.check(*how, lambda name, values: subject.block(name, values, origin))
+        return
+
+    def widened(image: Array) -> Array:
+        pads = [(0, 0)] * image.ndim
+        for axis, extent in zip(subject.axes, fixed, strict=True):
+            pads[axis] = (0, extent - image.shape[axis])
+        return np.pad(image, pads, "wrap")
+
+    batches.check(*how, widened=widened, image=subject.window.input)
 
 
 def misfit(got: Array, grid: OutputGrid, extents: Sequence[int]) -> str:
