@@ -117,6 +117,18 @@ def _elem_type_of(value: np.ndarray[Any, Any]) -> int:
     return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
 
 
+def add_types(graph: gs.Graph) -> set[str]:
+    """Tell the tensors of which the file lists no type the one that follows; returns their names."""
+    bare = {n: t for n, t in graph.tensors().items() if isinstance(t, gs.Variable) and n and t.dtype is None}
+    if not bare:
+        return set()
+    inferred = onnx.shape_inference.infer_shapes(skeleton(graph), check_type=False, strict_mode=False).graph
+    for info in (*inferred.value_info, *inferred.output):
+        if info.name in bare and info.type.tensor_type.elem_type:
+            bare[info.name].dtype = onnx.helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type)
+    return set(bare)
+
+
 def infer_shapes(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
     """Shapes of all tensors that follow from the given input shapes; tensors of unknown shape are left out.
 

@@ -17,7 +17,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite.errors import ConvrewriteError, UsageError
-from convrewrite.graph import skeleton
+from convrewrite.graph import add_types, skeleton
 
 
 @dataclass(frozen=True)
@@ -191,6 +191,7 @@ def run_pass(
         UsageError: the result does not pass the checks, but neither does the graph itself.
     """
     work = graph.copy()
+    untyped = add_types(work)  # for the passes; the file goes on without
     sites: list[Site] = []
     metadata: dict[str, str] = {}
     evidence: dict[str, Any] = {}
@@ -216,6 +217,9 @@ def run_pass(
             sites.append(outcome)
     if any(site.outcome == "rewritten" for site in sites):
         work.cleanup(remove_unused_graph_inputs=False).toposort()
+        for name, tensor in work.tensors().items():
+            if name in untyped and isinstance(tensor, gs.Variable):
+                tensor.dtype = None
         _check(pass_, graph, work)
     return PassResult(work, tuple(sites), metadata, evidence)
 

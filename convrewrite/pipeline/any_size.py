@@ -206,6 +206,9 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
     if run.cut is not None and window is not None:
         original = run.original.path or as_file(run.original, folder / "original.onnx")
         parts.append(verification.verify_fcn(original, cells, window, run.cut, **common(run.options)))
+        if run.denser is not None and run.window is not None:
+            coarse = model_io.save(run.model, folder / "first-cells.onnx")
+            parts = denser.trunk_of_coarse(original, coarse, run.window, run.cut, parts[0], run.options)
     elif run.opened:
         original = run.original.path or as_file(run.original, folder / "original.onnx")
         opened = model_io.save(run.model, folder / "any-batch.onnx")

@@ -31,6 +31,8 @@ from convrewrite.windows import CutTensor
 
 Array = np.ndarray[Any, Any]
 
+CHECK = "original's trunk and head"
+
 DEVIATION_WINDOWS = 64
 """The deviation from the original on the crops is measured on at most this many windows."""
 
@@ -40,7 +42,6 @@ SAME = 1e-4
 
 class NoOracle(Exception):
     """The oracle cannot be built or run for this model; the message is the reason."""
-
 
 @dataclass(frozen=True)
 class TrunkOracle:
@@ -204,7 +205,7 @@ def check(
         reason = str(error)
     deviation = None
     for image in images:
-        name = f"original's trunk and head at {image.name}"
+        name = f"{CHECK} at {image.name}"
         values = run_converted(subject, image, name)
         if values is None:
             continue
