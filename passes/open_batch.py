@@ -15,7 +15,8 @@ image (a class token) is repeated for it. Shapes are then inferred for many imag
 times its first extent, and the others as they were.
 
 Requires inputs of a known first extent, which the image's axes follow.
-Refuses networks in which some operator or output has no place for more images, or mixes them.
+Refuses networks in which some operator or output has no place for more images. What mixes images and keeps every
+shape (a Softmax over the batch) is found by the comparison of two batches with each by itself.
 Source: the ONNX operator pages of Reshape, Flatten, Expand, Resize and Concat.
 """
 

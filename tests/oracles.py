@@ -10,6 +10,7 @@ Only the metadata and the cut that the pass hands out are read here; nothing of 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -273,3 +274,23 @@ def random_feeds(model: onnx.ModelProto, rng: np.random.Generator, batch: int = 
             dims = [dim.dim_value or batch for dim in kind.shape.dim]
             feeds[info.name] = rng.standard_normal(dims).astype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
     return feeds
+
+
+def pixels_by_hand(cells: Array, window: Window, size: tuple[int, ...], mode: str) -> Array:
+    """Each pixel between the centres of the windows around it, edges held: from the definition, one by one."""
+    result = np.zeros((*cells.shape[:2], *size))
+    for pixel in np.ndindex(*size):
+        corners = []
+        for x, w, s, o, n in zip(pixel, window.size, window.stride, window.offset, cells.shape[2:], strict=True):
+            u = min(max((x - o - (w - 1) / 2) / s, 0.0), n - 1.0)
+            if mode == "nearest":
+                corners.append([(int(np.ceil(u - 0.5)), 1.0)])
+            else:
+                j = int(np.floor(u))
+                corners.append([(j, 1 - (u - j)), (min(j + 1, n - 1), u - j)])
+        for choice in itertools.product(*corners):
+            weight = np.prod([w for _, w in choice])
+            result[(slice(None), slice(None), *pixel)] += (
+                weight * cells[(slice(None), slice(None), *(j for j, _ in choice))]
+            )
+    return result

@@ -1,7 +1,9 @@
-"""The onnx package's own backend cases through `dense` and `fc-to-conv`, against ONNX Runtime before.
+"""The onnx package's own backend cases through the passes that change the form, against ONNX Runtime before.
 
-    own        the case as it is: every f-th cell of the new outputs are the old ones
-    strided    the case behind a stride of 2 along the last two axes of its first input: its operator sees a denser map
+    dense                     own: every f-th cell of the new outputs are the old ones; strided: the case behind a
+                              stride of 2 along the last two axes of its first input: its operator sees a denser map
+    fc-to-conv, conv-to-fc    the outputs are the old ones; the second on what the first made
+    upsample                  outputs that are maps, brought to the size of the first input, against numpy
 
 A case that is not rewritten must be refused or declined with a known reason.
 """
@@ -9,7 +11,7 @@ A case that is not rewritten must be refused or declined with a known reason.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -22,10 +24,14 @@ from test_traded_backend import with_weights
 from convrewrite import model_io
 from convrewrite.errors import UsageError
 from convrewrite.graph import infer_shapes
+from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.dense import Dense
 from convrewrite.passes.fc_to_conv import FcToConv
+from convrewrite.passes.upsample import Upsample
 from convrewrite.rewrite import PassResult, run_pass
+from convrewrite.windows import OutputGrid, Window
 from helpers import Feeds, run
+from oracles import pixels_by_hand
 
 pytestmark = pytest.mark.slow
 
@@ -97,8 +103,8 @@ def same(got: Any, want: Any, name: str) -> None:
         assert float(np.abs(got[finite] - want[finite]).max(initial=0)) <= ROUNDING * max(peak, 1e-30), name
 
 
-def check_linear(model: onnx.ModelProto, feeds: Feeds) -> str:
-    made = rewritten(model, lambda shapes: FcToConv(), feeds)
+def check_same(model: onnx.ModelProto, feeds: Feeds, make: Any) -> str:
+    made = rewritten(model, make, feeds)
     if isinstance(made, str):
         return made
     want, got = run(model, feeds), run(made[1], feeds)
@@ -128,15 +134,60 @@ def test_dense(kind: str, least: int) -> None:
     assert counts["rewritten"] >= least, counts
 
 
-def test_fc_to_conv() -> None:
+def check_back(model: onnx.ModelProto, feeds: Feeds) -> str:
+    """The convolutions of fc-to-conv as products again: its own cases are no convolutions of a whole map."""
+    made = rewritten(model, lambda shapes: FcToConv(), feeds)
+    return made if isinstance(made, str) else check_same(made[1], feeds, ConvToFc)
+
+
+def check_pixels(model: onnx.ModelProto, feeds: Feeds) -> str:
+    name, image = next(iter(feeds.items()), ("", np.zeros(0)))
+    want = run(model, feeds)
+    cells = {
+        output: values
+        for output, values in want.items()
+        if image.ndim == 4 == values.ndim
+        and values.dtype == np.float32
+        and np.isfinite(values).all()
+        and all(0 < cell <= pixel <= 32 for cell, pixel in zip(values.shape[2:], image.shape[2:], strict=True))
+    }
+    if not cells:
+        return "no map"
+    output, values = next(iter(cells.items()))
+    size = tuple(pixel - cell + 1 for cell, pixel in zip(values.shape[2:], image.shape[2:], strict=True))
+    window = Window(name, "NCHW", size, (1, 1), (0, 0), size, "windows", outputs={output: OutputGrid((1, 1), (1, 1))})
+    made = rewritten(model, lambda shapes: Upsample("bilinear", window=window), feeds)
+    if isinstance(made, str):
+        return made
+    got = run(made[1], feeds)[output]
+    same(got, pixels_by_hand(values, window, image.shape[2:], "bilinear").astype(np.float32), output)
+    return "rewritten"
+
+
+PASSES: dict[str, tuple[Callable[[onnx.ModelProto, Feeds], str], int]] = {
+    "fc-to-conv": (lambda model, feeds: check_same(model, feeds, lambda shapes: FcToConv()), 15),
+    "conv-to-fc": (check_back, 15),
+    "upsample": (check_pixels, 20),
+}
+"""What checks a case, and how many are rewritten at the least."""
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_other_forms(name: str) -> None:
+    check, least = PASSES[name]
     counts: Counter[str] = Counter()
     failures = []
     for case in cases():
         for own, feeds in variants("own", case):
             for model, given in with_weights(own, feeds):
                 try:
-                    counts[check_linear(model, given)] += 1
+                    run(model, given)
+                except Exception:
+                    counts["does not run"] += 1
+                    continue
+                try:
+                    counts[check(model, given)] += 1
                 except Exception as error:  # every case is looked at before the test fails
                     failures.append(f"{case.kind} {case.name}: {type(error).__name__}: {str(error)[:300]}")
     assert not failures, f"{counts}\n" + "\n".join(failures)
-    assert counts["rewritten"] >= 15, counts
+    assert counts["rewritten"] >= least, counts

@@ -28,8 +28,8 @@ from convrewrite.windows import METADATA_KEY, Window
 CELLS = (2, 3, 2)
 """Cells of the coarse map, per axis, for which shapes are looked at."""
 
-CELL_BY_CELL = ("Softmax", "LogSoftmax", "Sigmoid")
-"""Last operators ahead of which the cells may be taken."""
+CELL_BY_CELL = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "ArgMin")
+"""Last operators ahead of which the cells may be taken, as long as they keep the axes that there are."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def _sampled(made: Denser) -> Model:
         last = output.inputs[0] if output.inputs else None
         if not steps:
             continue
-        if last is not None and last.op in CELL_BY_CELL:
+        if last is not None and last.op in CELL_BY_CELL and last.attrs.get("keepdims", 1):
             emit = Emitter(graph, f"{output.name}/cells", last.inputs[0].dtype)
             last.inputs[0] = emit.every("every-cell", last.inputs[0], steps)
         else:

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite import axes, costs
-from convrewrite.axes import Atom, atoms, letters
+from convrewrite.axes import Atom, atoms, large, letters
 from convrewrite.graph import Constants, Shape, live_nodes, subgraph_tensors, unique_name
 from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding
 from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
@@ -267,12 +267,11 @@ class Lifter:
             return
         if node.op not in RULES:
             raise Refuse("fcn/no-rule", f"{self.label(node)} has no rule")
-        before = [s for s in states if isinstance(s, View)]
         results = RULES[node.op](self, node, states)
         for tensor, result in zip(node.outputs, results, strict=False):
             if tensor.name:
                 self._check_shape(node, tensor, result)
-                self.states[tensor.name] = self._with_cut(tensor, result, before)
+                self.states[tensor.name] = self._with_cut(tensor, result, states)
 
     def _check_shape(self, node: gs.Node, tensor: gs.Tensor, state: State) -> None:
         """Shape inference of onnx counts the windows of some pools with ceil_mode otherwise than ONNX Runtime does."""
@@ -281,17 +280,20 @@ class Lifter:
             text = f"{self.label(node)} gives {list(axes.shape(state.axes))}, shape inference says {list(found or ())}"
             raise Refuse("fcn/dynamic-shape", text)
 
-    def _with_cut(self, tensor: gs.Tensor, state: State, before: Sequence[View]) -> State:
+    def _with_cut(self, tensor: gs.Tensor, state: State, states: Sequence[State]) -> State:
         """Remember the last spatial tensors: this one where each of its spatial axes stands alone.
 
         A tensor that the new graph does not have (the result of a Transpose) is passed over: where the original's trunk
-        does not run at another size, verification reads the cut tensors from the new graph.
+        does not run at another size, verification reads the cut tensors from the new graph. Where a map is joined with
+        what a pool made of the whole map, it is remembered all the same: what comes before is not enough for a window.
         """
         if not isinstance(state, View):
             return state
+        before = [s for s in states if isinstance(s, View)]
         alone = all(len(axis) == 1 for axis in state.axes if any(a.spatial for a in axis))
         present = {a.letter for a in atoms(state.axes) if a.spatial}
-        kept = state.tensor.name == tensor.name or not any(view.cuts for view in before)
+        gated = any(isinstance(s, Fixed) for s in states) and large(atoms(state.base))
+        kept = gated or state.tensor.name == tensor.name or not any(view.cuts for view in before)
         if alone and present == set(state.letters) and not state.pools and kept:
             sizes = tuple(state.spatial(letter).extent for letter in self.spatial_letters)
             strides = tuple(state.fields[letter].stride for letter in self.spatial_letters)

@@ -118,9 +118,44 @@ def lift_mean_variance(lifter: Lifter, node: gs.Node, states: Sequence[State]) -
 
 def lift_map_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """InstanceNormalization and GroupNormalization: statistics of the whole map, whatever its size."""
+    if node.op == "InstanceNormalization" and isinstance(states[0], View) and not large(atoms(states[0].axes)):
+        return [_groups_of_a_cell(lifter, node, states[0])]
     view = spread(lifter, node, states[0])
     lifter.check_windows(node, over_space=True)
     return list(lifter.emit_like(node, [view.tensor, *(lifter.static(t) for t in node.inputs[1:])], view))
+
+
+def _groups_of_a_cell(lifter: Lifter, node: gs.Node, view: View) -> View:
+    """InstanceNormalization of features in groups, [N, G, K / G]: what exporters make of a GroupNorm of a vector.
+
+    The groups of a cell are those of one window: (x - mean) / sqrt(variance + epsilon) * scale + bias, over each.
+    """
+    group, normalised = view.axes[1], atoms(view.axes[2:])
+    _require_a_cell(lifter, node, view, normalised)
+    brought, at = split_off(lifter, view, normalised)
+    if not (at == 2 and _same(brought.base[1], group) and _same(brought.base[2], normalised)):
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} has groups that are not the channels' second axis")
+    name, emit = node.outputs[0].name, lifter.emitter
+    kind = lifter.float_type(node)
+
+    def made(op: str, label: str, *inputs: gs.Tensor) -> gs.Variable:
+        return emit.emit(op, inputs, output=f"{name}/{label}", dtype=kind)
+
+    def mean(label: str, tensor: gs.Variable) -> gs.Variable:
+        axes = [tensor, emit.ints(f"{name}/axes", [at])] if lifter.graph.opset >= 18 else [tensor]
+        attrs = {"keepdims": 1} if len(axes) == 2 else {"keepdims": 1, "axes": [at]}
+        return emit.emit("ReduceMean", axes, attrs, output=f"{name}/{label}", dtype=kind)
+
+    def line(label: str, tensor: gs.Tensor) -> gs.Constant:
+        values = np.asarray(lifter.value(tensor, node))
+        return emit.constant(f"{name}/{label}", values.reshape(1, -1, *[1] * (len(brought.base) - 2)))
+
+    centred = made("Sub", "centred", brought.tensor, mean("mean", brought.tensor))
+    variance = mean("variance", made("Mul", "squared", centred, centred))
+    epsilon = emit.constant(f"{name}/epsilon", np.asarray(node.attrs.get("epsilon", 1e-5), kind))
+    deviation = made("Sqrt", "deviation", made("Add", "above-zero", variance, epsilon))
+    scaled = made("Mul", "scaled", made("Div", "normal", centred, deviation), line("scale", node.inputs[1]))
+    return replace(brought, tensor=made("Add", "shifted", scaled, line("bias", node.inputs[2])), axes=view.axes)
 
 
 def _require_a_cell(lifter: Lifter, node: gs.Node, view: View, axis: Axis) -> None:

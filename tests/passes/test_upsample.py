@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -13,27 +12,8 @@ from convrewrite import model_io
 from convrewrite.passes.upsample import Upsample
 from convrewrite.rewrite import run_pass
 from convrewrite.windows import OutputGrid, Window
-from nets import Array, Net, run
-
-
-def by_hand(cells: Array, window: Window, size: tuple[int, ...], mode: str) -> Array:
-    """Pixel by pixel, from the definition."""
-    result = np.zeros((*cells.shape[:2], *size))
-    for pixel in np.ndindex(*size):
-        corners = []
-        for x, w, s, o, n in zip(pixel, window.size, window.stride, window.offset, cells.shape[2:], strict=True):
-            u = min(max((x - o - (w - 1) / 2) / s, 0.0), n - 1.0)
-            if mode == "nearest":
-                corners.append([(int(np.ceil(u - 0.5)), 1.0)])
-            else:
-                j = int(np.floor(u))
-                corners.append([(j, 1 - (u - j)), (min(j + 1, n - 1), u - j)])
-        for choice in itertools.product(*corners):
-            weight = np.prod([w for _, w in choice])
-            result[(slice(None), slice(None), *pixel)] += (
-                weight * cells[(slice(None), slice(None), *(j for j, _ in choice))]
-            )
-    return result
+from nets import Net, run
+from oracles import pixels_by_hand
 
 
 def net_of(
@@ -82,7 +62,7 @@ def test_every_pixel_of_every_size(size: tuple[int, ...], stride: tuple[int, ...
         x = np.random.default_rng(more).standard_normal((1, 2, *extents)).astype(np.float32)
         cells, pixels = run(before, {"x": x})[output], run(after, {"x": x})[output]
         assert pixels.shape[2:] == extents
-        np.testing.assert_allclose(pixels, by_hand(cells, window, extents, mode), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(pixels, pixels_by_hand(cells, window, extents, mode), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("opset", [11, 13, 18, 19, 21])
@@ -92,7 +72,7 @@ def test_opsets(opset: int) -> None:
         before, after = upsampled(net, output, Upsample(window=window))
         extents = tuple(11 + i for i in range(len(size)))
         x = np.random.default_rng(0).standard_normal((1, 2, *extents)).astype(np.float32)
-        want = by_hand(run(before, {"x": x})[output], window, extents, "bilinear")
+        want = pixels_by_hand(run(before, {"x": x})[output], window, extents, "bilinear")
         np.testing.assert_allclose(run(after, {"x": x})[output], want, rtol=1e-4, atol=1e-4)
 
 
@@ -105,9 +85,11 @@ def test_where_the_softmax_stands(where: str) -> None:
     scores = np.log(probabilities)  # up to a number for each cell, which a Softmax behind would not see
     got = run(after, {"x": x})[output]
     if where == "":
-        np.testing.assert_allclose(got, by_hand(probabilities, window, (11, 9), "bilinear"), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(
+            got, pixels_by_hand(probabilities, window, (11, 9), "bilinear"), rtol=1e-4, atol=1e-5
+        )
         return
-    want = by_hand(scores, window, (11, 9), "bilinear")
+    want = pixels_by_hand(scores, window, (11, 9), "bilinear")
     if where == "last":
         np.testing.assert_allclose(got.sum(axis=1), 1, rtol=1e-5)
         np.testing.assert_allclose(got, np.exp(want) / np.exp(want).sum(axis=1, keepdims=True), rtol=1e-3, atol=1e-5)
