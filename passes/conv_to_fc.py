@@ -56,6 +56,11 @@ REASONS = {
             "the weight is computed or fed at run time, or is no floating-point one",
             "fold constants first, or make the weight an initializer",
         ),
+        Reason(
+            "conv-to-fc/opset",
+            "the model's opset is older than 7, the first whose Gemm ONNX Runtime has",
+            "convert the model with onnx.version_converter first",
+        ),
     )
 }
 
@@ -79,6 +84,8 @@ class ConvToFc:
     def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Whether the kernel fits once; then its matrix."""
         label = f"Conv '{node.name or node.outputs[0].name}'"
+        if graph.opset < 7:
+            return Declined(REASONS["conv-to-fc/opset"], f"{label}, opset {graph.opset}")
         constants = Constants(graph)
         weight = quantized.read(node.inputs[1], constants)
         has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)

@@ -43,6 +43,7 @@ SAME = 1e-4
 class NoOracle(Exception):
     """The oracle cannot be built or run for this model; the message is the reason."""
 
+
 @dataclass(frozen=True)
 class TrunkOracle:
     """The original, cut in two.

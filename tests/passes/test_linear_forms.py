@@ -154,6 +154,9 @@ def test_groups_and_open_maps() -> None:
     net = Net(1, 4, "h", "w", opset=13)
     result, _ = changed(net.model(net.conv("x", 4, 3, 3)), ConvToFc())
     assert [site.reason for site in result.sites] == ["conv-to-fc/open-map"]
+    net = Net(1, 4, 3, 3, opset=6)
+    result, _ = changed(net.model(net.conv("x", 4, 3, 3)), ConvToFc())
+    assert [site.reason for site in result.sites] == ["conv-to-fc/opset"]
 
 
 # There and back
