@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convrewrite.api import Result, bench, fcn, groups, inspect, load, separable, transform, verify
+    from convrewrite.api import Result, apply, bench, fcn, groups, inspect, load, separable, transform, verify
     from convrewrite.errors import CheckFailed, ConvrewriteError, Refused, UsageError
 
 try:
@@ -30,6 +30,7 @@ __all__ = [
     "Result",
     "UsageError",
     "__version__",
+    "apply",
     "bench",
     "fcn",
     "groups",

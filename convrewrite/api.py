@@ -43,7 +43,7 @@ from convrewrite.timing import Bench
 from convrewrite.verification import Verification
 from convrewrite.windows import Window
 
-__all__ = ["Result", "bench", "fcn", "groups", "inspect", "load", "separable", "transform", "verify"]
+__all__ = ["Result", "apply", "bench", "fcn", "groups", "inspect", "load", "separable", "transform", "verify"]
 
 Given = Model | str | Path
 """A model, or the path of one."""
@@ -229,6 +229,29 @@ def inspect(model: Given, *, size: Sequence[int] | None = None, tol: float = 0.0
     """
     loaded = _model(model)
     return inspection.inspect(loaded, str(loaded.path or "model"), size=size, tol=_tolerance(tol), passes=passes)
+
+
+def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any) -> Any:
+    """Compute the cells of a fully convolutional model over an image of any size, tile by tile.
+
+    Args:
+        model: what `fcn` made, or another fully convolutional one. image: path or address of a Zarr array, TIFF, .npy,
+            PNG or JPEG. target: a Zarr group, .npy, .tif or .png; the result is a `tiling.Applied`, which prints itself.
+            Without a target, the image is a `dask.array`, and so is the result, [K, *cells] by output name, lazily.
+        how: fields of `tiling.How`, as the command's options; without a target those of `tiling.lazily`.
+
+    Raises:
+        Refused: tiles cannot give what one pass gives. CheckFailed: a tile or a comparison failed. UsageError.
+    """
+    from convrewrite import tiling
+
+    if target is None:
+        return tiling.lazily(_model(model), image, **how)
+    unknown = set(how) - set(tiling.How.__dataclass_fields__)
+    if unknown:
+        known = ", ".join(sorted(tiling.How.__dataclass_fields__))
+        raise UsageError(f"there is no option '{min(unknown)}'", remedy=f"choose from {known}")
+    return tiling.apply(_model(model), str(image), str(target), tiling.How(**how)).check()
 
 
 def transform(

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from convrewrite import (
     __version__,
+    apply_command,
     bench_command,
     inspect_command,
     linear_commands,
@@ -194,12 +195,13 @@ def explain(
     debug: DebugOption = False,
 ) -> None:
     """Explain a pass or a reason; without one, list them."""
-    from convrewrite import pipeline, plugins
+    from convrewrite import pipeline, plugins, tiling
 
     loaded = [plugins.load(name) for name in plugins.names()]
     passes = {pass_.name: _documented(pass_) for pass_ in loaded}
     others = [pass_ for pass_ in loaded if pass_.name not in plugins.OWN]
     reasons = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons(others)}
+    reasons |= {reason.code: (reason.meaning, reason.remedy) for reason in tiling.REASONS.values()}
     if subject is None:
         lines = ["passes", *(f"  {text.splitlines()[0]}" for text in passes.values()), "reasons"]
         _answer([*lines, *(f"  {code}\n      {meaning}" for code, (meaning, _) in reasons.items())])
@@ -300,6 +302,8 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(),
     )
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task("")
@@ -316,6 +320,7 @@ verify_command.register(app, _run)
 bench_command.register(app, _run)
 inspect_command.register(app, _answer)
 run_command.register(app, _answer, _say, _progress)
+apply_command.register(app, _say, _progress)
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ operator that runs over an axis as a whole widens the field by all cells of that
 and one field for all cells. Where fields differ from cell to cell in another way (ConvTranspose, Resize, a map that is
 multiplied by a mean of all of it) there is no figure, and the reason is kept instead.
 
-Arithmetic after Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.
+After Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neural Networks", Distill 2019.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.finer import FINER, spread
 from convrewrite.graph import Constants
+from convrewrite.image_axes import spatial_dims
 from convrewrite.layers import Sliding, every
 from convrewrite.windows import CHANNEL_WISE, ELEMENTWISE, SLIDING, Field
 
 Shape = tuple[int, ...]
 
-LETTERS = {1: "L", 2: "HW", 3: "DHW"}
 GLOBAL = frozenset("GlobalAveragePool GlobalMaxPool GlobalLpPool".split())
 OVER_MAP = frozenset("InstanceNormalization GroupNormalization".split())
 FIELDLESS = frozenset("Shape Size ConstantOfShape".split())
@@ -79,18 +80,27 @@ class _Lost(Exception):
 
 
 def receptive_fields(
-    graph: gs.Graph, shapes: Mapping[str, Shape], image: str, *, strides_only: bool = False
+    graph: gs.Graph,
+    shapes: Mapping[str, Shape],
+    image: str,
+    *,
+    strides_only: bool = False,
+    bounds: bool = False,
+    dims: Sequence[int] | None = None,
 ) -> dict[str, Reach]:
     """Follow one image input through a graph.
 
     Args:
         graph: it is not changed. shapes: of its tensors. image: name of the input, [N, C, *spatial] or channels last.
         strides_only: sizes and offsets are not asked for, so that a map may meet what all of it was reduced to.
+        bounds: a field that holds for all cells will do where they differ (FINER); elsewhere there is no figure.
+        dims: of the image's spatial axes, where they are known.
 
     Returns:
         By tensor name, for each tensor that depends on the image.
     """
-    found = {image: Reach(tuple(Along(Field(), dim) for dim in spatial_dims(graph, shapes, image)))}
+    places = spatial_dims(graph, shapes, image) if dims is None else dims
+    found = {image: Reach(tuple(Along(Field(), dim) for dim in places))}
     constants = Constants(graph, shapes)
     for node in graph.copy().toposort().nodes:
         read = [found[t.name] for t in node.inputs if t.name in found]
@@ -100,44 +110,12 @@ def receptive_fields(
             lost = next((reach.why for reach in read if reach.why), "")
             if lost:
                 raise _Lost(lost)
-            reach = _Step(node, found, shapes, constants, graph.opset, strides_only).reach()
+            reach = _Step(node, found, shapes, constants, graph.opset, strides_only, bounds).reach()
         except _Lost as loss:
             reach = Reach(why=loss.why)
         if reach.axes or reach.why:
             found.update({t.name: reach for t in node.outputs if t.name})
     return found
-
-
-def image_input(graph: gs.Graph, shapes: Mapping[str, Shape]) -> str | None:
-    """The first input with a batch, channels and one to three spatial axes."""
-    return next((t.name for t in graph.inputs if len(shapes.get(t.name, ())) in (3, 4, 5)), None)
-
-
-def spatial_dims(graph: gs.Graph, shapes: Mapping[str, Shape], image: str) -> tuple[int, ...]:
-    """Dimensions of an image input that are its spatial axes."""
-    source = next(tensor for tensor in graph.inputs if tensor.name == image)
-    rank = len(shapes[image])
-    first = 1 if _channels_last(source, shapes) else 2
-    return tuple(range(first, first + rank - 2))
-
-
-def _channels_last(source: gs.Tensor, shapes: Mapping[str, Shape]) -> bool:
-    """Whether the first thing done to the image, element-wise operators aside, is to move its channels forward."""
-    batch, *rest = shapes[source.name]
-    rank = len(rest) + 1
-    todo, seen = list(source.outputs), set()
-    while todo:
-        node = todo.pop()
-        if id(node) in seen:
-            continue
-        seen.add(id(node))
-        if node.op == "Transpose":
-            return list(node.attrs.get("perm", ())) == [0, rank - 1, *range(1, rank - 1)]
-        if node.op == "Reshape":  # of one channel, whose place is then only a matter of words
-            return rest[-1] == 1 and shapes.get(node.outputs[0].name) == (batch, 1, *rest[:-1])
-        if node.op in ELEMENTWISE:
-            todo.extend(reader for tensor in node.outputs for reader in tensor.outputs)
-    return False
 
 
 @dataclass(frozen=True)
@@ -150,6 +128,7 @@ class _Step:
     constants: Constants
     opset: int
     strides_only: bool
+    bounds: bool
 
     def reach(self) -> Reach:
         """Of the node's outputs."""
@@ -183,6 +162,8 @@ class _Step:
             return self._cell_by_cell()
         if node.op in OVER_MAP:
             raise _Lost(f"{node.op} sees the whole map")
+        if self.bounds and node.op in FINER:
+            return self._finer(data)
         raise _Lost(f"{node.op} has no rule for receptive fields")
 
     def _shape(self, tensor: gs.Tensor) -> Shape:
@@ -211,6 +192,27 @@ class _Step:
             at = along.dim - 2
             moved = sliding.kernel[at], sliding.strides[at], sliding.dilations[at], sliding.begin[at]
             axes.append(replace(along, field=along.field.slide(*moved)))
+        return Reach(tuple(axes))
+
+    def _finer(self, data: gs.Tensor) -> Reach:
+        """Bounds of the fields behind an operator that lowers the stride by a whole number."""
+        node, axes = self.node, []
+        kernel = self._shape(node.inputs[1])[2:] if node.op == "ConvTranspose" else ()
+        for along in self._known(data).axes:
+            if along.dim is None:
+                axes.append(along)
+                continue
+            try:
+                times, before, behind = spread(
+                    node, along.dim, self._shape(data), self._shape(node.outputs[0]), kernel, self.opset
+                )
+            except ValueError as error:
+                raise _Lost(str(error)) from None
+            if along.field.stride % times:
+                raise _Lost(f"{node.op} gives cells that are no whole number of pixels apart")
+            step = along.field.stride // times
+            size = along.field.size + (before + behind) * step
+            axes.append(replace(along, field=Field(step, size, along.field.offset - before * step)))
         return Reach(tuple(axes))
 
     def _reduced(self, data: gs.Tensor) -> list[int]:

@@ -28,6 +28,9 @@ from convrewrite.errors import UsageError
 
 METADATA_KEY = "convrewrite.window"
 
+UPSAMPLED_KEY = "convrewrite.upsampled"
+"""Metadata entry of a model whose cells are pixels: how they came to be, and the windows that were interpolated."""
+
 ELEMENTWISE = frozenset(
     """Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike
     Ceil Celu Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish

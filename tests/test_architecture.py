@@ -20,7 +20,24 @@ FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
 BASE = frozenset({"errors"})
-ENGINE = frozenset({"rewrite", "graph", "layers", "windows", "axes", "costs", "fields", "emitting", "quantized"}) | BASE
+ENGINE = (
+    frozenset(
+        {
+            "rewrite",
+            "graph",
+            "layers",
+            "windows",
+            "axes",
+            "costs",
+            "fields",
+            "finer",
+            "image_axes",
+            "emitting",
+            "quantized",
+        }
+    )
+    | BASE
+)
 FILES = ENGINE | {"atomic", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
@@ -38,6 +55,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "axes": ENGINE,
     "costs": ENGINE,
     "fields": ENGINE,
+    "finer": ENGINE,
+    "image_axes": ENGINE,
     "emitting": ENGINE,
     "quantized": ENGINE,
     "passes": ENGINE,
@@ -54,10 +73,12 @@ ALLOWED: dict[str, frozenset[str]] = {
     "report": CHECKS | {"acceptance", "outcome", "convrewrite"},
     "pipeline": TOP - {"pipeline"},
     "plugins": ENGINE | {"passes"},
-    "api": TOP | {"inspection", "plugins"},
+    "api": TOP | {"inspection", "plugins", "tiling"},
     "inspection": TOP,
     "batch": TOP | {"page", "plugins"},
     "page": TOP | {"inspection"},
+    "tiling": TOP,
+    "apply_command": TOP | {"cli_options", "tiling"},
     "run_command": TOP | {"cli_options", "batch"},
     "inspect_command": TOP | {"cli_options", "inspection", "page"},
     "cli_options": CHECKS | {"outcome"},
@@ -67,7 +88,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "bench_command": TOP | {"cli_options"},
     "cli": TOP
     | {
+        "apply_command",
         "linear_commands",
+        "tiling",
         "page",
         "plugins",
         "cli_options",

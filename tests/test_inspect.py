@@ -19,7 +19,8 @@ from cli_models import flat_input, run, save, symbolic
 
 from convrewrite import inspection, model_io, models
 from convrewrite.errors import UsageError
-from convrewrite.fields import Reach, image_input, receptive_fields
+from convrewrite.fields import Reach, receptive_fields
+from convrewrite.image_axes import image_input
 from convrewrite.inspection.matrices import layer_matrix
 from convrewrite.inspection.toeplitz import toeplitz
 from convrewrite.layers import Sliding

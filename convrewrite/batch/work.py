@@ -19,10 +19,10 @@ from convrewrite.outcome import FAILURES, Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
-from convrewrite.pipeline.upsampling import UPSAMPLED_KEY
 from convrewrite.rewrite import Pass
 from convrewrite.sampling import read_data
 from convrewrite.verification.stated import output_error, state
+from convrewrite.windows import UPSAMPLED_KEY
 
 CLASSES = ("exact", "reassociated", "approximate")
 """Equivalence classes, the strictest first."""

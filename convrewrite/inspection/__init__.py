@@ -18,7 +18,8 @@ import onnx_graphsurgeon as gs
 from convrewrite import acceptance, costs
 from convrewrite.costs import LayerCost
 from convrewrite.errors import UsageError
-from convrewrite.fields import Reach, image_input, receptive_fields, spatial_dims
+from convrewrite.fields import Reach, receptive_fields
+from convrewrite.image_axes import image_input, spatial_dims
 from convrewrite.inspection import table
 from convrewrite.inspection.heads import head
 from convrewrite.layers import Sliding

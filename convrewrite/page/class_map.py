@@ -23,8 +23,7 @@ from scipy import ndimage
 from convrewrite import model_io, runtime
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
-from convrewrite.pipeline.upsampling import UPSAMPLED_KEY
-from convrewrite.windows import Window
+from convrewrite.windows import UPSAMPLED_KEY, Window
 
 Array = np.ndarray[Any, Any]
 

@@ -13,9 +13,8 @@ from convrewrite.outcome import STREAM, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline.files import input_facts
 from convrewrite.pipeline.steps import common
-from convrewrite.pipeline.upsampling import UPSAMPLED_KEY
 from convrewrite.rewrite import run_pass
-from convrewrite.windows import Window
+from convrewrite.windows import UPSAMPLED_KEY, Window
 
 
 def compare(

@@ -23,12 +23,9 @@ from convrewrite.rewrite import Site, run_pass
 from convrewrite.sampling import InputSpec, Scale, random_array
 from convrewrite.verification import Case
 from convrewrite.verification.comparison import floor, relative_error
-from convrewrite.windows import METADATA_KEY, Window
+from convrewrite.windows import METADATA_KEY, UPSAMPLED_KEY, Window
 
 Array = np.ndarray[Any, Any]
-
-UPSAMPLED_KEY = "convrewrite.upsampled"
-"""Metadata entry of a model whose cells are pixels: how they came to be, and the windows that were interpolated."""
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.errors import UsageError
-from convrewrite.fields import GLOBAL, Along, Reach, image_input, receptive_fields
+from convrewrite.fields import GLOBAL, Along, Reach, receptive_fields
 from convrewrite.graph import Constants
+from convrewrite.image_axes import image_input
 from convrewrite.layers import Sliding, every
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded

@@ -1,0 +1,329 @@
+"""The command `apply`: from a model and an image to the cells of the whole image.
+
+model, image ──> survey ──> tiles ──> workers ──> Zarr ──(.npy, .tif, .png)──> OUT ──(--check)──> original on crops
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convrewrite import model_io, runtime
+from convrewrite.errors import CheckFailed, UsageError
+from convrewrite.model_io import Model
+from convrewrite.notebook import Printed
+from convrewrite.pipeline.steps import obtained
+from convrewrite.tiling import checks, engine, exports, images, memory
+from convrewrite.tiling.checks import Check
+from convrewrite.tiling.engine import Finished, Job, Tell
+from convrewrite.tiling.images import Source
+from convrewrite.tiling.preparing import Preparation, prepared
+from convrewrite.tiling.recipe import Recipe
+from convrewrite.tiling.store import Store, same_plan, stored_plan, targets
+from convrewrite.tiling.survey import Survey, outline, survey
+
+MEMORY = "4GB"
+
+FAILED = 5
+"""So many failed tiles are named in full."""
+
+
+@dataclass(frozen=True)
+class How:
+    """What is asked for.
+
+    Attributes:
+        layout, array: of the image: letters of its axes, and which array of a group. scale, mean, std, channels: what
+            is done to pixels, where the model's metadata does not say it or the user says otherwise.
+        outputs: names; all maps, if none. top1: the best class in the place of all values. chosen: class of a picture.
+        memory: of all processes, such as "2GB". workers: processes; None for one per core or GPU. threads: of each.
+        scheduler: address of a Dask cluster. provider: of ONNX Runtime. resume: go on with what is there.
+        overwrite: begin anew. check: random places to compute once more. original: the classifier for them.
+        seed: of the places. tolerance: of these comparisons. tile: cells of the first output per axis.
+    """
+
+    layout: str = ""
+    array: str = ""
+    scale: float | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    channels: tuple[int, ...] | None = None
+    outputs: tuple[str, ...] = ()
+    top1: bool = False
+    chosen: int | None = None
+    memory: str = MEMORY
+    workers: int | None = None
+    threads: int | None = None
+    scheduler: str | None = None
+    provider: str = "auto"
+    resume: bool = False
+    overwrite: bool = False
+    check: int = 0
+    original: str | None = None
+    seed: int = 0
+    tolerance: float | None = None
+    tile: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Applied(Printed):
+    """What came of it; it prints itself.
+
+    Attributes:
+        target: what was written. size: of the image. outputs: shape of each. tiles: in all; resumed: done before.
+        useful: share of the pixels read that tiles do not share. rate: pixels of the image per second.
+        finished, workers, provider: how it was done. checks: comparisons. attributes: what cells mean, by output.
+    """
+
+    target: str
+    size: tuple[int, ...]
+    outputs: Mapping[str, tuple[int, ...]]
+    tiles: int
+    resumed: int
+    useful: float
+    rate: float
+    finished: Finished
+    workers: int
+    provider: str
+    crop: tuple[int, ...]
+    checks: tuple[Check, ...] = ()
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[str]:
+        """One line for each kind of failure."""
+        return [f"{c.name}: error {c.error:.1e}, tolerance {c.tolerance or 0:.1e}" for c in self.checks if c.failed]
+
+    def check(self) -> Applied:
+        """Itself; raises CheckFailed where tiles or comparisons failed."""
+        if self.finished.failed:
+            named = [f"{place}: {why}" for place, why in sorted(self.finished.failed.items())[:FAILED]]
+            more = f"; and {len(self.finished.failed) - FAILED} more" if len(self.finished.failed) > FAILED else ""
+            raise CheckFailed(
+                f"{len(self.finished.failed)} of {self.tiles} tiles failed: {'; '.join(named)}{more}; "
+                "what was computed is kept: mend the cause and give --resume"
+            )
+        if self.failed:
+            raise CheckFailed(f"not what the models give: {'; '.join(self.failed)}")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it (schema convrewrite.apply/1)."""
+        return {
+            "schema": "convrewrite.apply/1",
+            "output": self.target,
+            "image": list(self.size),
+            "outputs": {name: list(shape) for name, shape in self.outputs.items()},
+            "attributes": dict(self.attributes),
+            "tiles": {"total": self.tiles, "resumed": self.resumed, "computed": self.finished.tiles},
+            "failed": [{"tile": list(place), "why": why} for place, why in sorted(self.finished.failed.items())],
+            "crop": list(self.crop),
+            "useful": self.useful,
+            "seconds": self.finished.seconds,
+            "pixels_per_second": self.rate,
+            "workers": self.workers,
+            "provider": self.provider,
+            "checks": [check.to_dict() for check in self.checks],
+        }
+
+    def __str__(self) -> str:
+        by = "x".join
+        cells = ", ".join(f"{name} [{by(map(str, shape))}]" for name, shape in self.outputs.items())
+        again = f", {self.resumed} of them done before" if self.resumed else ""
+        lines = [
+            f"applied    to an image of {by(map(str, self.size))}: {cells}",
+            f"tiles      {self.tiles} of up to {by(map(str, self.crop))} pixels{again}; "
+            f"{self.useful:.0%} of what was read belongs to one tile alone",
+        ]
+        if self.finished.tiles:
+            rate = f"{self.rate / 1e6:.2f} million pixels per second"
+            lines.append(
+                f"ran        in {self.finished.seconds:.1f} s on {self.workers} workers ({self.provider}): {rate}"
+            )
+        for check in self.checks:
+            if check.why:
+                lines.append(f"checked    {check.name}: skipped ({check.why})")
+                continue
+            kind = "stated, a difference in meaning" if check.tolerance is None else f"tolerance {check.tolerance:.1e}"
+            lines.append(f"checked    {check.name}: {check.count} places, error {check.error:.1e} ({kind})")
+        lines.append(f"wrote      {self.target}")
+        return "\n".join(lines)
+
+
+def apply(source: str | Path | Model, image: str, target: str, how: How, tell: Tell | None = None) -> Applied:
+    """Compute the cells of a whole image. What fails is in the result; its `check` raises it.
+
+    Args:
+        source: the model. image: path or address. target: OUT: a Zarr group, .npy, .tif or .png.
+
+    Raises:
+        Refused: tiles cannot give what the whole image gives. UsageError: something does not fit.
+    """
+    runtime.check_installation()
+    model = source if isinstance(source, Model) else model_io.load(source)
+    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+        return _Run(model, image, target, how, Path(folder)).done(tell)
+
+
+@dataclass
+class _Run:
+    """One run."""
+
+    model: Model
+    image: str
+    target: str
+    how: How
+    folder: Path
+
+    def done(self, tell: Tell | None) -> Applied:
+        how, kind = self.how, exports.kind_of(self.target)
+        rank, channels = outline(self.model)
+        preparation = prepared(self.model.metadata, how.scale, how.mean, how.std, how.channels).fitting(channels)
+        found = images.find(self.image, how.array, self.folder)
+        source = images.settled(found, rank, channels, how.layout, preparation.channels)
+        seen = survey(self.model, source.size, how.outputs)
+        provider, workers, threads = self._resources()
+        url = self.target if kind == "zarr" else f"{self.target}.tiles.zarr"
+        before = stored_plan(url)
+        step = self._step(seen, source, workers, before)
+        store = self._store(url, seen, step)
+        exports.check(kind, self.target, store.targets, how.chosen)
+        plan = self._plan(seen, source, preparation, step, threads, provider)
+        self._begin(store, plan, before, kind)
+        frozen: str | bytes = str(model_io.save(seen.model, self.folder / "frozen.onnx"))
+        if how.scheduler is not None:
+            frozen = model_io.to_bytes(seen.model)
+        recipe = Recipe.of(seen)
+        job = Job(
+            secrets.token_hex(8), frozen, source, store, recipe, seen.geometry, preparation, step, provider, threads
+        )
+        left = store.left()
+        finished = Finished()
+        if left:
+            share = memory.parse_bytes(how.memory) / workers
+            with engine.workers(workers, provider, how.scheduler, share, str(self.folder)) as client:
+                finished = engine.run(job, left, client, tell)
+        total = math.prod(store.counts)
+        result = self._applied(seen, job, total, total - len(left), finished, workers)
+        if finished.failed:
+            return result
+        if how.check:
+            compared = checks.check(job, seen, how.check, original=how.original, seed=how.seed, tolerance=how.tolerance)
+            result = replace(result, checks=tuple(compared))
+        if kind != "zarr" and not result.failed:
+            only = next(iter(store.targets.values()))
+            exports.export(kind, store.open()[only.name], self.target, only, how.chosen)
+            shutil.rmtree(url)
+        return result
+
+    def _resources(self) -> tuple[str, int, int]:
+        """Provider, processes, and threads of each."""
+        how = self.how
+        provider = "cpu" if how.provider == "auto" and not engine.gpus() else how.provider
+        provider = obtained(provider)
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        devices = len(engine.gpus()) if provider != "cpu" else cores
+        workers = how.workers or max(1, devices)
+        return provider, workers, how.threads or max(1, cores // workers)
+
+    def _step(self, seen: Survey, source: Source, workers: int, before: Mapping[str, Any] | None) -> tuple[int, ...]:
+        """Units per tile: as in what is there, as asked for, or as large as memory allows."""
+        geometry = seen.geometry
+        if self.how.resume and before is not None and len(before.get("step", ())) == len(geometry.size):
+            return tuple(int(n) for n in before["step"])
+        if self.how.tile is not None:
+            if len(self.how.tile) not in (1, len(geometry.size)):
+                raise UsageError(f"--tile has {len(self.how.tile)} extents, the image {len(geometry.size)} axes")
+            cells = self.how.tile * (len(geometry.size) if len(self.how.tile) == 1 else 1)
+            strides = [axis.stride for axis in next(iter(geometry.outputs.values()))]
+            spans = zip(cells, strides, geometry.unit, geometry.counts([1] * len(cells)), strict=True)
+            return tuple(min(most, max(1, -(-n * s // unit))) for n, s, unit, most in spans)
+        bytes_ = memory.parse_bytes(self.how.memory)
+        return memory.choose_step(seen, bytes_, workers, np.dtype(source.dtype).itemsize)
+
+    def _store(self, url: str, seen: Survey, step: Sequence[int]) -> Store:
+        window = seen.window
+        attributes = {
+            name: {
+                "output": name,
+                "stride": [axis.stride for axis in axes],
+                "offset": [0] * len(axes) if window is None else list(window.offset),
+                "window": None if window is None else list(window.size),
+                "receptive_field": None if window is None else list(window.receptive_field),
+            }
+            for name, axes in seen.geometry.outputs.items()
+        }
+        made = targets(seen.geometry, step, seen.values, seen.dtypes, attributes, top1=self.how.top1)
+        return Store(url, made, seen.geometry.counts(step))
+
+    def _plan(
+        self, seen: Survey, source: Source, prepare: Preparation, step: Sequence[int], threads: int, provider: str
+    ) -> dict[str, Any]:
+        """What must be the same for a run to be gone on with."""
+        return {
+            "model": self.model.sha256 or hashlib.sha256(model_io.to_bytes(self.model)).hexdigest(),
+            "image": {"url": self.image, "shape": list(source.shape), "dtype": source.dtype, "axes": source.axes},
+            "channels": list(source.channels),
+            "prepare": prepare.to_dict(),
+            "outputs": sorted(seen.geometry.outputs),
+            "top1": self.how.top1,
+            "step": list(step),
+            "threads": threads,
+            "provider": provider,
+        }
+
+    def _begin(self, store: Store, plan: Mapping[str, Any], before: Mapping[str, Any] | None, kind: str) -> None:
+        """Make the store, or go on with the one that is there."""
+        how, there = self.how, kind != "zarr" and Path(self.target).exists()
+        if how.resume and before is not None:
+            if differs := same_plan(before, plan):
+                raise UsageError(
+                    f"{store.url} was begun with another {', '.join(differs)}", remedy="give the same, or --overwrite"
+                )
+            return
+        exists = before is not None or ("://" not in store.url and Path(store.url).exists())
+        if (exists or there) and not how.overwrite:
+            name = store.url if exists else self.target
+            raise UsageError(f"{name} is there already", remedy="give --resume to go on, or --overwrite to begin anew")
+        if exists and before is None and Path(store.url).exists():
+            raise UsageError(f"{store.url} is no result of apply, and is not overwritten", remedy="choose another OUT")
+        store.create(plan, overwrite=how.overwrite)
+
+    def _applied(self, seen: Survey, job: Job, total: int, resumed: int, finished: Finished, workers: int) -> Applied:
+        geometry, store = seen.geometry, job.store
+        shapes = {
+            name: target.shape if target.top1 else (target.values, *target.shape)
+            for name, target in store.targets.items()
+        }
+        middle = geometry.tile([count // 2 for count in store.counts], job.step)
+        read = math.prod(stop - start for start, stop in middle.crop)
+        own = math.prod(min(s * u, n) for s, u, n in zip(job.step, geometry.unit, geometry.size, strict=True))
+        share = finished.tiles / total if total else 0.0
+        rate = math.prod(geometry.size) * share / finished.seconds if finished.seconds else 0.0
+        crop = tuple(stop - start for start, stop in middle.crop)
+        attributes = {name: dict(target.attributes) for name, target in store.targets.items()}
+        return Applied(
+            self.target,
+            geometry.size,
+            shapes,
+            total,
+            resumed,
+            min(1.0, own / read),
+            rate,
+            finished,
+            workers,
+            job.provider,
+            crop,
+            (),
+            attributes,
+        )

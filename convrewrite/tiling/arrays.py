@@ -1,0 +1,110 @@
+"""Lazy arrays of Dask in and out: the same tiles, computed where and when Dask likes."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from convrewrite import model_io
+from convrewrite.errors import UsageError
+from convrewrite.model_io import Model
+from convrewrite.runtime import Session, open_session
+from convrewrite.tiling.extra import library
+from convrewrite.tiling.geometry import Geometry
+from convrewrite.tiling.images import Source, settled
+from convrewrite.tiling.preparing import Preparation, prepared
+from convrewrite.tiling.recipe import Recipe
+from convrewrite.tiling.survey import outline, survey
+
+Array = np.ndarray[Any, Any]
+
+CELLS = 64
+"""Cells of a tile per axis, where nothing is said."""
+
+
+@functools.lru_cache(maxsize=2)
+def _session(model: bytes) -> Session:
+    return open_session(model, "cpu", threads=1, label="the model")
+
+
+def lazily(
+    model: Model,
+    image: Any,
+    *,
+    layout: str = "",
+    outputs: Sequence[str] = (),
+    tile: int | Sequence[int] = CELLS,
+    preparation: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """The cells of a `dask.array`, as one: [K, *cells] for each output, with a chunk for each tile.
+
+    Args:
+        model: a fully convolutional one. image: `dask.array`, or what Dask makes one of. layout: letters of its axes.
+        outputs: names; all maps, if none. tile: cells per axis. preparation: scale, mean, std, channels.
+
+    Raises:
+        Refused, UsageError: as `apply` does.
+    """
+    arrays, dask = library("dask.array"), library("dask")
+    image = arrays.asarray(image)
+    rank, channels = outline(model)
+    prepare = prepared(model.metadata, **dict(preparation or {})).fitting(channels)
+    source = settled(
+        Source("the image", "dask", "", tuple(image.shape), str(image.dtype)), rank, channels, layout, prepare.channels
+    )
+    seen = survey(model, source.size, outputs)
+    geometry, recipe = seen.geometry, Recipe.of(seen)
+    frozen = dask.delayed(model_io.to_bytes(seen.model), name=False)
+    step = _step(geometry, (tile,) * rank if isinstance(tile, int) else tuple(tile))
+    counts = geometry.counts(step)
+    parts: dict[str, Array] = {name: np.empty(counts, object) for name in geometry.outputs}
+    for place in itertools.product(*map(range, counts)):
+        crop = geometry.tile(place, step).crop
+        cells = dask.delayed(_cells)(frozen, _region(source, image, crop), prepare, recipe, geometry, place, step)
+        for name, spans in geometry.tile(place, step).cells.items():
+            shape = (seen.values[name], *(stop - start for start, stop in spans))
+            parts[name][place] = arrays.from_delayed(cells[name], shape, seen.dtypes[name])
+    return {name: arrays.block(_nested(blocks)) for name, blocks in parts.items()}
+
+
+def _step(geometry: Geometry, tile: Sequence[int]) -> tuple[int, ...]:
+    if len(tile) != len(geometry.size) or min(tile) < 1:
+        raise UsageError(f"a tile of {list(tile)} cells does not fit {len(geometry.size)} axes")
+    strides = [axis.stride for axis in next(iter(geometry.outputs.values()))]
+    return tuple(max(1, -(-n * s // unit)) for n, s, unit in zip(tile, strides, geometry.unit, strict=True))
+
+
+def _region(source: Source, image: Any, crop: Sequence[tuple[int, int]]) -> Any:
+    """[C, *spatial] of a lazy image."""
+    spans = dict(zip(source.letters, crop, strict=True))
+    index = tuple(
+        slice(*spans[letter]) if letter in spans else (slice(None) if letter == "C" else 0) for letter in source.axes
+    )
+    part, kept = image[index], [letter for letter in source.axes if letter != "."]
+    if "C" not in kept:
+        part, kept = part[None], ["C", *kept]
+    part = part.transpose([kept.index(letter) for letter in ("C", *source.letters)])
+    return part[list(source.channels)] if source.channels else part
+
+
+def _cells(
+    model: bytes,
+    pixels: Array,
+    prepare: Preparation,
+    recipe: Recipe,
+    geometry: Geometry,
+    place: Sequence[int],
+    step: Sequence[int],
+) -> dict[str, Array]:
+    """One tile of all outputs."""
+    values = _session(model).run({recipe.input: recipe.feed(prepare.of(pixels))}, list(recipe.strides))
+    return recipe.cells(geometry.tile(place, step), values)
+
+
+def _nested(blocks: Array) -> Any:
+    """Lists of lists, one level per axis, with the channels' axis in front left alone."""
+    return [_nested(part) if isinstance(part, np.ndarray) else part for part in blocks]

@@ -1,0 +1,250 @@
+"""Images of any size, read by region: Zarr, TIFF, NumPy files and Pillow's formats.
+
+A `Source` says where an image is and how its axes lie; it can be sent to a worker, which opens it there. What is read
+is [C, *spatial], in the image's own type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convrewrite.errors import UsageError
+from convrewrite.tiling.extra import library
+
+Array = np.ndarray[Any, Any]
+
+TIFFS = frozenset(".tif .tiff .btf .tf2 .tf8 .svs .ndpi .scn .qptiff".split())
+PICTURES = frozenset(".png .jpg .jpeg .bmp .webp .gif".split())
+SPATIAL = {1: "L", 2: "HW", 3: "DHW"}
+ALIASES = {"Z": "D", "Y": "H", "X": "W", "S": "C"}
+"""What TIFF and OME call the axes, in the letters of the command line."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image.
+
+    Attributes:
+        url: path or address. kind: "zarr", "tiff" or "npy". key: of the array in a Zarr group, or the page
+            series of a TIFF.
+        shape, dtype: as stored. axes: a letter for each: "HWC", "CHW", "HW"; "." is an axis of one entry.
+        channels: that are taken, in this order; () for all.
+    """
+
+    url: str
+    kind: str
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+    axes: str = ""
+    channels: tuple[int, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Extents of the spatial axes, in the order of the model's letters."""
+        return tuple(self.shape[self.axes.index(letter)] for letter in self.letters)
+
+    @property
+    def letters(self) -> str:
+        """The spatial letters in order."""
+        return "".join(letter for letter in "DHWL" if letter in self.axes)
+
+    @property
+    def depth(self) -> int:
+        """Channels that are taken."""
+        if self.channels:
+            return len(self.channels)
+        return self.shape[self.axes.index("C")] if "C" in self.axes else 1
+
+    def read(self, array: Any, crop: Sequence[tuple[int, int]]) -> Array:
+        """A region [C, *spatial] of the opened array."""
+        spans = dict(zip(self.letters, crop, strict=True))
+        index = tuple(
+            slice(*spans[letter]) if letter in spans else (slice(None) if letter == "C" else 0) for letter in self.axes
+        )
+        part = np.asarray(array[index])
+        kept = [letter for letter in self.axes if letter != "."]
+        if "C" not in kept:
+            part, kept = part[None], ["C", *kept]
+        part = part.transpose([kept.index(letter) for letter in ("C", *self.letters)])
+        wanted = tuple(stop - start for start, stop in crop)
+        if part.shape[1:] != wanted:
+            raise UsageError(f"{self.url} ends early: a region of {wanted} gave {part.shape[1:]}")
+        return part[list(self.channels)] if self.channels else part
+
+    def open(self) -> Any:
+        """The array, ready to be read by region. Raises UsageError."""
+        try:
+            if self.kind == "npy":
+                return np.load(self.url, mmap_mode="r", allow_pickle=False)
+            if self.kind == "tiff":
+                return _tiff_array(self.url, int(self.key))
+            return _zarr_array(self.url, self.key)
+        except UsageError:
+            raise
+        except Exception as error:  # each library has errors of its own
+            raise UsageError(f"cannot read the image {self.url}: {_line(error)}") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+
+
+def find(url: str, key: str = "", scratch: Path | None = None) -> Source:
+    """An image by its path or address; its axes are not settled yet, but where the file tells them.
+
+    Args:
+        url: of a Zarr array or group, a TIFF, .npy or picture. key: the array of a group, or the series of a TIFF.
+        scratch: folder for the pixels of a compressed picture, which cannot be read by region.
+
+    Raises:
+        UsageError: there is none, or it cannot be read.
+    """
+    suffix = Path(url).suffix.lower()
+    if "://" not in url and not Path(url).exists():
+        raise UsageError(f"cannot read the image {url}: no such file")
+    try:
+        if suffix == ".npy":
+            array = np.load(url, mmap_mode="r", allow_pickle=False)
+            return Source(url, "npy", "", array.shape, array.dtype.name)
+        if suffix in TIFFS:
+            return _tiff(url, key)
+        if suffix in PICTURES:
+            return _picture(url, scratch)
+        return _zarr(url, key)
+    except UsageError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        raise UsageError(f"cannot read the image {url}: {_line(error)}") from None
+
+
+def _tiff(url: str, key: str) -> Source:
+    tifffile = library("tifffile")
+    with tifffile.TiffFile(url) as file:
+        series = file.series
+        number = int(key or 0)
+        if not 0 <= number < len(series):
+            raise UsageError(f"{url} has {len(series)} series, not one of number {number}")
+        level = series[number].levels[0]
+        return Source(
+            url, "tiff", str(number), tuple(level.shape), level.dtype.name, _lettered(level.axes, level.shape)
+        )
+
+
+def _tiff_array(url: str, number: int) -> Any:
+    tifffile, zarr = library("tifffile"), library("zarr")
+    store = tifffile.imread(url, aszarr=True, series=number, level=0)
+    found = zarr.open(store, mode="r")
+    return found if isinstance(found, zarr.Array) else found["0"]
+
+
+def _zarr(url: str, key: str) -> Source:
+    zarr = library("zarr")
+    node = zarr.open(url, mode="r")
+    axes = ""
+    if not isinstance(node, zarr.Array):
+        attrs = dict(node.attrs)
+        scales: Any = (attrs.get("ome") or attrs).get("multiscales")
+        if not key and scales:
+            key = scales[0]["datasets"][0]["path"]
+            axes = "".join(str(a["name"] if isinstance(a, Mapping) else a).upper() for a in scales[0].get("axes", ()))
+        names = sorted(name for name, _ in node.arrays())
+        if not key and len(names) == 1:
+            key = names[0]
+        if not key or key not in node or not isinstance(node[key], zarr.Array):
+            raise UsageError(
+                f"{url} is a group of arrays", remedy=f"choose with --array one of {', '.join(names) or '-'}"
+            )
+        node = node[key]
+    named = getattr(node.metadata, "dimension_names", None)
+    if not axes and named and all(isinstance(name, str) for name in named):
+        axes = "".join(name[:1].upper() for name in named)
+    return Source(url, "zarr", key, tuple(node.shape), node.dtype.name, _lettered(axes, node.shape))
+
+
+def _zarr_array(url: str, key: str) -> Any:
+    node = library("zarr").open(url, mode="r")
+    return node[key] if key else node
+
+
+def _picture(url: str, scratch: Path | None) -> Source:
+    """The pixels of a compressed picture in a file of their own, which workers map."""
+    image_library = library("PIL.Image")
+    image_library.MAX_IMAGE_PIXELS = None
+    with image_library.open(url) as image:
+        pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr") else image)
+    if scratch is None:
+        raise UsageError(f"{url} has to be unpacked first", remedy="save it as TIFF or Zarr")
+    target = scratch / f"{Path(url).stem}.npy"
+    np.save(target, pixels)
+    return Source(str(target), "npy", "", pixels.shape, pixels.dtype.name, "HWC" if pixels.ndim == 3 else "HW")
+
+
+def _lettered(axes: str, shape: Sequence[int]) -> str:
+    """The axes that a file tells, where they are ones that are known here."""
+    letters = "".join(ALIASES.get(letter, letter) for letter in axes)
+    letters = "".join(
+        letter if letter in "CDHWL" else ("." if extent == 1 else "?")
+        for letter, extent in zip(letters, shape, strict=False)
+    )
+    known = len(letters) == len(shape) and "?" not in letters
+    return letters if known and len(set(letters) - {"."}) == len(letters.replace(".", "")) else ""
+
+
+def settled(source: Source, rank: int, channels: int, layout: str = "", taken: Sequence[int] = ()) -> Source:
+    """The image with a letter for each axis.
+
+    Args:
+        source: as found. rank: spatial axes of the model. channels: that the model takes.
+        layout: letters that the user gave. taken: channels to take, in this order.
+
+    Raises:
+        UsageError: the axes cannot be told, or do not fit the model.
+    """
+    spatial, shape = SPATIAL[rank], source.shape
+    text = "x".join(map(str, shape))
+    axes = layout.upper() or source.axes or _guessed(shape, spatial, channels, bool(taken))
+    if not axes:
+        letters = f"{spatial}C, C{spatial} or {spatial}"
+        raise UsageError(f"the axes of the image [{text}] are not clear", remedy=f"give --layout: {letters}")
+    axes = "".join(
+        "." if letter not in "CDHWL" and extent == 1 else letter for letter, extent in zip(axes, shape, strict=False)
+    )
+    axes += "" if len(axes) == len(shape) else "?"
+    lacks = [letter for letter in spatial if axes.count(letter) != 1]
+    odd = [letter for letter in axes if letter not in (*spatial, "C", ".")]
+    if "D" in odd and rank == 2 and shape[axes.index("D")] == 1:
+        axes, odd = axes.replace("D", "."), [letter for letter in odd if letter != "D"]
+    if lacks or odd or axes.count("C") > 1:
+        raise UsageError(
+            f"the image [{text}] with axes {axes} does not have the axes {spatial} of the model", remedy="give --layout"
+        )
+    found = replace(source, axes=axes, channels=tuple(taken))
+    stored = shape[axes.index("C")] if "C" in axes else 1
+    if any(not 0 <= channel < stored for channel in taken):
+        raise UsageError(f"--channels {','.join(map(str, taken))}: the image has {stored}")
+    if found.depth != channels:
+        picks = ",".join(map(str, range(channels)))
+        remedy = f"choose with --channels {picks}" if stored > channels else "give an image that has them"
+        raise UsageError(f"the image has {found.depth} channels, the model takes {channels}", remedy=remedy)
+    if not math.prod(shape):
+        raise UsageError(f"the image [{text}] has no pixels")
+    return found
+
+
+def _guessed(shape: Sequence[int], spatial: str, channels: int, picked: bool) -> str:
+    """The layout where only one fits: channels last, channels first, or none."""
+    if len(shape) == len(spatial):
+        return spatial
+    if len(shape) != len(spatial) + 1:
+        return ""
+    last, first = (shape[-1] == channels, shape[0] == channels)
+    if picked or not (last or first):  # by what is usual: few channels
+        last, first = shape[-1] <= 4 < shape[0], shape[0] <= 4 < shape[-1]
+    return "" if last == first else (f"{spatial}C" if last else f"C{spatial}")

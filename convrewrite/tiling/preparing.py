@@ -1,0 +1,101 @@
+"""From the pixels of an image to what the model was trained on: (pixel / scale - mean) / std, channel by channel."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from convrewrite.errors import UsageError
+
+Array = np.ndarray[Any, Any]
+
+PREPARE_KEY = "convrewrite.prepare"
+"""Metadata entry of a model: JSON with "scale", "mean", "std" and "channels", each of which may be left out."""
+
+RANGES = {"NominalRange_0_255": (1.0, ()), "Normalized_0_1": (255.0, ()), "Normalized_1_1": (127.5, (1.0,))}
+"""ONNX's own metadata entry Image.NominalPixelRange, as scale and mean."""
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """What is done to pixels.
+
+    Attributes:
+        scale: divides them. mean, std: one for all channels, or one each; () leaves them. channels: that are taken.
+    """
+
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    channels: tuple[int, ...] = ()
+
+    def of(self, pixels: Array) -> Array:
+        """float32 pixels [C, *spatial]."""
+        values = pixels.astype(np.float32)
+        if self.scale != 1.0:
+            values /= np.float32(self.scale)
+        if self.mean:
+            values -= self._line(self.mean, values)
+        if self.std:
+            values /= self._line(self.std, values)
+        return values
+
+    @staticmethod
+    def _line(numbers: Sequence[float], values: Array) -> Array:
+        return np.asarray(numbers, np.float32).reshape(-1, *[1] * (values.ndim - 1))
+
+    def fitting(self, channels: int) -> Preparation:
+        """Itself. Raises UsageError where the numbers do not fit so many channels, or cannot be divided by."""
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
+            if len(numbers) not in (0, 1, channels):
+                raise UsageError(f"--{name} has {len(numbers)} numbers, the model {channels} channels")
+        if not self.scale or not all(self.std or (1.0,)):
+            raise UsageError("pixels cannot be divided by zero", remedy="give another --scale or --std")
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return asdict(self)
+
+
+def prepared(
+    metadata: Mapping[str, str],
+    scale: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    channels: Sequence[int] | None = None,
+) -> Preparation:
+    """What the model's metadata says of its pixels, and in its place what the user says.
+
+    Raises:
+        UsageError: the metadata is damaged.
+    """
+    found = _stored(metadata)
+    return replace(
+        found,
+        scale=found.scale if scale is None else float(scale),
+        mean=found.mean if mean is None else tuple(mean),
+        std=found.std if std is None else tuple(std),
+        channels=found.channels if channels is None else tuple(channels),
+    )
+
+
+def _stored(metadata: Mapping[str, str]) -> Preparation:
+    if PREPARE_KEY in metadata:
+        try:
+            data = json.loads(metadata[PREPARE_KEY])
+            means, deviations = (tuple(map(float, data.get(name, ()))) for name in ("mean", "std"))
+            return Preparation(
+                float(data.get("scale", 1.0)), means, deviations, tuple(map(int, data.get("channels", ())))
+            )
+        except (ValueError, TypeError, AttributeError):
+            raise UsageError(
+                f"the model's metadata entry {PREPARE_KEY} is damaged", remedy="give --scale, --mean, --std, --channels"
+            ) from None
+    scale, mean = RANGES.get(metadata.get("Image.NominalPixelRange", ""), (1.0, ()))
+    turned = metadata.get("Image.BitmapPixelFormat", "").startswith("Bgr")
+    return Preparation(scale, mean, (), (2, 1, 0) if turned else ())
