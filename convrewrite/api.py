@@ -236,7 +236,7 @@ def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any
 
     Args:
         model: what `fcn` made, or another fully convolutional one. image: path or address of a Zarr array, TIFF, .npy,
-            PNG or JPEG. target: a Zarr group, .npy, .tif or .png; the result is a `tiling.Applied`, which prints itself.
+            PNG or JPEG. target: a Zarr group, .npy, .tif or .png; then the result is a `tiling.Applied`.
             Without a target, the image is a `dask.array`, and so is the result, [K, *cells] by output name, lazily.
         how: fields of `tiling.How`, as the command's options; without a target those of `tiling.lazily`.
 

@@ -152,7 +152,7 @@ def test_the_metadata(metadata: Message) -> None:
     assert metadata["Name"] == "convrewrite"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert {"cuda", "plot", "docs", "train", "dev"} == set(metadata.get_all("Provides-Extra", []))
+    assert {"cuda", "plot", "docs", "train", "scale", "dev"} == set(metadata.get_all("Provides-Extra", []))
 
 
 @pytest.mark.parametrize(

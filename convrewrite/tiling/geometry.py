@@ -133,18 +133,24 @@ class Geometry:
 
     def _crop(self, axis: int, cells: dict[str, tuple[Span, ...]]) -> Span:
         size, period = self.size[axis], self.period[axis]
-        needs = [
-            self.outputs[name][axis].needs(*spans[axis])
-            for name, spans in cells.items()
-            if all(start < stop for start, stop in spans)
-        ]
-        lo = max(0, min(first for first, _ in needs))
+        needs = []
+        for name, spans in cells.items():
+            output, (start, stop) = self.outputs[name][axis], spans[axis]
+            start = min(start, output.count - 1)  # of an output that has no cell here, the nearest: the model gives it
+            stop = max(stop, start + 1)
+            first, last = output.needs(start, stop)
+            # the crop's own cells have to begin and end around these, wherever their fields lie
+            behind = 0 if self.fixed is not None else size - (output.count - stop) * output.stride
+            needs.append((min(first, start * output.stride), max(last, behind)))
+        first, last = min(first for first, _ in needs), max(last for _, last in needs)
+        if self.fixed is not None:
+            lo = max(0, first)
+            return self._fixed(axis, lo - lo % period, last)
+        least = min(size, max(b - a for a, b in (of[axis].needs(0, 1) for of in self.outputs.values())))
+        lo = max(0, min(first, size - least))  # no operator has less than one field to run on
         lo -= lo % period
-        hi = min(size, max(last for _, last in needs))
-        hi = size - (size - hi) // period * period
-        if self.fixed is None:
-            return lo, hi
-        return self._fixed(axis, lo, max(last for _, last in needs))
+        hi = min(size, max(last, lo + least))
+        return lo, size - (size - hi) // period * period
 
     def _fixed(self, axis: int, lo: int, hi: int) -> Span:
         """A crop of the one size that the model takes.

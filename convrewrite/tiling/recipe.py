@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -64,5 +65,6 @@ class Recipe:
                 first = lo // stride
                 index[place] = slice(start - first, stop - first)
             part = np.moveaxis(value[tuple(index)], places, range(-len(places), 0))
-            found[name] = part.reshape(-1, *part.shape[-len(places) :])
+            ahead = part.shape[: -len(places)]
+            found[name] = part.reshape(math.prod(ahead), *part.shape[-len(places) :])
         return found

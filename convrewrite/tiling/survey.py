@@ -32,7 +32,7 @@ REASONS = {
     for reason in (
         Reason(
             "apply/whole-map",
-            "an operator looks at the whole of a map, which no tile shows",
+            "its cells look at the whole of a map, which no crop shows, or no rule says how far they look",
             "use a model without it, or one pass over an image that fits into memory",
         ),
         Reason(
@@ -127,6 +127,8 @@ def survey(model: Model, size: Sequence[int], outputs: Sequence[str] = ()) -> Su
     _freeze(graph, known)
     reaches = receptive_fields(graph, known, image, bounds=True, dims=dims)
     chosen = _chosen(graph, outputs, reaches)
+    graph.outputs = list(chosen)
+    graph.cleanup(remove_unused_graph_inputs=False)
     _refuse_positions(graph, known, reaches)
     axes: dict[str, tuple[Axis, ...]] = {}
     places: dict[str, tuple[int, ...]] = {}
@@ -177,19 +179,18 @@ def _is_batch(dim: int, window: Window | None) -> bool:
 
 def _image(graph: gs.Graph, window: Window | None) -> tuple[str, tuple[int, ...]]:
     """The input that is the image, and its spatial dimensions."""
+    ones = {t.name: tuple(d if isinstance(d, int) else 64 for d in t.shape or ()) for t in graph.inputs}
     if window is not None:
         name, dims = window.input, tuple(window.axes.index(letter) for letter in window.letters)
     else:
-        ones = {t.name: tuple(d if isinstance(d, int) else 64 for d in t.shape or ()) for t in graph.inputs}
         found = image_input(graph, ones)
         if found is None:
             raise UsageError("the model has no input that is an image", remedy="give a fully convolutional model")
-        known = _shapes(graph, found, ones[found], ones)
-        name, dims = found, spatial_dims(graph, known, found)
+        name, dims = found, ()
     for tensor in graph.inputs:
         if tensor.name != name:
             raise refused("apply/other-input", f"input '{tensor.name}'")
-    return name, dims
+    return name, dims or spatial_dims(graph, _shapes(graph, name, ones[name]), name)
 
 
 def _shape(graph: gs.Graph, source: gs.Variable, dims: Sequence[int], size: Sequence[int]) -> Shape:
@@ -209,12 +210,10 @@ def _shape(graph: gs.Graph, source: gs.Variable, dims: Sequence[int], size: Sequ
     return tuple(shape)
 
 
-def _shapes(
-    graph: gs.Graph, image: str, shape: Shape, others: Mapping[str, Shape] | None = None
-) -> Mapping[str, Shape]:
+def _shapes(graph: gs.Graph, image: str, shape: Shape) -> Mapping[str, Shape]:
     """Shapes of all tensors. Raises UsageError where the model does not run at that size."""
     try:
-        known = infer_shapes(graph, {**(others or {}), image: shape})
+        known = infer_shapes(graph, {image: shape})
     except onnx.shape_inference.InferenceError as error:
         text = " ".join(str(error).split())[:200]
         raise UsageError(f"the model does not run on an image of {'x'.join(map(str, shape))}: {text}") from None
