@@ -147,7 +147,7 @@ class _Layer:
         inputs = [pixels, quantized.emit(nodes, f"{prefix}/weight", self.weight)]
         inputs += [] if bias is None else [quantized.emit(nodes, f"{prefix}/bias", bias)]
         made = emit("Conv", "conv", inputs, kernel_shape=[1, 1])
-        shape = self._shape(emit, data, result, node.op == "Gemm", prefix)
+        shape = self._shape(emit, data, result, node.op == "Gemm", prefix, graph.opset)
         node.inputs.clear()
         node.outputs.clear()
         result.inputs.clear()
@@ -200,14 +200,15 @@ class _Layer:
             pixels.shape = None
         return pixels
 
-    def _shape(self, emit: Any, data: gs.Tensor, result: gs.Tensor, flat: bool, prefix: str) -> gs.Tensor:
+    def _shape(self, emit: Any, data: gs.Tensor, result: gs.Tensor, flat: bool, prefix: str, opset: int) -> gs.Tensor:
         """The shape of the result: numbers where at most one is open, else computed from what is read."""
         numbers = [-1, self.out] if flat else _numbers_of(result)
         if numbers is not None:
             return gs.Constant(f"{prefix}/shape", np.array(numbers, np.int64))
         whole = emit("Shape", "shape-of-rows", [data])
-        starts, ends = (gs.Constant(f"{prefix}/{n}", np.array([v], np.int64)) for n, v in (("first", 0), ("last", -1)))
-        rows = emit("Slice", "rows-of-it", [whole, starts, ends])
+        ends = [gs.Constant(f"{prefix}/{n}", np.array([v], np.int64)) for n, v in (("first", 0), ("last", -1))]
+        old = {"starts": [0], "ends": [-1], "axes": [0]} if opset < 10 else {}
+        rows = emit("Slice", "rows-of-it", [whole] if old else [whole, *ends], **old)
         columns = gs.Constant(f"{prefix}/columns", np.array([self.out], np.int64))
         shape: gs.Tensor = emit("Concat", "shape", [rows, columns], axis=0)
         return shape

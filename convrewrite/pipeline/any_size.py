@@ -70,7 +70,8 @@ class _Run:
 
     Attributes:
         original: as it was read. model: the fully convolutional one, before it is made denser. window: of it, if known.
-        opened: what was done for any number of images, where anything was.
+        opened: what was done for any number of images, where anything was. upgraded: a model that fcn leaves as it is
+            goes to another operator set.
         cut: where the original's head begins; None where the original is fully convolutional itself.
         denser, upsampled: the further steps, where they changed anything.
     """
@@ -85,6 +86,7 @@ class _Run:
     model: Model
     window: Window | None
     opened: tuple[Site, ...] = ()
+    upgraded: bool = False
     cut: Sequence[Any] | None = None
     denser: Denser | None = None
     upsampled: Upsampled | None = None
@@ -134,13 +136,17 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map, log: 
         run.model, sites = batching.opened(run.model, size)
         run.opened = sites if run.model is not model else ()
     idle = _idle_or_converted(run)
+    if idle and pass_.size is not None and (how.stride is not None or how.upsample or how.dynamic_batch):
+        told = idle.partition(";")[0]
+        raise UsageError(f"--size fixes the input of what fcn converts, and {told}", remedy="leave it out")
     if how.stride is not None:
         run.denser = denser.denser(run.model, run.window, how.stride, pass_.window or pass_.size)
         run.denser = run.denser if run.denser.changed else None
     if how.upsample:
         run.upsampled = _upsampled(run)
     steps = [step for step in (run.denser, run.upsampled) if step is not None]
-    if idle and not steps and not run.opened:
+    run.upgraded = bool(idle) and model is not original
+    if idle and not steps and not run.opened and not run.upgraded:
         asked = "; no stride is larger than was asked for" if how.stride is not None else ""
         asked += "; its batch is open already" if how.dynamic_batch else ""
         log.note(advice=f"nothing to do: {idle}{asked}; copied byte for byte")
@@ -209,10 +215,11 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
         if run.denser is not None and run.window is not None:
             coarse = model_io.save(run.model, folder / "first-cells.onnx")
             parts = denser.trunk_of_coarse(original, coarse, run.window, run.cut, parts[0], run.options)
-    elif run.opened:
+    elif run.opened or run.upgraded:
         original = run.original.path or as_file(run.original, folder / "original.onnx")
         opened = model_io.save(run.model, folder / "any-batch.onnx")
-        parts.append(verification.verify(original, opened, **common(run.options)))
+        sizes = [] if run.window is None else [run.window.size]
+        parts.append(verification.verify(original, opened, sizes=sizes, **common(run.options)))
     if run.denser is not None:
         coarse = model_io.save(run.model, folder / "coarse.onnx")
         parts.append(denser.proved(coarse, run.denser, folder, run.options))
@@ -257,7 +264,12 @@ def _repeat(run: _Run) -> str:
 def _next(run: _Run) -> str:
     """What a person does with the result."""
     window = run.cells_window
-    if not run.options.verify and STREAM not in (run.source, run.target) and not same_file(run.source, run.target):
+    if (
+        not run.options.verify
+        and run.upsampled is None
+        and STREAM not in (run.source, run.target)
+        and not same_file(run.source, run.target)
+    ):
         return f"it was NOT verified; do so with: {shlex.join(['convrewrite', 'verify', run.source, run.target])}"
     if not run.options.verify:
         return "it was NOT verified; leave --no-verify out to do so"
@@ -266,7 +278,7 @@ def _next(run: _Run) -> str:
     if window is None and run.opened and run.denser is None:
         return "run it on any number of images at once"
     if window is None:
-        return "run it on a larger image: its maps have more cells than they had"
+        return "its maps have more cells than they had" if run.denser is not None else "run it as you ran the original"
     if run.upsampled is not None:
         return "run it on a larger image: each pixel has the classes of the windows around it"
     steps = window.stride

@@ -24,8 +24,10 @@ from convrewrite.acceptance import Decisions, Faster
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Ends, Log, Options, Outcome
+from convrewrite.passes.dense import Dense
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
+from convrewrite.passes.upsample import Upsample
 from convrewrite.pipeline.files import as_file, copied, input_facts, load, output_facts, refuse_stream_target, same_file
 from convrewrite.pipeline.native import Native, native
 from convrewrite.pipeline.responses import Collected
@@ -161,6 +163,9 @@ def trade(source: str, target: str, pass_: Pass, options: Options, how: Trade) -
 
 def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, log: Log) -> None:
     runtime.check_installation()
+    if isinstance(pass_, Dense | Upsample):
+        option = "--stride" if isinstance(pass_, Dense) else "--upsample"
+        raise UsageError(f"the pass {pass_.name} is a step of fcn", remedy=f"run convrewrite fcn with {option}")
     check_provider(options.provider)
     refuse_stream_target(target)
     decisions = Decisions.read(how.timings)

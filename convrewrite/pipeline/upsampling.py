@@ -53,7 +53,8 @@ def upsampled(model: Model, window: Window, mode: str, softmax: str) -> Upsample
     if softmax and not any(site.op in SOFTMAXES for site in result.outcome("rewritten")):
         raise UsageError(
             f"--softmax {softmax}: no output is given by a Softmax over the classes",
-            remedy="leave it out, or give --opset 13, from which on a Softmax runs over one axis",
+            remedy="leave it out"
+            + (", or give --opset 13, from which on a Softmax runs over one axis" if model.opset < 13 else ""),
         )
     metadata = {key: text for key, text in model.metadata.items() if key != METADATA_KEY}
     metadata[UPSAMPLED_KEY] = json.dumps({"mode": mode, "softmax": softmax, "window": json.loads(window.to_json())})
@@ -95,6 +96,7 @@ def interpolated(cells: Array, window: Window, size: Sequence[int], mode: str) -
 def proved(made: Upsampled, staged: Path, folder: Path, options: Options) -> tuple[Case, ...]:
     """Every pixel against numpy, on images whose size divides nothing."""
     window = made.window
+    last = {site.anchor: site.op for site in made.sites}
     before = runtime.open_session(model_io.save(made.cells, folder / "cells.onnx"), options.provider)
     after = runtime.open_session(staged, options.provider)
     cases = []
@@ -103,9 +105,10 @@ def proved(made: Upsampled, staged: Path, folder: Path, options: Options) -> tup
         cells, pixels = before.run(feeds), after.run(feeds)
         for name in window.outputs:
             want = interpolated(cells[name], window, size, made.mode)
-            if made.softmax == "last":
-                want = np.exp(want - want.max(axis=1, keepdims=True))
-                want = want / want.sum(axis=1, keepdims=True)
+            if made.softmax == "last" and last.get(name) in SOFTMAXES:
+                want = want - want.max(axis=1, keepdims=True)
+                whole = np.exp(want).sum(axis=1, keepdims=True)
+                want = want - np.log(whole) if last[name] == "LogSoftmax" else np.exp(want) / whole
             same = want.shape == pixels[name].shape
             error = relative_error(pixels[name], want.astype(pixels[name].dtype)) if same else None
             tolerance = floor(pixels[name].dtype)

@@ -34,6 +34,10 @@ ONE_STEP = 1e-2
 """Of activations stored in eight bits, as a share of the largest: a sum in another order may round to the next one."""
 
 
+LARGEST_STEP = 0.1
+"""One step of an output that is stored in integers is tolerated up to this share of its largest value."""
+
+
 def floor(dtype: np.dtype[Any]) -> float:
     """The smallest default tolerance of a type: eight units in the last place of a narrow one."""
     return max(TOLERANCE, 8 * float(np.finfo(dtype).eps)) if dtype.kind == "f" and dtype.itemsize < 4 else TOLERANCE
@@ -65,7 +69,8 @@ class Ledger:
         limits: the user's tolerance for single outputs, before `limit`.
         noise: of the original, per output. peak: the original's largest magnitude, per output.
         carried: noise that a final Softmax makes of the noise ahead of it, per output whose operand is compared too.
-        least: smallest default tolerance, where the model itself rounds to less than its type.
+        least: smallest default tolerance, where the model itself rounds to less than its type. steps: by which the
+            values of an output differ at the least, as its last QuantizeLinear has them.
         inputs: what the comparisons that follow ran on. failing: where the worst failure was seen.
     """
 
@@ -76,6 +81,7 @@ class Ledger:
     carried: dict[str, float] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
     least: float = 0.0
+    steps: Mapping[str, float] = field(default_factory=dict)
     inputs: Mapping[str, Array] | None = None
     failing: Failing | None = None
     _worst: dict[tuple[str, str], Case] = field(default_factory=dict)
@@ -89,7 +95,8 @@ class Ledger:
         if dtype.kind != "f":
             return 0.0
         noise = max(self.noise.get(output, 0.0), self.carried.get(output, 0.0))
-        return max(floor(dtype), self.least, min(LARGEST_TOLERANCE, NOISE_FACTOR * noise))
+        step = min(LARGEST_STEP, 1.5 * self.steps.get(output, 0.0) / (self.peak.get(output) or 1.0))
+        return max(floor(dtype), self.least, step, min(LARGEST_TOLERANCE, NOISE_FACTOR * noise))
 
     def compare(
         self,

@@ -87,6 +87,18 @@ def rounds_inside(model: onnx.ModelProto) -> bool:
     return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node)
 
 
+def last_steps(model: onnx.ModelProto) -> dict[str, float]:
+    """Of outputs that a DequantizeLinear gives: by how much their values differ at the least."""
+    makers = producers(model.graph)
+    scales = {t.name: t for t in model.graph.initializer}
+    found = {}
+    for value in model.graph.output:
+        node = makers.get(value.name)
+        if node is not None and node.op_type == "DequantizeLinear" and node.input[1] in scales:
+            found[value.name] = float(onnx.numpy_helper.to_array(scales[node.input[1]]).max())
+    return found
+
+
 def has_external_data(model: onnx.ModelProto) -> bool:
     """Whether some weight lies in a file of its own."""
     return any(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer)

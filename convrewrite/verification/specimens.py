@@ -19,7 +19,7 @@ from convrewrite.errors import UsageError
 from convrewrite.runtime import RunFailed, Session, TensorInfo, open_session
 from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
 from convrewrite.verification import exposure
-from convrewrite.verification.comparison import ONE_STEP, TOLERANCE, Ledger, finite, relative_error
+from convrewrite.verification.comparison import LARGEST_TOLERANCE, ONE_STEP, TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
 from convrewrite.verification.ranges import integer_limits
 
@@ -62,7 +62,7 @@ class Specimen:
         probes: tensors ahead of final operators that `run` gives as well. unprobed: why there are none, if so.
         moving: outputs that depend on an input's values.
         below: numbers that the values of integer inputs stay below, where the graph says so.
-        optimized: whether its sessions run with graph optimizations.
+        optimized: whether its sessions run with graph optimizations. steps: by which outputs stored in integers differ.
     """
 
     path: str
@@ -74,6 +74,7 @@ class Specimen:
     _probed: Runner | None
     below: Mapping[str, int] = field(default_factory=dict)
     optimized: bool = True
+    steps: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def session(self) -> Runner:
@@ -102,7 +103,7 @@ def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True
     sketch = exposure.read_sketch(path)
     optimize = usual != exposure.rounds_inside(sketch.model)
     moving = frozenset(exposure.moving_outputs(sketch.model))
-    below = integer_limits(sketch.model)
+    below, steps = integer_limits(sketch.model), exposure.last_steps(sketch.model)
     probes = exposure.add_probes(sketch.model)
     probed, unprobed = None, ""
     if probes:
@@ -118,7 +119,7 @@ def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True
             raise UsageError(f"output '{info.name}' of {path} is {info.kind}, not a tensor; it cannot be verified")
     added = {probe.name for probe in probes}
     outputs = tuple(info.name for info in described.outputs if info.name not in added)
-    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, optimize)
+    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, optimize, steps)
 
 
 def session_of(
@@ -170,6 +171,7 @@ class Evidence:
         """A ledger that knows the original's noise. Raises UsageError for the tolerance of an unknown output."""
         ledger = Ledger(seed, None, dict(self.noise), dict(self.peak))
         ledger.least = 0.0 if reference.optimized else ONE_STEP
+        ledger.steps = reference.steps
         if not isinstance(tolerance, Mapping):
             ledger.limit = tolerance
             return ledger
@@ -281,7 +283,11 @@ def _moved(evidence: Evidence, name: str) -> bool:
     arrays = [value.astype(np.float64) for value in values]
     if not all(np.isfinite(array).all() for array in arrays) or not any(array.size for array in arrays):
         return True  # a failure, but no vacuous one
-    threshold = VARIATION * max(TOLERANCE, 10.0 * evidence.noise.get(name, 0.0)) * evidence.peak.get(name, 0.0)
+    threshold = (
+        VARIATION
+        * max(TOLERANCE, min(LARGEST_TOLERANCE, 10.0 * evidence.noise.get(name, 0.0)))
+        * evidence.peak.get(name, 0.0)
+    )
     uneven = any(array.size == 1 or float(np.ptp(array)) > threshold for array in arrays)
     same_shape = [
         array for array in [*arrays, *(value.astype(np.float64) for value in beside)] if array.shape == arrays[0].shape

@@ -38,6 +38,8 @@ def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
                 raise Refuse("fcn/weight-not-constant", detail)
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} multiplies two tensors that depend on the image")
     layer = LinearLayer.from_node(node, weight=static[0])
+    if lifter.graph.opset < 22 and str(node.inputs[layer.weight].dtype) in ("bfloat16", "16"):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} has bfloat16 weights, which Conv takes from opset 22 on")
     data = states[layer.data]
     scaled = _scaled_identity(lifter, node, layer, data) if isinstance(data, View) else None
     if scaled is not None:
