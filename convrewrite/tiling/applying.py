@@ -172,7 +172,7 @@ def apply(source: str | Path | Model, image: str, target: str, how: How, tell: T
     runtime.check_installation()
     model = source if isinstance(source, Model) else model_io.load(source)
     with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
-        return _Run(model, image, target, how, Path(folder)).done(tell)
+        return _Run(model, image, target.removeprefix("file://"), how, Path(folder)).done(tell)
 
 
 @dataclass
@@ -284,6 +284,9 @@ class _Run:
 
     def _begin(self, store: Store, plan: Mapping[str, Any], before: Mapping[str, Any] | None, kind: str) -> None:
         """Make the store, or go on with the one that is there."""
+        folder = Path(store.url).parent
+        if "://" not in store.url and not folder.is_dir():
+            raise UsageError(f"cannot write {self.target}: there is no folder {folder}", remedy="make it first")
         how, there = self.how, kind != "zarr" and Path(self.target).exists()
         if how.resume and before is not None:
             if differs := same_plan(before, plan):

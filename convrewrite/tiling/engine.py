@@ -173,7 +173,7 @@ def workers(
                     threads_per_worker=1,
                     processes=True,
                     memory_limit=None if memory is None else int(1.5 * memory),
-                    dashboard_address=None,
+                    dashboard_address=":0",
                     local_directory=folder,
                     silence_logs="CRITICAL",
                 )

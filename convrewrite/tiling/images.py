@@ -213,10 +213,11 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
     if not axes:
         letters = f"{spatial}C, C{spatial} or {spatial}"
         raise UsageError(f"the axes of the image [{text}] are not clear", remedy=f"give --layout: {letters}")
+    if len(axes) != len(shape):
+        raise UsageError(f"--layout {layout} names {len(axes)} axes, the image [{text}] has {len(shape)}")
     axes = "".join(
-        "." if letter not in "CDHWL" and extent == 1 else letter for letter, extent in zip(axes, shape, strict=False)
+        "." if letter not in "CDHWL" and extent == 1 else letter for letter, extent in zip(axes, shape, strict=True)
     )
-    axes += "" if len(axes) == len(shape) else "?"
     lacks = [letter for letter in spatial if axes.count(letter) != 1]
     odd = [letter for letter in axes if letter not in (*spatial, "C", ".")]
     if "D" in odd and rank == 2 and shape[axes.index("D")] == 1:

@@ -216,7 +216,10 @@ def _shapes(graph: gs.Graph, image: str, shape: Shape) -> Mapping[str, Shape]:
         known = infer_shapes(graph, {image: shape})
     except onnx.shape_inference.InferenceError as error:
         text = " ".join(str(error).split())[:200]
-        raise UsageError(f"the model does not run on an image of {'x'.join(map(str, shape))}: {text}") from None
+        raise UsageError(
+            f"the model does not run on an image of {'x'.join(map(str, shape))}: {text}",
+            remedy="a classifier has to be converted with 'convrewrite fcn' first",
+        ) from None
     if any(extent < 1 for name in known for extent in known[name] if name in {t.name for t in graph.outputs}):
         raise UsageError(
             f"an image of {'x'.join(map(str, shape))} is smaller than what one cell of the model sees",

@@ -1,0 +1,447 @@
+"""`convrewrite apply`: from file to file, in processes that are killed, on images that are cut short."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import tifffile
+import zarr
+from cli_models import COMMAND, run
+from PIL import Image
+
+import convrewrite as cr
+from convrewrite import models
+from convrewrite.errors import UsageError
+
+LENET = str(models.lenet5_path())
+SIZE = (173, 141)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("models") / "any.onnx"
+    cr.fcn(LENET, verify=False).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pixels() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, SIZE).astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def whole(model: str, pixels: np.ndarray) -> np.ndarray:
+    """One pass over the whole image."""
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": (pixels / np.float32(255))[None, None].astype(np.float32)})[0][0]
+
+
+def stored(path: Path) -> np.ndarray:
+    return np.asarray(zarr.open_group(path, mode="r")["probabilities"][:])
+
+
+# Images of every kind
+
+
+def as_zarr(path: Path, pixels: np.ndarray, version: int) -> None:
+    array = zarr.create_array(path, shape=pixels.shape, chunks=(50, 64), dtype=pixels.dtype, zarr_format=version)
+    array[:] = pixels
+
+
+def as_group(path: Path, pixels: np.ndarray) -> None:
+    """OME: an axis for time and one for channels, and a smaller level beside."""
+    group = zarr.open_group(path, mode="w")
+    axes = [{"name": name} for name in "tcyx"]
+    group.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "full"}, {"path": "half"}]}]
+    for name, step in (("full", 1), ("half", 2)):
+        part = pixels[None, None, ::step, ::step]
+        group.create_array(name, shape=part.shape, dtype=part.dtype, chunks=(1, 1, 64, 64))[:] = part
+
+
+def as_tiff(path: Path, pixels: np.ndarray, kind: str) -> None:
+    if kind == "ome":
+        tifffile.imwrite(path, pixels[None], ome=True, metadata={"axes": "CYX"}, tile=(64, 64))
+    else:
+        how: dict[str, Any] = {"tile": (64, 64)} if kind == "tiled" else {"rowsperstrip": 7}
+        tifffile.imwrite(path, pixels, bigtiff=kind == "tiled", compression="zlib", photometric="minisblack", **how)
+
+
+MAKERS = {
+    "im.npy": np.save,
+    "v2.zarr": lambda path, pixels: as_zarr(path, pixels, 2),
+    "v3.zarr": lambda path, pixels: as_zarr(path, pixels, 3),
+    "group.zarr": as_group,
+    "tiled.tif": lambda path, pixels: as_tiff(path, pixels, "tiled"),
+    "strips.tif": lambda path, pixels: as_tiff(path, pixels, "strips"),
+    "im.ome.tif": lambda path, pixels: as_tiff(path, pixels, "ome"),
+    "im.png": lambda path, pixels: Image.fromarray(pixels).save(path),
+}
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_images_of_every_kind(tmp_path: Path, model: str, pixels: np.ndarray, whole: np.ndarray, name: str) -> None:
+    MAKERS[name](tmp_path / name, pixels)
+    made = cr.apply(model, tmp_path / name, tmp_path / "o.zarr", scale=255, tile=(11,), workers=1)
+    assert made.tiles == 4 * 3
+    np.testing.assert_allclose(stored(tmp_path / "o.zarr"), whole, atol=1e-6)
+
+
+def test_an_address_of_fsspec(tmp_path: Path, model: str, pixels: np.ndarray, whole: np.ndarray) -> None:
+    as_zarr(tmp_path / "im.zarr", pixels, 3)
+    made = cr.apply(model, f"file://{tmp_path}/im.zarr", f"file://{tmp_path}/o.zarr", scale=255, tile=(20,), workers=1)
+    assert made.finished.tiles == made.tiles
+    np.testing.assert_allclose(stored(tmp_path / "o.zarr"), whole, atol=1e-6)
+
+
+# Files of every kind
+
+
+def test_scores_and_what_they_mean(tmp_path: Path, model: str, pixels: np.ndarray, whole: np.ndarray) -> None:
+    np.save(tmp_path / "im.npy", pixels)
+    words = ["--scale", "255", "--tile", "16x16", "--check", "20", "--original", LENET, "--report", "r.json"]
+    done = run("apply", model, "im.npy", "o.zarr", *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(stored(tmp_path / "o.zarr"), whole, atol=1e-6)
+    group = zarr.open_group(tmp_path / "o.zarr", mode="r")
+    attrs = dict(group["probabilities"].attrs)
+    assert (attrs["stride"], attrs["offset"], attrs["window"]) == ([4, 4], [0, 0], [32, 32])
+    assert np.asarray(group["done"][:]).all()
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert report["schema"] == "convrewrite.apply/1"
+    assert {check["status"] for check in report["checks"]} == {"passed"}
+    assert any(check["name"].startswith("the original on its crops") for check in report["checks"])
+    assert b"million pixels per second" in done.stderr
+
+
+@pytest.mark.parametrize("top1", [False, True])
+def test_numpy_and_tiff(tmp_path: Path, model: str, pixels: np.ndarray, whole: np.ndarray, top1: bool) -> None:
+    np.save(tmp_path / "im.npy", pixels)
+    want = whole.argmax(axis=0).astype(np.uint8) if top1 else whole
+    how = {"scale": 255, "tile": (20,), "workers": 1, "top1": top1}
+    cr.apply(model, tmp_path / "im.npy", tmp_path / "o.npy", **how)
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), want, atol=1e-6)
+    cr.apply(model, tmp_path / "im.npy", tmp_path / "o.tif", **how)
+    np.testing.assert_allclose(tifffile.imread(tmp_path / "o.tif"), want, atol=1e-6)
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        note = json.loads(file.pages[0].description)
+    assert note["stride"] == [4, 4]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["im.npy", "o.npy", "o.tif"]
+
+
+def test_a_pyramid(tmp_path: Path) -> None:
+    """Of pixels as wide as 1300, each level half of the one before, by slicing."""
+    model = cr.fcn(LENET, upsample="nearest", verify=False)
+    model.save(tmp_path / "pixels.onnx")
+    image = np.random.default_rng(1).random((60, 1300), np.float32)
+    np.save(tmp_path / "im.npy", image)
+    cr.apply(tmp_path / "pixels.onnx", tmp_path / "im.npy", tmp_path / "o.tif", top1=True, workers=1, tile=(60, 500))
+    with tifffile.TiffFile(tmp_path / "o.tif") as file:
+        levels = [level.asarray() for level in file.series[0].levels]
+    assert [level.shape for level in levels] == [(60, 1300), (30, 650), (15, 325)]
+    np.testing.assert_array_equal(levels[1], levels[0][::2, ::2])
+    session = ort.InferenceSession(str(tmp_path / "pixels.onnx"), providers=["CPUExecutionProvider"])
+    np.testing.assert_array_equal(levels[0], session.run(None, {"image": image[None, None]})[0][0].argmax(axis=0))
+
+
+def test_a_picture(tmp_path: Path, model: str, pixels: np.ndarray, whole: np.ndarray) -> None:
+    np.save(tmp_path / "im.npy", pixels)
+    cr.apply(model, tmp_path / "im.npy", tmp_path / "o.png", scale=255, chosen=3, workers=1)
+    drawn = np.asarray(Image.open(tmp_path / "o.png")).astype(int).sum(axis=-1)
+    assert drawn.shape == whole.shape[1:]
+    best, worst = np.unravel_index(whole[3].argmax(), drawn.shape), np.unravel_index(whole[3].argmin(), drawn.shape)
+    assert (drawn[best], drawn[worst]) == (drawn.max(), drawn.min())
+    done = run("apply", model, "im.npy", "p.png", cwd=tmp_path)
+    assert (done.returncode, b"--class K" in done.stderr) == (2, True)
+
+
+def test_lazy_arrays(model: str, pixels: np.ndarray, whole: np.ndarray) -> None:
+    import dask.array as da
+
+    lazy = cr.apply(model, da.from_array(pixels, chunks=(64, 50)), tile=9, preparation={"scale": 255})["probabilities"]
+    assert (lazy.shape, lazy.dtype, lazy.numblocks) == (whole.shape, np.float32, (1, 4, 4))
+    np.testing.assert_allclose(lazy[:, 3:20, 5:].compute(scheduler="synchronous"), whole[:, 3:20, 5:], atol=1e-6)
+
+
+# Pixels on their way
+
+
+def test_channels_mean_and_deviation(tmp_path: Path) -> None:
+    """By hand in numpy; the picture has an alpha channel, and the model wants blue first."""
+    from nets import Net
+
+    net = Net(1, 3, 48, 48)
+    built = net.model(net.conv("x", 2, 3, 3, strides=[2, 2]))
+    for info in (*built.graph.input, *built.graph.output):
+        for dim in (2, 3):
+            info.type.tensor_type.shape.dim[dim].dim_param = f"{info.name}{dim}"
+    import onnx
+
+    onnx.save(built, tmp_path / "m.onnx")
+    rgba = np.random.default_rng(0).integers(0, 256, (61, 70, 4)).astype(np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "im.png")
+    words = ["--channels", "2,1,0", "--scale", "255", "--mean", "0.4,0.5,0.6", "--std", "0.2"]
+    done = run("apply", "m.onnx", "im.png", "o.npy", *words, "--workers", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    feed = (rgba[..., [2, 1, 0]] / np.float32(255) - np.float32([0.4, 0.5, 0.6])) / np.float32(0.2)
+    session = ort.InferenceSession(str(tmp_path / "m.onnx"), providers=["CPUExecutionProvider"])
+    want = session.run(None, {"x": feed.transpose(2, 0, 1)[None].astype(np.float32)})[0][0]
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), want, atol=1e-4)
+    onnx.helper.set_model_props(
+        built,
+        {
+            "convrewrite.prepare": json.dumps(
+                {"scale": 255, "mean": [0.4, 0.5, 0.6], "std": [0.2], "channels": [2, 1, 0]}
+            )
+        },
+    )
+    onnx.save(built, tmp_path / "told.onnx")
+    cr.apply(tmp_path / "told.onnx", tmp_path / "im.png", tmp_path / "told.npy", workers=1)
+    np.testing.assert_array_equal(np.load(tmp_path / "told.npy"), np.load(tmp_path / "o.npy"))
+    done = run("apply", "m.onnx", "im.png", "x.npy", cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"the image has 4 channels, the model takes 3; choose with --channels 0,1,2" in done.stderr
+
+
+# What goes wrong
+
+
+def begin(model: str, folder: Path, *words: str) -> subprocess.Popen[bytes]:
+    command = [*COMMAND, "apply", model, "im.npy", "o.zarr", "--scale", "255", "--tile", "4x4", *words]
+    return subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def children(pid: int) -> list[int]:
+    """Processes below one, workers last."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = path.read_text().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(path.parent.name))
+    return found + [grandchild for child in found for grandchild in children(child)]
+
+
+def done_tiles(folder: Path) -> int:
+    try:
+        return int(np.asarray(zarr.open_group(folder / "o.zarr", mode="r")["done"][:]).sum())
+    except Exception:
+        return 0
+
+
+def wait_for(folder: Path, tiles: int, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 120
+    while done_tiles(folder) < tiles:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_killed_worker_is_replaced(tmp_path: Path, model: str) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (400, 380)).astype(np.uint8)
+    np.save(tmp_path / "im.npy", image)
+    with begin(model, tmp_path, "--workers", "2") as process:
+        wait_for(tmp_path, 5, process)
+        for pid in children(process.pid):
+            command = Path(f"/proc/{pid}/cmdline").read_bytes()
+            if b"spawn_main" in command:
+                os.kill(pid, signal.SIGKILL)
+                break
+        else:
+            raise AssertionError("no worker was found")
+        _, told = process.communicate(timeout=180)
+    assert process.returncode == 0, told
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    want = session.run(None, {"image": (image / np.float32(255))[None, None].astype(np.float32)})[0][0]
+    np.testing.assert_allclose(stored(tmp_path / "o.zarr"), want, atol=1e-6)
+
+
+def test_a_stopped_run_is_gone_on_with(tmp_path: Path, model: str) -> None:
+    """Killed at once and whole, then resumed: the same bytes as without a break, and no tile twice."""
+    image = np.random.default_rng(0).integers(0, 256, (300, 280)).astype(np.uint8)
+    np.save(tmp_path / "im.npy", image)
+    with begin(model, tmp_path, "--workers", "1") as process:
+        wait_for(tmp_path, 5, process)
+        for pid in (process.pid, *children(process.pid)):
+            os.kill(pid, signal.SIGKILL)
+    before = done_tiles(tmp_path)
+    words = ["--scale", "255", "--tile", "4x4", "--workers", "1"]
+    done = run("apply", model, "im.npy", "o.zarr", *words, cwd=tmp_path)
+    assert (done.returncode, b"give --resume to go on, or --overwrite" in done.stderr) == (2, True)
+    done = run("apply", model, "im.npy", "o.zarr", *words[2:], "--resume", cwd=tmp_path)
+    assert (done.returncode, b"was begun with another prepare" in done.stderr) == (2, True)
+    done = run("apply", model, "im.npy", "o.zarr", *words, "--resume", "--report", "r.json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    tiles = json.loads((tmp_path / "r.json").read_text())["tiles"]
+    assert tiles["resumed"] >= before >= 5
+    assert tiles["computed"] == tiles["total"] - tiles["resumed"] > 0
+    assert run("apply", model, "im.npy", "whole.zarr", *words, cwd=tmp_path).returncode == 0
+    one, other = (
+        {str(p.relative_to(root)): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+        for root in (tmp_path / "o.zarr", tmp_path / "whole.zarr")
+    )
+    assert one == other
+
+
+@pytest.mark.parametrize("damage", ["corrupt", "missing"])
+def test_a_chunk_that_cannot_be_read(tmp_path: Path, model: str, pixels: np.ndarray, damage: str) -> None:
+    """Its tiles are named, the others are there; once it is mended, --resume computes what was left."""
+    as_zarr(tmp_path / "im.zarr", pixels, 3)
+    chunk = tmp_path / "im.zarr" / "c" / "1" / "1"
+    kept = chunk.read_bytes()
+    chunk.write_bytes(b"no chunk" if damage == "corrupt" else kept[: len(kept) // 2])
+    words = ["--scale", "255", "--tile", "8x8", "--workers", "1"]
+    done = run("apply", model, "im.zarr", "o.zarr", *words, "--report", "r.json", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert b"tiles failed: (" in done.stderr
+    assert b"--resume" in done.stderr
+    report = json.loads((tmp_path / "r.json").read_text())
+    assert 0 < len(report["failed"]) < report["tiles"]["total"]
+    assert report["tiles"]["computed"] + len(report["failed"]) == report["tiles"]["total"]
+    chunk.write_bytes(kept)
+    done = run("apply", model, "im.zarr", "o.zarr", *words, "--resume", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_image_that_is_cut_short(tmp_path: Path, model: str, pixels: np.ndarray) -> None:
+    np.save(tmp_path / "im.npy", pixels)
+    content = (tmp_path / "im.npy").read_bytes()
+    (tmp_path / "im.npy").write_bytes(content[: len(content) // 2])
+    done = run("apply", model, "im.npy", "o.zarr", cwd=tmp_path)
+    assert (done.returncode, b"cannot read the image im.npy" in done.stderr) == (2, True)
+    as_tiff(tmp_path / "im.tif", pixels, "tiled")
+    content = (tmp_path / "im.tif").read_bytes()
+    (tmp_path / "im.tif").write_bytes(content[: len(content) // 2])
+    done = run("apply", model, "im.tif", "o.zarr", "--workers", "1", cwd=tmp_path)
+    assert done.returncode in (1, 2)
+    assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "statvfs") or os.geteuid() != 0, reason="mounts a small file system")
+def test_a_full_disk(tmp_path: Path, model: str) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no file system can be mounted here")
+    try:
+        np.save(tmp_path / "im.npy", np.random.default_rng(0).random((700, 700), np.float32))
+        words = ["--tile", "32x32", "--workers", "1"]
+        done = run("apply", model, "im.npy", str(small / "o.zarr"), *words, cwd=tmp_path)
+        assert done.returncode == 1, done.stderr
+        assert b"No space left on device" in done.stderr
+        shutil.copytree(small / "o.zarr", tmp_path / "o.zarr")
+        done = run("apply", model, "im.npy", "o.zarr", *words, "--resume", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    finally:
+        subprocess.run(["umount", str(small)], check=False)
+
+
+@pytest.mark.parametrize(
+    ("size", "says"),
+    [((31, 200), b"smaller than what one cell"), ((1, 200), b"smaller than what one cell"), ((32, 32), b"")],
+)
+def test_images_about_as_large_as_the_window(tmp_path: Path, model: str, size: tuple[int, int], says: bytes) -> None:
+    np.save(tmp_path / "im.npy", np.random.default_rng(0).random(size, np.float32))
+    done = run("apply", model, "im.npy", "o.zarr", "--workers", "1", cwd=tmp_path)
+    assert done.returncode == (2 if says else 0), done.stderr
+    assert says in done.stderr
+    assert (tmp_path / "o.zarr").exists() == (not says)
+
+
+BAD: dict[str, tuple[list[str], bytes]] = {
+    "no-image": (["nope.zarr", "o.zarr"], b"cannot read the image nope.zarr: no such file"),
+    "no-memory": (["im.npy", "o.zarr", "--memory", "much"], b"'much' is no amount of memory"),
+    "little-memory": (["im.npy", "o.zarr", "--memory", "100MB"], b"give --memory"),
+    "layout": (["im.npy", "o.zarr", "--layout", "CHW"], b"--layout CHW names 3 axes, the image [173x141] has 2"),
+    "channels": (["im.npy", "o.zarr", "--channels", "3"], b"--channels 3: the image has 1"),
+    "mean": (["im.npy", "o.zarr", "--mean", "1,2"], b"--mean has 2 numbers, the model 1 channels"),
+    "std": (["im.npy", "o.zarr", "--std", "0"], b"cannot be divided by zero"),
+    "numbers": (["im.npy", "o.zarr", "--mean", "a"], b"'a' is no list of numbers"),
+    "output": (["im.npy", "o.zarr", "--output", "nope"], b"no output 'nope'"),
+    "scheduler": (["im.npy", "o.zarr", "--scheduler", "tcp://127.0.0.1:1"], b"no Dask scheduler answers"),
+    "original": (["im.npy", "o.zarr", "--original", LENET], b"give --check N, too"),
+    "both": (["im.npy", "o.zarr", "--resume", "--overwrite"], b"leave one of them out"),
+    "not-a-result": (["im.npy", "folder", "--overwrite"], b"is no result of apply"),
+    "folder": (["im.npy", "no/such/folder.npy", "--workers", "1"], b"cannot write"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input(tmp_path: Path, model: str, pixels: np.ndarray, name: str) -> None:
+    np.save(tmp_path / "im.npy", pixels)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "mine.txt").write_text("mine")
+    words, says = BAD[name]
+    done = run("apply", model, *words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert says in done.stderr
+    assert (tmp_path / "folder" / "mine.txt").exists()
+
+
+def test_a_classifier_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
+    np.save(tmp_path / "im.npy", pixels)
+    done = run("apply", LENET, "im.npy", "o.zarr", cwd=tmp_path)
+    assert done.returncode in (2, 3)
+    assert b"convrewrite fcn" in done.stderr
+
+
+def test_a_planted_fault_is_found_by_the_check(tmp_path: Path, model: str, pixels: np.ndarray) -> None:
+    """A tile whose cells lie one to the right; and an original that is another model."""
+    np.save(tmp_path / "im.npy", pixels)
+    how = {"scale": 255, "tile": (16,), "workers": 1}
+    cr.apply(model, tmp_path / "im.npy", tmp_path / "o.zarr", **how)
+    group = zarr.open_group(tmp_path / "o.zarr", mode="r+")
+    group["probabilities"][:, :16, :16] = np.roll(group["probabilities"][:, :16, :16], 1, axis=2)
+    with pytest.raises(cr.CheckFailed, match="the model on other crops"):
+        cr.apply(model, tmp_path / "im.npy", tmp_path / "o.zarr", resume=True, check=60, **how)
+    import onnx
+    from onnx import numpy_helper
+
+    other = onnx.load(LENET)
+    weight = other.graph.initializer[0]
+    weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))
+    onnx.save(other, tmp_path / "other.onnx")
+    with pytest.raises(cr.CheckFailed, match="the original on its crops"):
+        cr.apply(
+            model,
+            tmp_path / "im.npy",
+            tmp_path / "o.zarr",
+            overwrite=True,
+            check=20,
+            original=str(tmp_path / "other.onnx"),
+            **how,
+        )
+
+
+def test_unknown_options_of_the_api(model: str) -> None:
+    with pytest.raises(UsageError, match="there is no option 'nope'"):
+        cr.apply(model, "im.npy", "o.zarr", nope=1)
+
+
+def test_a_cluster_that_is_there(tmp_path: Path, model: str, pixels: np.ndarray, whole: np.ndarray) -> None:
+    import distributed
+
+    np.save(tmp_path / "im.npy", pixels)
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0") as cluster:
+        words = ["--scale", "255", "--tile", "9x9", "--scheduler", cluster.scheduler_address]
+        done = run("apply", model, str(tmp_path / "im.npy"), str(tmp_path / "o.zarr"), *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(stored(tmp_path / "o.zarr"), whole, atol=1e-6)
+    assert b"Traceback" not in done.stderr
+    assert b"arn" not in done.stderr.replace(b"learn", b"")
