@@ -33,6 +33,13 @@ def values_of(constant: gs.Constant) -> np.ndarray[Any, Any]:
     return np.asarray(values.load() if isinstance(values, LazyValues) else values)
 
 
+def all_finite(constant: gs.Constant) -> bool:
+    """Whether a constant of floating-point numbers holds neither NaN nor infinity; a large one is read in parts."""
+    stored = constant._values
+    parts = stored.pieces() if hasattr(stored, "pieces") else iter([np.asarray(values_of(constant))])
+    return all(bool(np.isfinite(part.sum(dtype=np.float64))) for part in parts if part.dtype.kind == "f")
+
+
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that computes a tensor, or None for graph inputs and initializers."""
     return tensor.inputs[0] if tensor.inputs else None

@@ -14,6 +14,7 @@ front where the wire type is 2 (strings, bytes, messages).
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import secrets
@@ -22,6 +23,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,10 @@ LARGE = 4096
 """Tensors of this many bytes and more are cut out."""
 
 CHUNK = 1 << 22
+
+RELEASED = 1 << 20
+"""Values of this many bytes and more give their pages back once nothing looks at them."""
+
 MAX_DEPTH = 100  # protobuf's own limit for nested messages
 
 # Made anew in each process, so that no file can hold a mark of its own; no mark is ever written to a file.
@@ -83,9 +89,11 @@ class MappedFile(Source):
                 # The handle is kept for streaming, which unlike the mapping leaves no pages resident.
                 self._handle: int | None = os.dup(file.fileno())
                 weakref.finalize(self, os.close, self._handle)
-                self._view = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+                self._map: mmap.mmap | None = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._view = memoryview(self._map)
+                _mapped.add(self)
             else:
-                self._handle = None
+                self._handle = self._map = None
                 self._view = memoryview(file.read())  # a pipe, or nothing
 
     @property
@@ -97,6 +105,18 @@ class MappedFile(Source):
     def size(self) -> int:
         """The number of bytes."""
         return len(self._view)
+
+    @cached_property
+    def address(self) -> int:
+        """Where the mapping lies in memory."""
+        return int(np.frombuffer(self._view, np.uint8).ctypes.data)
+
+    def release(self, offset: int, length: int) -> None:
+        """Let the system take the pages of a range back; whoever looks again reads them from the file."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            first = offset - offset % mmap.PAGESIZE
+            with contextlib.suppress(OSError, ValueError):
+                self._map.madvise(mmap.MADV_DONTNEED, first, length + offset - first)
 
     def chunks(self, offset: int, length: int) -> Iterator[bytes | memoryview]:
         """The bytes of a range, read from the file without touching the mapping."""
@@ -110,6 +130,20 @@ class MappedFile(Source):
                 raise OSError("a file that is being read was cut short by another program")
             yield chunk
             offset += len(chunk)
+
+
+_mapped: weakref.WeakSet[MappedFile] = weakref.WeakSet()
+
+
+def located(array: np.ndarray[Any, Any]) -> Payload | None:
+    """Where the bytes of an array lie in a mapped file: then it is a view of weights whose bytes did not change."""
+    if not array.flags.c_contiguous or not array.nbytes:
+        return None
+    start = int(array.__array_interface__["data"][0])
+    for file in list(_mapped):
+        if file.address <= start and start + array.nbytes <= file.address + file.size:
+            return Payload(file, start - file.address, array.nbytes)
+    return None
 
 
 class Memory(Source):

@@ -20,7 +20,7 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter, get_onnx_ten
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
-from convrewrite.model_io.protofile import LARGE, Memory, Payload, mark, marked
+from convrewrite.model_io.protofile import LARGE, Memory, Payload, located, mark, marked
 from convrewrite.model_io.stored import StoredSparse, StoredValues, elem_type, is_packed
 
 # graphsurgeon prints its log to standard output, which may carry a model.
@@ -226,10 +226,8 @@ class _Exporter:
             if is_packed(code):
                 proto, payload = onnx.numpy_helper.from_array(array), None
             else:
-                proto, payload = (
-                    TensorProto(data_type=code, dims=array.shape),
-                    Payload(Memory(array), 0, array.nbytes),
-                )
+                proto = TensorProto(data_type=code, dims=array.shape)
+                payload = located(array) or Payload(Memory(array), 0, array.nbytes)
         if payload is not None:
             proto.raw_data = self._mark(payload) if len(payload) >= LARGE else bytes(payload.view)
         if constant.name or proto.name:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import weakref
+from collections.abc import Iterator
 from math import prod
 from typing import Any
 
@@ -11,7 +13,7 @@ import onnx
 from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
-from convrewrite.model_io.protofile import Payload
+from convrewrite.model_io.protofile import CHUNK, RELEASED, MappedFile, Payload
 
 _BITS_NAMED_OTHERWISE = {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8, "STRING": 0, "UNDEFINED": 0}
 _BITS = {
@@ -89,10 +91,25 @@ class StoredValues(LazyValues):  # type: ignore[misc]
         if self.payload is None:
             return onnx.numpy_helper.to_array(self._proto)
         if self.dtype.itemsize * prod(self.shape) == len(self.payload):
-            return np.frombuffer(self.payload.view, self.dtype).reshape(self.shape)
+            values = np.frombuffer(self.payload.view, self.dtype)
+            if isinstance(self.payload.source, MappedFile) and len(self.payload) >= RELEASED:
+                span = self.payload.offset, len(self.payload)
+                weakref.finalize(values, self.payload.source.release, *span).atexit = False
+            return values.reshape(self.shape)
         proto = self.tensor  # several values share a byte, or this release of onnx widens the type
         proto.raw_data = bytes(self.payload.view)
         return onnx.numpy_helper.to_array(proto)
+
+    def pieces(self) -> Iterator[np.ndarray[Any, Any]]:
+        """The values one part after the other, in no shape; of a file they are read without mapping them."""
+        if (
+            self.payload is None
+            or CHUNK % self.dtype.itemsize
+            or self.dtype.itemsize * prod(self.shape) != len(self.payload)
+        ):
+            yield self.load().reshape(-1)
+        else:
+            yield from (np.frombuffer(chunk, self.dtype) for chunk in self.payload.chunks())
 
 
 class StoredSparse(SparseValues):  # type: ignore[misc]

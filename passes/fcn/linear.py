@@ -19,7 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.axes import Atom, Axis, Layout, atoms, channels, extent, large
-from convrewrite.graph import producer
+from convrewrite.graph import all_finite, producer
 from convrewrite.layers import LinearLayer
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
 from convrewrite.quantized import Stored
@@ -196,7 +196,8 @@ def _weight(
     values = lifter.constants.value(tensor)
     if values is None:
         raise Refuse("fcn/weight-not-constant", f"{what} is not constant")
-    if values.dtype.kind == "f" and not np.isfinite(values.sum(dtype=np.float64)):
+    whole = isinstance(tensor, gs.Constant)
+    if values.dtype.kind == "f" and not (all_finite(tensor) if whole else np.isfinite(values.sum(dtype=np.float64))):
         raise Refuse("fcn/not-finite", f"{what} holds NaN or infinity")
     moved = kernels(values)
     scaled = moved if layer.alpha == 1.0 else moved * np.asarray(layer.alpha, values.dtype)

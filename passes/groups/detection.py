@@ -116,6 +116,9 @@ def structure(norms: Array, tol: float = 0.0, exact: float = 0.0) -> Structure:
     """Take the channel graph apart; `tol` and `exact` as for `zero_kernels`."""
     out, inputs = norms.shape
     kept = ~zero_kernels(norms, tol, exact)
+    if kept.all():  # as most are: one component
+        everything = Component(np.arange(out), np.arange(inputs))
+        return Structure((out, inputs), (everything,), np.arange(0), np.arange(0), 0.0)
     rows, columns = np.nonzero(kept)
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns + out)), shape=(out + inputs, out + inputs))
     count, labels = connected_components(graph, directed=False)
