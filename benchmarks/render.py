@@ -16,12 +16,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import convert_vgg16, dense, fcn_vs_windows, group_curve, groups, separable, trade_off
+from benchmarks import (
+    apply,
+    convert_vgg16,
+    dense,
+    fcn_vs_windows,
+    group_curve,
+    groups,
+    model_files,
+    separable,
+    trade_off,
+)
 
 RESULTS = Path(__file__).resolve().parent / "results"
 TABLES: dict[str, Callable[[dict[str, Any]], str]] = {
     fcn_vs_windows.NAME: fcn_vs_windows.markdown,
     convert_vgg16.NAME: convert_vgg16.markdown,
+    apply.NAME: apply.markdown,
+    model_files.NAME: model_files.markdown,
     dense.NAME: dense.markdown,
     separable.NAME: separable.markdown,
     trade_off.NAME: trade_off.markdown,

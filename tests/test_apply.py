@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 import tifffile
 import zarr
 from cli_models import COMMAND, run
+from onnx import numpy_helper
 from PIL import Image
 
 import convrewrite as cr
@@ -185,8 +187,6 @@ def test_channels_mean_and_deviation(tmp_path: Path) -> None:
     for info in (*built.graph.input, *built.graph.output):
         for dim in (2, 3):
             info.type.tensor_type.shape.dim[dim].dim_param = f"{info.name}{dim}"
-    import onnx
-
     onnx.save(built, tmp_path / "m.onnx")
     rgba = np.random.default_rng(0).integers(0, 256, (61, 70, 4)).astype(np.uint8)
     Image.fromarray(rgba).save(tmp_path / "im.png")
@@ -401,6 +401,21 @@ def test_a_classifier_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     assert b"convrewrite fcn" in done.stderr
 
 
+def test_a_model_of_one_size(tmp_path: Path, pixels: np.ndarray, whole: np.ndarray) -> None:
+    """An unpadded one takes crops of that size; a padded one is refused, since no crop ends where the image does."""
+    cr.fcn(LENET, size=(64, 64), verify=False).save(tmp_path / "one.onnx")
+    np.save(tmp_path / "im.npy", pixels)
+    cr.apply(tmp_path / "one.onnx", tmp_path / "im.npy", tmp_path / "o.npy", scale=255, workers=1)
+    got = np.load(tmp_path / "o.npy")
+    np.testing.assert_allclose(got[:, : whole.shape[1], : whole.shape[2]], whole, atol=1e-6)
+    onnx.save(models.build("resnet18", width=0.125, size=64), tmp_path / "r.onnx")
+    cr.fcn(tmp_path / "r.onnx", size=(64, 64), verify=False).save(tmp_path / "padded.onnx")
+    np.save(tmp_path / "rgb.npy", np.zeros((101, 90, 3), np.float32))
+    done = run("apply", "padded.onnx", "rgb.npy", "p.npy", cwd=tmp_path)
+    assert done.returncode == 3
+    assert b"[apply/fixed-size]" in done.stderr
+
+
 def test_a_planted_fault_is_found_by_the_check(tmp_path: Path, model: str, pixels: np.ndarray) -> None:
     """A tile whose cells lie one to the right; and an original that is another model."""
     np.save(tmp_path / "im.npy", pixels)
@@ -410,9 +425,6 @@ def test_a_planted_fault_is_found_by_the_check(tmp_path: Path, model: str, pixel
     group["probabilities"][:, :16, :16] = np.roll(group["probabilities"][:, :16, :16], 1, axis=2)
     with pytest.raises(cr.CheckFailed, match="the model on other crops"):
         cr.apply(model, tmp_path / "im.npy", tmp_path / "o.zarr", resume=True, check=60, **how)
-    import onnx
-    from onnx import numpy_helper
-
     other = onnx.load(LENET)
     weight = other.graph.initializer[0]
     weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight) * np.float32(1.01), weight.name))

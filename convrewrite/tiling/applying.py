@@ -5,13 +5,14 @@ model, image ──> survey ──> tiles ──> workers ──> Zarr ──(.n
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import os
 import secrets
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from convrewrite.tiling.images import Source
 from convrewrite.tiling.preparing import Preparation, prepared
 from convrewrite.tiling.recipe import Recipe
 from convrewrite.tiling.store import Store, same_plan, stored_plan, targets
-from convrewrite.tiling.survey import Survey, outline, survey
+from convrewrite.tiling.survey import Survey, outline, refused, survey
 
 MEMORY = "4GB"
 
@@ -175,6 +176,15 @@ def apply(source: str | Path | Model, image: str, target: str, how: How, tell: T
         return _Run(model, image, target.removeprefix("file://"), how, Path(folder)).done(tell)
 
 
+@contextlib.contextmanager
+def _sized() -> Iterator[None]:
+    """Refuse a model of one size where its crops cannot show what the image does."""
+    try:
+        yield
+    except ValueError as error:
+        raise refused("apply/fixed-size", str(error)) from None
+
+
 @dataclass
 class _Run:
     """One run."""
@@ -196,6 +206,8 @@ class _Run:
         url = self.target if kind == "zarr" else f"{self.target}.tiles.zarr"
         before = stored_plan(url)
         step = self._step(seen, source, workers, before)
+        with _sized():
+            seen.geometry.check(step)
         store = self._store(url, seen, step)
         exports.check(kind, self.target, store.targets, how.chosen)
         plan = self._plan(seen, source, preparation, step, threads, provider)
@@ -248,6 +260,8 @@ class _Run:
             strides = [axis.stride for axis in next(iter(geometry.outputs.values()))]
             spans = zip(cells, strides, geometry.unit, geometry.counts([1] * len(cells)), strict=True)
             return tuple(min(most, max(1, -(-n * s // unit))) for n, s, unit, most in spans)
+        with _sized():
+            geometry.check([1] * len(geometry.size))
         bytes_ = memory.parse_bytes(self.how.memory)
         return memory.choose_step(seen, bytes_, workers, np.dtype(source.dtype).itemsize)
 

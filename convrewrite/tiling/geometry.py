@@ -127,6 +127,13 @@ class Geometry:
             cells[name] = tuple(spans)
         return Tile(tuple(place), cells, self.crop(cells))
 
+    def check(self, step: Sequence[int]) -> None:
+        """Raise ValueError where some tile has no crop: of a model of one size alone."""
+        counts = self.counts(step)
+        for axis, count in enumerate(counts if self.fixed is not None else ()):
+            for place in range(count):
+                self.tile([place if i == axis else 0 for i in range(len(counts))], step)
+
     def crop(self, cells: dict[str, tuple[Span, ...]]) -> tuple[Span, ...]:
         """The part of the image that gives these cells as the whole image does."""
         return tuple(self._crop(axis, cells) for axis in range(len(self.size)))

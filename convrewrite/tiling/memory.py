@@ -21,6 +21,9 @@ from convrewrite.tiling.survey import Survey
 SLACK = 1.5
 """What ONNX Runtime holds, as a multiple of the tensors that are needed at once."""
 
+BLOCK = 16
+"""ONNX Runtime keeps maps in blocks of so many channels, some of which are empty."""
+
 BASE = 220e6
 """Bytes of a worker process before it has a model."""
 
@@ -51,7 +54,10 @@ def peak(graph: gs.Graph, image: str, shape: Sequence[int]) -> float:
     def size(tensor: gs.Tensor) -> float:
         if isinstance(tensor, gs.Constant) or tensor.name not in shapes:
             return 0.0
-        return float(math.prod(shapes[tensor.name]) * sizes.get(tensor.name, 4))
+        shape = list(shapes[tensor.name])
+        if len(shape) > 3:
+            shape[1] = -(-shape[1] // BLOCK) * BLOCK
+        return float(math.prod(shape) * sizes.get(tensor.name, 4))
 
     held = {t.name: size(t) for t in graph.inputs}
     most = sum(held.values())
@@ -66,6 +72,10 @@ def tile_bytes(survey: Survey, step: Sequence[int], itemsize: int) -> float:
     """Bytes of a worker while it computes a tile of so many units."""
     geometry = survey.geometry
     counts = geometry.counts(step)
+    try:
+        geometry.check(step)
+    except ValueError:
+        return math.inf  # a model of one size has no crop for so many
     middle = geometry.tile([count // 2 for count in counts], step)
     size = [stop - start for start, stop in middle.crop]
     pixels = math.prod(size) * survey.channels
