@@ -41,7 +41,7 @@ from benchmarks import common
 from convrewrite.models import build, digits, lenet5_path
 
 NAME = "apply"
-SIDE, RESNET_SIDE, SCALING_SIDE = 20_000, 4_096, 2_048
+SIDE, RESNET_SIDE, SCALING_SIDE = 20_000, 8_192, 2_048
 MEMORY = 2e9
 PLACES = 100
 CHUNK = 1024
