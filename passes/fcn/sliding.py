@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 from convrewrite.axes import Atom, Layout, atoms, channels, large, only
 from convrewrite.layers import ConvLayer, PoolLayer, Sliding
 from convrewrite.passes.fcn.channels import reduce_channels
+from convrewrite.passes.fcn.hollow import without_hollow_axes
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View
 
 if TYPE_CHECKING:
@@ -361,9 +362,9 @@ def lift_blocks(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
 
 
 RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
-    "Conv": lift_conv,
+    "Conv": without_hollow_axes(lift_conv),
     "ConvTranspose": lift_conv_transpose,
-    **dict.fromkeys(("AveragePool", "MaxPool", "LpPool"), lift_pool),
+    **dict.fromkeys(("AveragePool", "MaxPool", "LpPool"), without_hollow_axes(lift_pool)),
     **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), lift_global_pool),
     **dict.fromkeys(
         (*POOLS_OF_REDUCTIONS, "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"),

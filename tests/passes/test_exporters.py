@@ -96,6 +96,16 @@ def keras_mean(net: Net) -> str:
     return str(net.MatMul(net.Squeeze(net.GlobalAveragePool(map_), net.const([2, 3])), net.ints(4, 3)))
 
 
+def keras_line(net: Net) -> str:
+    """Conv1D and its pool: each of two axes, one of which has one entry, between Unsqueeze and Squeeze."""
+    plane = net.Transpose(net.Unsqueeze("x", net.const([1])), perm=[0, 3, 1, 2])
+    line = net.Squeeze(net.conv(plane, 4, 1, 3, strides=[1, 1], dilations=[1, 1]), net.const([2]))
+    pooled = net.MaxPool(net.Unsqueeze(net.Relu(line), net.const([2])), kernel_shape=[1, 2], strides=[1, 2])
+    line = net.Squeeze(net.conv(pooled, 4, 1, 2, dilations=[1, 2], pads=[0, 0, 0, 0]), net.const([2]))
+    flat = net.Reshape(net.Transpose(line, perm=[0, 2, 1]), net.const([-1, 16]))
+    return str(net.Add(net.MatMul(flat, net.ints(16, 3)), net.ints(3)))
+
+
 def paddle(net: Net) -> str:
     """reshape(x, [shape(x)[0], -1]): Identity nodes in between, and the bias by an Add."""
     map_ = trunk(net)
@@ -156,6 +166,7 @@ EXPORTERS: dict[str, tuple[Callable[[Net], str], tuple[int, ...], int | None, in
     "keras-flatten": (keras_flatten, (13, 15, 18), None, "batch"),
     "keras-reshape": (keras_reshape, (7, 10, 15), None, "batch"),
     "keras-mean": (keras_mean, (13, 17), None, "batch"),
+    "keras-line": (keras_line, (13, 18), None, "batch"),
     "paddle": (paddle, (13, 16), 7, "batch"),
     "paddle-mul": (paddle_mul, (9, 11), 7, "batch"),
     "chainer": (chainer, (7, 9), 4, 1),
@@ -171,7 +182,8 @@ CASES = [(name, opset) for name, (_, opsets, _, _) in EXPORTERS.items() for opse
 
 def exported(name: str, opset: int) -> onnx.ModelProto:
     build, _, ir, batch = EXPORTERS[name]
-    shape = (batch, 8, 10, 2) if name.startswith("keras") else (batch, 2, 8, 10)
+    last = (batch, 14, 2) if name == "keras-line" else (batch, 8, 10, 2)
+    shape = last if name.startswith("keras") else (batch, 2, 8, 10)
     net = Net(*shape, opset=opset, ir=ir)
     return net.model(build(net))
 
