@@ -39,7 +39,7 @@ def without_hollow_axes(rule: Rule) -> Rule:
 
     def lifted(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
         view = states[0]
-        places = _hollow(view, node) if isinstance(view, View) else []
+        places = _hollow(lifter, view, node) if isinstance(view, View) else []
         if not places or not isinstance(view, View):
             return rule(lifter, node, states)
         flat: Any = _flattened(lifter, node, places)
@@ -52,23 +52,29 @@ def without_hollow_axes(rule: Rule) -> Rule:
     return lifted
 
 
-def _hollow(view: View, node: gs.Node) -> list[int]:
+def _hollow(lifter: Lifter, view: View, node: gs.Node) -> list[int]:
     """Axes of one entry behind the channels, beside one of the image's at least, that the layer leaves alone."""
     places = [place for place, axis in enumerate(view.axes) if place > 1 and not any(a.spatial for a in axis)]
     spatial = [place for place, axis in enumerate(view.axes) if place > 1 and place not in places]
     if not spatial or any(a.extent > 1 for a in atoms(view.axes[place] for place in places)):
         return []
     rank = len(view.axes) - 2
-    kernel, pads = node.attrs.get("kernel_shape"), node.attrs.get("pads") or [0] * (2 * rank)
-    ones = kernel is not None and all(kernel[place - 2] == 1 for place in places)
+    kernel = _kernel(lifter, node)
+    pads = node.attrs.get("pads") or [0] * (2 * rank)
+    ones = all(kernel[place - 2] == 1 for place in places)
     plain = all(not pads[place - 2] and not pads[place - 2 + rank] for place in places)
     return places if ones and plain else []
+
+
+def _kernel(lifter: Lifter, node: gs.Node) -> Sequence[int]:
+    given = node.attrs.get("kernel_shape")
+    return given or lifter.shape(node.inputs[1])[2:]
 
 
 def _flattened(lifter: Lifter, node: gs.Node, places: Sequence[int]) -> _Flat | None:
     """The layer of fewer axes; a weight is stored without them."""
     gone = {place - 2 for place in places}
-    rank = len(node.attrs["kernel_shape"])
+    rank = len(_kernel(lifter, node))
     kept = [axis for axis in range(rank) if axis not in gone]
     attrs = dict(node.attrs)
     for name in ("kernel_shape", "strides", "dilations"):
