@@ -250,10 +250,11 @@ def wait_for(folder: Path, tiles: int, process: subprocess.Popen[bytes]) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_a_killed_worker_is_replaced(tmp_path: Path, model: str) -> None:
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_killed_worker_is_replaced(tmp_path: Path, model: str, workers: str) -> None:
     image = np.random.default_rng(0).integers(0, 256, (400, 380)).astype(np.uint8)
     np.save(tmp_path / "im.npy", image)
-    with begin(model, tmp_path, "--workers", "2") as process:
+    with begin(model, tmp_path, "--workers", workers) as process:
         wait_for(tmp_path, 5, process)
         for pid in children(process.pid):
             command = Path(f"/proc/{pid}/cmdline").read_bytes()

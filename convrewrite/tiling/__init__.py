@@ -8,8 +8,9 @@ store, engine                 workers that compute tiles and write them whole; w
 exports, checks, arrays       other files; random places once more; lazy arrays of Dask
 """
 
-from convrewrite.tiling.applying import Applied, How, apply
+from convrewrite.tiling.applying import apply
 from convrewrite.tiling.arrays import lazily
+from convrewrite.tiling.result import Applied, How
 from convrewrite.tiling.survey import REASONS
 
 __all__ = ["REASONS", "Applied", "How", "apply", "lazily"]

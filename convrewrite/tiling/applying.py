@@ -13,152 +13,24 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from convrewrite import model_io, runtime
-from convrewrite.errors import CheckFailed, UsageError
+from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
-from convrewrite.notebook import Printed
 from convrewrite.pipeline.steps import obtained
 from convrewrite.tiling import checks, engine, exports, images, memory
-from convrewrite.tiling.checks import Check
 from convrewrite.tiling.engine import Finished, Job, Tell
 from convrewrite.tiling.images import Source
 from convrewrite.tiling.preparing import Preparation, prepared
 from convrewrite.tiling.recipe import Recipe
+from convrewrite.tiling.result import Applied, How
 from convrewrite.tiling.store import Store, same_plan, stored_plan, targets
 from convrewrite.tiling.survey import Survey, outline, refused, survey
-
-MEMORY = "4GB"
-
-FAILED = 5
-"""So many failed tiles are named in full."""
-
-
-@dataclass(frozen=True)
-class How:
-    """What is asked for.
-
-    Attributes:
-        layout, array: of the image: letters of its axes, and which array of a group. scale, mean, std, channels: what
-            is done to pixels, where the model's metadata does not say it or the user says otherwise.
-        outputs: names; all maps, if none. top1: the best class in the place of all values. chosen: class of a picture.
-        memory: of all processes, such as "2GB". workers: processes; None for one per core or GPU. threads: of each.
-        scheduler: address of a Dask cluster. provider: of ONNX Runtime. resume: go on with what is there.
-        overwrite: begin anew. check: random places to compute once more. original: the classifier for them.
-        seed: of the places. tolerance: of these comparisons. tile: cells of the first output per axis.
-    """
-
-    layout: str = ""
-    array: str = ""
-    scale: float | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    channels: tuple[int, ...] | None = None
-    outputs: tuple[str, ...] = ()
-    top1: bool = False
-    chosen: int | None = None
-    memory: str = MEMORY
-    workers: int | None = None
-    threads: int | None = None
-    scheduler: str | None = None
-    provider: str = "auto"
-    resume: bool = False
-    overwrite: bool = False
-    check: int = 0
-    original: str | None = None
-    seed: int = 0
-    tolerance: float | None = None
-    tile: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
-class Applied(Printed):
-    """What came of it; it prints itself.
-
-    Attributes:
-        target: what was written. size: of the image. outputs: shape of each. tiles: in all; resumed: done before.
-        useful: share of the pixels read that tiles do not share. rate: pixels of the image per second.
-        finished, workers, provider: how it was done. checks: comparisons. attributes: what cells mean, by output.
-    """
-
-    target: str
-    size: tuple[int, ...]
-    outputs: Mapping[str, tuple[int, ...]]
-    tiles: int
-    resumed: int
-    useful: float
-    rate: float
-    finished: Finished
-    workers: int
-    provider: str
-    crop: tuple[int, ...]
-    checks: tuple[Check, ...] = ()
-    attributes: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def failed(self) -> list[str]:
-        """One line for each kind of failure."""
-        return [f"{c.name}: error {c.error:.1e}, tolerance {c.tolerance or 0:.1e}" for c in self.checks if c.failed]
-
-    def check(self) -> Applied:
-        """Itself; raises CheckFailed where tiles or comparisons failed."""
-        if self.finished.failed:
-            named = [f"{place}: {why}" for place, why in sorted(self.finished.failed.items())[:FAILED]]
-            more = f"; and {len(self.finished.failed) - FAILED} more" if len(self.finished.failed) > FAILED else ""
-            raise CheckFailed(
-                f"{len(self.finished.failed)} of {self.tiles} tiles failed: {'; '.join(named)}{more}; "
-                "what was computed is kept: mend the cause and give --resume"
-            )
-        if self.failed:
-            raise CheckFailed(f"not what the models give: {'; '.join(self.failed)}")
-        return self
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it (schema convrewrite.apply/1)."""
-        return {
-            "schema": "convrewrite.apply/1",
-            "output": self.target,
-            "image": list(self.size),
-            "outputs": {name: list(shape) for name, shape in self.outputs.items()},
-            "attributes": dict(self.attributes),
-            "tiles": {"total": self.tiles, "resumed": self.resumed, "computed": self.finished.tiles},
-            "failed": [{"tile": list(place), "why": why} for place, why in sorted(self.finished.failed.items())],
-            "crop": list(self.crop),
-            "useful": self.useful,
-            "seconds": self.finished.seconds,
-            "pixels_per_second": self.rate,
-            "workers": self.workers,
-            "provider": self.provider,
-            "checks": [check.to_dict() for check in self.checks],
-        }
-
-    def __str__(self) -> str:
-        by = "x".join
-        cells = ", ".join(f"{name} [{by(map(str, shape))}]" for name, shape in self.outputs.items())
-        again = f", {self.resumed} of them done before" if self.resumed else ""
-        lines = [
-            f"applied    to an image of {by(map(str, self.size))}: {cells}",
-            f"tiles      {self.tiles} of up to {by(map(str, self.crop))} pixels{again}; "
-            f"{self.useful:.0%} of what was read belongs to one tile alone",
-        ]
-        if self.finished.tiles:
-            rate = f"{self.rate / 1e6:.2f} million pixels per second"
-            lines.append(
-                f"ran        in {self.finished.seconds:.1f} s on {self.workers} workers ({self.provider}): {rate}"
-            )
-        for check in self.checks:
-            if check.why:
-                lines.append(f"checked    {check.name}: skipped ({check.why})")
-                continue
-            kind = "stated, a difference in meaning" if check.tolerance is None else f"tolerance {check.tolerance:.1e}"
-            lines.append(f"checked    {check.name}: {check.count} places, error {check.error:.1e} ({kind})")
-        lines.append(f"wrote      {self.target}")
-        return "\n".join(lines)
 
 
 def apply(source: str | Path | Model, image: str, target: str, how: How, tell: Tell | None = None) -> Applied:
@@ -232,6 +104,7 @@ class _Run:
         if how.check:
             compared = checks.check(job, seen, how.check, original=how.original, seed=how.seed, tolerance=how.tolerance)
             result = replace(result, checks=tuple(compared))
+            result = replace(result, written=kind == "zarr" or not result.failed)
         if kind != "zarr" and not result.failed:
             only = next(iter(store.targets.values()))
             exports.export(kind, store.open()[only.name], self.target, only, how.chosen)
@@ -309,6 +182,8 @@ class _Run:
                 )
             return
         exists = before is not None or ("://" not in store.url and Path(store.url).exists())
+        if there and how.resume:
+            raise UsageError(f"{self.target} is finished already", remedy="give --overwrite to begin anew")
         if (exists or there) and not how.overwrite:
             name = store.url if exists else self.target
             raise UsageError(f"{name} is there already", remedy="give --resume to go on, or --overwrite to begin anew")

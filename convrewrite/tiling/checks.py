@@ -9,6 +9,7 @@ the original is a difference in meaning: it is stated, and fails nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,7 +54,7 @@ class Check:
         return {
             "name": self.name,
             "places": self.count,
-            "error": self.error,
+            "error": self.error if math.isfinite(self.error) else None,
             "tolerance": self.tolerance,
             "status": status,
             "why": self.why,

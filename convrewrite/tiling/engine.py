@@ -94,7 +94,8 @@ def run(job: Job, places: Sequence[Place], client: Any, tell: Tell | None = None
     distributed = library("distributed")
     total, found, begin = len(places), Finished(), time.perf_counter()
     waiting = iter(places)
-    kept = client.scatter(job, broadcast=True, hash=False)
+    # a path is short enough to go with every tile; bytes lie with the workers
+    kept = client.scatter(job, broadcast=True, hash=False) if isinstance(job.model, bytes) else job
     tries: dict[Place, int] = {}
     running: dict[Any, Place] = {}
     stream = distributed.as_completed(loop=client.loop)
