@@ -9,7 +9,7 @@
                  batches; with MONAI installed, by its `sliding_window_inference`
     scaling      the same with two workers over one, one thread each
 
-Memory is the sum of the proportional set sizes of the process and all its descendants, looked at ten times a second
+Memory is the sum of the proportional set sizes of the process and all its descendants, looked at twice a second
 (Linux: /proc/PID/smaps_rollup). Reading and writing are part of every time of `apply`; its own start is not, which it
 states itself. The images are Zarr arrays of 8-bit pixels in chunks of 1024 x 1024.
 """
@@ -104,7 +104,7 @@ class Watched:
         self._thread.start()
 
     def _watch(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.5):
             self.peak = max(self.peak, sum(map(proportional, family(self.process.pid))))
 
     def kill(self) -> None:

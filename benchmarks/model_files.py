@@ -50,6 +50,13 @@ TOOLS: dict[str, Sequence[str]] = {
         "import sys, onnx, onnxslim; onnx.save(onnxslim.slim(onnx.load(sys.argv[1])), sys.argv[2], {external})",
     ),
 }
+LARGE = (
+    *PYTHON,
+    "import sys, pathlib; from benchmarks import model_files; "
+    "model_files.large(pathlib.Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))",
+)
+"""A process apart: a child counts the memory of the one that started it."""
+
 EXTERNAL = "save_as_external_data=True, location='beside.data'"
 
 
@@ -173,7 +180,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="convrewrite-bench-") as name:
         folder = Path(name)
         common.run_quietly([*BUILD, str(folder / "vgg16.onnx"), "0.125" if options.quick else "1"])
-        large(folder / "large.onnx", 3 if options.quick else LAYERS, 128 if options.quick else CHANNELS)
+        size = (3, 128) if options.quick else (LAYERS, CHANNELS)
+        common.run_quietly([*LARGE, str(folder / "large.onnx"), *map(str, size)])
         models = {
             "VGG-16": run("VGG-16", folder / "vgg16.onnx", folder, rounds),
             "large": run("large", folder / "large.onnx", folder, rounds),
