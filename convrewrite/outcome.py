@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -48,13 +48,22 @@ class Options:
 
 @dataclass(frozen=True)
 class FileFacts:
-    """A model file in the report; `macs` at the native size, None where shapes are not known."""
+    """A model file in the report; `macs` at the native size, None where shapes are not known.
+
+    Attributes:
+        digest: computes the hash of the file, which takes as long as reading it: only a report asks.
+    """
 
     path: str
-    sha256: str
+    digest: Callable[[], str]
     bytes: int
     parameters: int
     macs: int | None
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return self.digest()
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,8 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
 
 
 def _facts(facts: FileFacts | None) -> dict[str, Any] | None:
-    return None if facts is None else dict(vars(facts))
+    names = ("path", "sha256", "bytes", "parameters", "macs")
+    return None if facts is None else {name: getattr(facts, name) for name in names}
 
 
 def check_target(target: str, models: Sequence[str]) -> None:

@@ -58,14 +58,18 @@ def same_file(source: str, target: str) -> bool:
 
 def input_facts(model: Model, path: str) -> FileFacts:
     """Of a file that was read."""
-    return FileFacts(path, model.sha256, model.nbytes, costs.parameters(model.graph), None)
+    return FileFacts(path, lambda: model.sha256, model.nbytes, costs.parameters(model.graph), None)
 
 
 def output_facts(model: Model, staged: Path, target: str) -> FileFacts:
     """Of a file that is written but not published yet, under the name that it will have."""
-    digest, size = hashlib.sha256(), 0
-    with staged.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-            size += len(chunk)
-    return FileFacts(target, digest.hexdigest(), size, costs.parameters(model.graph), None)
+    size, parameters = staged.stat().st_size, costs.parameters(model.graph)
+    if target != STREAM:
+        return FileFacts(target, lambda: _digest(Path(target)), size, parameters, None)
+    found = _digest(staged)  # it is gone once the stream has it
+    return FileFacts(target, lambda: found, size, parameters, None)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,7 +21,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 from threadpoolctl import threadpool_limits
 
 from convrewrite.passes.groups.detection import Array, Component
@@ -161,6 +160,8 @@ def _balanced(gain: Array) -> Array:
     if groups == 2:
         labels[np.argsort(gain[:, 0] - gain[:, 1], kind="stable")[: count // 2]] = 1
         return labels
+    from scipy.optimize import linear_sum_assignment  # half a second, which every other command would wait
+
     rows, slots = linear_sum_assignment(np.repeat(gain, count // groups, axis=1), maximize=True)
     labels[rows] = slots // (count // groups)
     return labels
