@@ -238,7 +238,8 @@ def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any
         model: what `fcn` made, or another fully convolutional one. image: path or address of a Zarr array, TIFF, .npy,
             PNG or JPEG. target: a Zarr group, .npy, .tif or .png; then the result is a `tiling.Applied`.
             Without a target, the image is a `dask.array`, and so is the result, [K, *cells] by output name, lazily.
-        how: fields of `tiling.How`, as the command's options; without a target those of `tiling.lazily`.
+        how: fields of `tiling.How`, as the command's options; without a target layout, outputs, tile, scale, mean, std
+            and channels.
 
     Raises:
         Refused: tiles cannot give what one pass gives. CheckFailed: a tile or a comparison failed. UsageError.
@@ -251,6 +252,8 @@ def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any
     if unknown:
         known = ", ".join(sorted(tiling.How.__dataclass_fields__))
         raise UsageError(f"there is no option '{min(unknown)}'", remedy=f"choose from {known}")
+    if not isinstance(image, str | Path):
+        raise UsageError("an array has no path", remedy="leave the target out, and store what comes, or give a path")
     return tiling.apply(_model(model), str(image), str(target), tiling.How(**how)).check()
 
 

@@ -65,6 +65,10 @@ class FileFacts:
         """Of the file."""
         return self.digest()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {name: getattr(self, name) for name in ("path", "sha256", "bytes", "parameters", "macs")}
+
 
 @dataclass(frozen=True)
 class Ends:

@@ -86,8 +86,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
 
 
 def _facts(facts: FileFacts | None) -> dict[str, Any] | None:
-    names = ("path", "sha256", "bytes", "parameters", "macs")
-    return None if facts is None else {name: getattr(facts, name) for name in names}
+    return None if facts is None else facts.to_dict()
 
 
 def check_target(target: str, models: Sequence[str]) -> None:

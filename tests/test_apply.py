@@ -170,9 +170,22 @@ def test_a_picture(tmp_path: Path, model: str, pixels: np.ndarray, whole: np.nda
 def test_lazy_arrays(model: str, pixels: np.ndarray, whole: np.ndarray) -> None:
     import dask.array as da
 
-    lazy = cr.apply(model, da.from_array(pixels, chunks=(64, 50)), tile=9, preparation={"scale": 255})["probabilities"]
+    lazy = cr.apply(model, da.from_array(pixels, chunks=(64, 50)), tile=9, scale=255)["probabilities"]
     assert (lazy.shape, lazy.dtype, lazy.numblocks) == (whole.shape, np.float32, (1, 4, 4))
     np.testing.assert_allclose(lazy[:, 3:20, 5:].compute(scheduler="synchronous"), whole[:, 3:20, 5:], atol=1e-6)
+
+
+def test_lazy_arrays_with_axes_of_one_entry(model: str, pixels: np.ndarray, whole: np.ndarray) -> None:
+    import dask.array as da
+
+    lazy = cr.apply(model, da.from_array(pixels[None, None]), scale=255)["probabilities"]
+    np.testing.assert_allclose(lazy[:, :5].compute(scheduler="synchronous"), whole[:, :5], atol=1e-6)
+    with pytest.raises(UsageError, match="take one plane out of it first"):
+        cr.apply(model, da.from_array(np.stack([pixels, pixels])[None, :, None].repeat(2, 0)))
+    with pytest.raises(UsageError, match="is a path"):
+        cr.apply(model, "im.npy")
+    with pytest.raises(UsageError, match="an array has no path"):
+        cr.apply(model, pixels, "o.npy")
 
 
 # Pixels on their way
@@ -208,6 +221,10 @@ def test_channels_mean_and_deviation(tmp_path: Path) -> None:
     onnx.save(built, tmp_path / "told.onnx")
     cr.apply(tmp_path / "told.onnx", tmp_path / "im.png", tmp_path / "told.npy", workers=1)
     np.testing.assert_array_equal(np.load(tmp_path / "told.npy"), np.load(tmp_path / "o.npy"))
+    onnx.helper.set_model_props(built, {"convrewrite.prepare": json.dumps({"scal": 255})})
+    onnx.save(built, tmp_path / "typo.onnx")
+    with pytest.raises(UsageError, match="has an unknown 'scal'"):
+        cr.apply(tmp_path / "typo.onnx", tmp_path / "im.png", tmp_path / "typo.npy")
     done = run("apply", "m.onnx", "im.png", "x.npy", cwd=tmp_path)
     assert done.returncode == 2
     assert b"the image has 4 channels, the model takes 3; choose with --channels 0,1,2" in done.stderr
@@ -331,6 +348,26 @@ def test_an_image_that_is_cut_short(tmp_path: Path, model: str, pixels: np.ndarr
     assert b"Traceback" not in done.stderr
 
 
+def test_ctrl_c(tmp_path: Path, model: str) -> None:
+    """One line, no traceback of any process, and --resume goes on."""
+    np.save(tmp_path / "im.npy", np.random.default_rng(0).integers(0, 256, (400, 380)).astype(np.uint8))
+    command = [*COMMAND, "apply", model, "im.npy", "o.zarr", "--scale", "255", "--tile", "4x4"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        wait_for(tmp_path, 5, process)
+        os.killpg(process.pid, signal.SIGINT)
+        _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert told.strip() == b"interrupted; the tiles that are done are kept, and --resume goes on"
+
+
+def test_a_tiff_that_needs_another_codec(tmp_path: Path, model: str, pixels: np.ndarray, whole: np.ndarray) -> None:
+    Image.fromarray(pixels).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    cr.apply(model, tmp_path / "lzw.tif", tmp_path / "o.npy", scale=255, workers=1)
+    np.testing.assert_allclose(np.load(tmp_path / "o.npy"), whole, atol=1e-6)
+
+
 @pytest.mark.skipif(not hasattr(os, "statvfs") or os.geteuid() != 0, reason="mounts a small file system")
 def test_a_full_disk(tmp_path: Path, model: str) -> None:
     small = tmp_path / "small"
@@ -355,7 +392,7 @@ def test_a_full_disk(tmp_path: Path, model: str) -> None:
 
 @pytest.mark.parametrize(
     ("size", "says"),
-    [((31, 200), b"smaller than what one cell"), ((1, 200), b"smaller than what one cell"), ((32, 32), b"")],
+    [((31, 200), b"smaller than the model's window"), ((1, 200), b"smaller than the model's window"), ((32, 32), b"")],
 )
 def test_images_about_as_large_as_the_window(tmp_path: Path, model: str, size: tuple[int, int], says: bytes) -> None:
     np.save(tmp_path / "im.npy", np.random.default_rng(0).random(size, np.float32))
@@ -378,6 +415,11 @@ BAD: dict[str, tuple[list[str], bytes]] = {
     "scheduler": (["im.npy", "o.zarr", "--scheduler", "tcp://127.0.0.1:1"], b"no Dask scheduler answers"),
     "original": (["im.npy", "o.zarr", "--original", LENET], b"give --check N, too"),
     "both": (["im.npy", "o.zarr", "--resume", "--overwrite"], b"leave one of them out"),
+    "itself": (["im.npy", "im.npy", "--overwrite"], b"im.npy is the image, which is not overwritten"),
+    "ending": (["im.npy", "o.jpg"], b"no map is written as .jpg"),
+    "class": (["im.npy", "o.zarr", "--class", "1"], b"--class draws the values of one class"),
+    "class-and-top1": (["im.npy", "o.png", "--class", "1", "--top1"], b"leave it out, or --top1"),
+    "bytes": (["im.npy", "o.zarr", "--memory", "5"], b"write 5GB"),
     "not-a-result": (["im.npy", "folder", "--overwrite"], b"is no result of apply"),
     "folder": (["im.npy", "no/such/folder.npy", "--workers", "1"], b"cannot write"),
 }

@@ -117,7 +117,7 @@ class Inspection(Printed):
         """As JSON has it."""
         return {
             "schema": SCHEMA,
-            "file": dict(vars(self.file)),
+            "file": self.file.to_dict(),
             "size": None if self.size is None else list(self.size),
             "size_assumed": self.assumed,
             "image": self.image,

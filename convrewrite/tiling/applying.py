@@ -20,11 +20,13 @@ from typing import Any
 import numpy as np
 
 from convrewrite import model_io, runtime
-from convrewrite.errors import UsageError
+from convrewrite.atomic import same_path
+from convrewrite.errors import Interrupted, UsageError
 from convrewrite.model_io import Model
 from convrewrite.pipeline.steps import obtained
 from convrewrite.tiling import checks, engine, exports, images, memory
 from convrewrite.tiling.engine import Finished, Job, Tell
+from convrewrite.tiling.geometry import Geometry
 from convrewrite.tiling.images import Source
 from convrewrite.tiling.preparing import Preparation, prepared
 from convrewrite.tiling.recipe import Recipe
@@ -48,6 +50,13 @@ def apply(source: str | Path | Model, image: str, target: str, how: How, tell: T
         return _Run(model, image, target.removeprefix("file://"), how, Path(folder)).done(tell)
 
 
+def _refuse_own(target: str, sources: Mapping[str, str]) -> None:
+    """Raise UsageError where OUT is what is read."""
+    for what, path in sources.items():
+        if path and "://" not in path and same_path(target, path.removeprefix("file://")):
+            raise UsageError(f"{target} is {what}, which is not overwritten", remedy="choose another OUT")
+
+
 @contextlib.contextmanager
 def _sized() -> Iterator[None]:
     """Refuse a model of one size where its crops cannot show what the image does."""
@@ -69,10 +78,12 @@ class _Run:
 
     def done(self, tell: Tell | None) -> Applied:
         how, kind = self.how, exports.kind_of(self.target)
+        _refuse_own(self.target, {"the image": self.image, "the model": str(self.model.path or "")})
         rank, channels = outline(self.model)
         preparation = prepared(self.model.metadata, how.scale, how.mean, how.std, how.channels).fitting(channels)
         found = images.find(self.image, how.array, self.folder)
         source = images.settled(found, rank, channels, how.layout, preparation.channels)
+        images.probe(source)
         seen = survey(self.model, source.size, how.outputs)
         provider, workers, threads = self._resources()
         url = self.target if kind == "zarr" else f"{self.target}.tiles.zarr"
@@ -95,8 +106,11 @@ class _Run:
         finished = Finished()
         if left:
             share = memory.parse_bytes(how.memory) / workers
-            with engine.workers(workers, provider, how.scheduler, share, str(self.folder)) as client:
-                finished = engine.run(job, left, client, tell)
+            try:
+                with engine.workers(workers, provider, how.scheduler, share, str(self.folder)) as client:
+                    finished = engine.run(job, left, client, tell)
+            except KeyboardInterrupt:
+                raise Interrupted("interrupted; the tiles that are done are kept, and --resume goes on") from None
         total = math.prod(store.counts)
         result = self._applied(seen, job, total, total - len(left), finished, workers)
         if finished.failed:
@@ -125,18 +139,26 @@ class _Run:
         """Units per tile: as in what is there, as asked for, or as large as memory allows."""
         geometry = seen.geometry
         if self.how.resume and before is not None and len(before.get("step", ())) == len(geometry.size):
-            return tuple(int(n) for n in before["step"])
+            kept = tuple(int(n) for n in before["step"])
+            if self.how.tile is not None and self._asked(geometry, self.how.tile) != kept:
+                raise UsageError("--resume goes on with the tiles that are there", remedy="leave --tile out")
+            return kept
         if self.how.tile is not None:
-            if len(self.how.tile) not in (1, len(geometry.size)):
-                raise UsageError(f"--tile has {len(self.how.tile)} extents, the image {len(geometry.size)} axes")
-            cells = self.how.tile * (len(geometry.size) if len(self.how.tile) == 1 else 1)
-            strides = [axis.stride for axis in next(iter(geometry.outputs.values()))]
-            spans = zip(cells, strides, geometry.unit, geometry.counts([1] * len(cells)), strict=True)
-            return tuple(min(most, max(1, -(-n * s // unit))) for n, s, unit, most in spans)
+            return self._asked(geometry, self.how.tile)
         with _sized():
             geometry.check([1] * len(geometry.size))
         bytes_ = memory.parse_bytes(self.how.memory)
         return memory.choose_step(seen, bytes_, workers, np.dtype(source.dtype).itemsize)
+
+    def _asked(self, geometry: Geometry, tile: Sequence[int]) -> tuple[int, ...]:
+        """The units of tiles of so many cells of the first output."""
+        rank = len(geometry.size)
+        if len(tile) not in (1, rank):
+            raise UsageError(f"--tile has {len(tile)} extents, the image {rank} axes")
+        cells = tuple(tile) * (rank if len(tile) == 1 else 1)
+        strides = [axis.stride for axis in next(iter(geometry.outputs.values()))]
+        spans = zip(cells, strides, geometry.unit, geometry.counts([1] * rank), strict=True)
+        return tuple(min(most, max(1, -(-n * s // unit))) for n, s, unit, most in spans)
 
     def _store(self, url: str, seen: Survey, step: Sequence[int]) -> Store:
         window = seen.window

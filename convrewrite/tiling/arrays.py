@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,23 +39,28 @@ def lazily(
     layout: str = "",
     outputs: Sequence[str] = (),
     tile: int | Sequence[int] = CELLS,
-    preparation: Mapping[str, Any] | None = None,
+    scale: float | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    channels: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """The cells of a `dask.array`, as one: [K, *cells] for each output, with a chunk for each tile.
 
     Args:
         model: a fully convolutional one. image: `dask.array`, or what Dask makes one of. layout: letters of its axes.
-        outputs: names; all maps, if none. tile: cells per axis. preparation: scale, mean, std, channels.
+        outputs: names; all maps, if none. tile: cells per axis. scale, mean, std, channels: as of `How`.
 
     Raises:
         Refused, UsageError: as `apply` does.
     """
     arrays, dask = library("dask.array"), library("dask")
+    if isinstance(image, str | Path):
+        raise UsageError(f"{image} is a path", remedy="give a target, too, or open it as an array")
     image = arrays.asarray(image)
-    rank, channels = outline(model)
-    prepare = prepared(model.metadata, **dict(preparation or {})).fitting(channels)
+    rank, depth = outline(model)
+    prepare = prepared(model.metadata, scale, mean, std, channels).fitting(depth)
     source = settled(
-        Source("the image", "dask", "", tuple(image.shape), str(image.dtype)), rank, channels, layout, prepare.channels
+        Source("the image", "dask", "", tuple(image.shape), str(image.dtype)), rank, depth, layout, prepare.channels
     )
     seen = survey(model, source.size, outputs)
     geometry, recipe = seen.geometry, Recipe.of(seen)

@@ -31,6 +31,9 @@ Tell = Callable[[int, int, float], None]
 TRIES = 3
 """So often a tile is run; so many workers may die over it."""
 
+DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+"""What a worker does first: Ctrl-C is for the process that hands out the tiles, and that stops the workers."""
+
 AHEAD = 2
 """Tiles per worker that wait for it."""
 
@@ -153,6 +156,7 @@ def workers(
         "distributed.worker.memory.target": False,
         "distributed.worker.memory.spill": False,
         "distributed.worker.memory.pause": False,
+        "distributed.worker.preload": [DEAF],
         "distributed.scheduler.allowed-failures": TRIES - 1,
         "distributed.admin.log-format": "%(message)s",
         "distributed.logging.distributed": "critical",

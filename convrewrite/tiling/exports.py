@@ -12,13 +12,16 @@ import numpy as np
 from convrewrite.atomic import discard, temporary_beside, write_errors
 from convrewrite.errors import UsageError
 from convrewrite.tiling.extra import library
-from convrewrite.tiling.images import TIFFS
+from convrewrite.tiling.images import PICTURES, TIFFS
 from convrewrite.tiling.store import Target
 
 Array = np.ndarray[Any, Any]
 
 LARGEST_PICTURE = 8192
 """Pixels of a PNG per side."""
+
+OTHERS = frozenset(".npz .h5 .hdf5 .nc .csv .json .onnx .txt .zip .mat .raw .bin".split())
+"""Endings of files that are no Zarr groups."""
 
 EDGE = 256
 """Pixels of a TIFF's tiles per side."""
@@ -28,15 +31,21 @@ SMALLEST = 512
 
 
 def kind_of(target: str) -> str:
-    """What a file's name asks for: "zarr", "npy", "tiff" or "png"."""
+    """What a file's name asks for: "zarr", "npy", "tiff" or "png". Raises UsageError for another format's."""
     suffix = Path(target).suffix.lower()
     if suffix in TIFFS:
         return "tiff"
-    return suffix[1:] if suffix in (".npy", ".png") else "zarr"
+    if suffix in (".npy", ".png"):
+        return suffix[1:]
+    if suffix in PICTURES or suffix in OTHERS:
+        raise UsageError(f"{target}: no map is written as {suffix}", remedy="name it .zarr, .npy, .tif or .png")
+    return "zarr"
 
 
 def check(kind: str, target: str, found: Mapping[str, Target], chosen: int | None) -> None:
     """Raise UsageError where a file of that kind cannot hold these outputs."""
+    if chosen is not None and (kind != "png" or any(of.top1 for of in found.values())):
+        raise UsageError("--class draws the values of one class in a .png", remedy="leave it out, or --top1")
     if kind == "zarr":
         return
     if len(found) > 1:

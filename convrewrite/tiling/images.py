@@ -92,6 +92,18 @@ class Source:
             raise UsageError(f"cannot read the image {self.url}: {_line(error)}") from None
 
 
+def probe(source: Source) -> None:
+    """Read one pixel. Raises UsageError where the image cannot be decoded here."""
+    try:
+        source.read(source.open(), [(0, 1)] * len(source.letters))
+    except UsageError:
+        raise
+    except Exception as error:  # each library has errors of its own
+        text = _line(error)
+        remedy = "pip install imagecodecs" if "imagecodecs" in text else "see whether another program reads it"
+        raise UsageError(f"cannot read the image {source.url}: {text}", remedy=remedy) from None
+
+
 def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
@@ -212,7 +224,10 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
     axes = layout.upper() or source.axes or _guessed(shape, spatial, channels, bool(taken))
     if not axes:
         letters = f"{spatial}C, C{spatial} or {spatial}"
-        raise UsageError(f"the axes of the image [{text}] are not clear", remedy=f"give --layout: {letters}")
+        remedy = f"give --layout: {letters}"
+        if sum(extent > 1 for extent in shape) > rank + 1:
+            remedy = f"take one plane out of it first, and give its axes: {letters}"
+        raise UsageError(f"the axes of the image [{text}] are not clear", remedy=remedy)
     if len(axes) != len(shape):
         raise UsageError(f"--layout {layout} names {len(axes)} axes, the image [{text}] has {len(shape)}")
     axes = "".join(
@@ -241,6 +256,10 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
 
 def _guessed(shape: Sequence[int], spatial: str, channels: int, picked: bool) -> str:
     """The layout where only one fits: channels last, channels first, or none."""
+    if len(shape) > len(spatial) + 1 and 1 in shape:  # axes of one entry, such as time, are passed over
+        rest = iter(_guessed([extent for extent in shape if extent > 1], spatial, channels, picked))
+        letters = "".join("." if extent == 1 else next(rest, "") for extent in shape)
+        return letters if len(letters) == len(shape) and not next(rest, "") else ""
     if len(shape) == len(spatial):
         return spatial
     if len(shape) != len(spatial) + 1:

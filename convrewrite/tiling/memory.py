@@ -41,7 +41,10 @@ def parse_bytes(text: str) -> float:
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*", text.lower())
     if found is None or not float(found[1]):
         raise UsageError(f"'{text}' is no amount of memory", remedy="write 2GB, or 500MB")
-    return float(found[1]) * UNITS[found[2] or ""]
+    amount = float(found[1]) * UNITS[found[2] or ""]
+    if amount < 1e6:
+        raise UsageError(f"--memory {text} is {amount:g} bytes", remedy=f"write {text}GB")
+    return amount
 
 
 def peak(graph: gs.Graph, image: str, shape: Sequence[int]) -> float:

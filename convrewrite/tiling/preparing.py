@@ -88,6 +88,8 @@ def _stored(metadata: Mapping[str, str]) -> Preparation:
     if PREPARE_KEY in metadata:
         try:
             data = json.loads(metadata[PREPARE_KEY])
+            if strange := set(data) - {"scale", "mean", "std", "channels"}:
+                raise UsageError(f"the model's metadata entry {PREPARE_KEY} has an unknown '{min(strange)}'")
             means, deviations = (tuple(map(float, data.get(name, ()))) for name in ("mean", "std"))
             return Preparation(
                 float(data.get("scale", 1.0)), means, deviations, tuple(map(int, data.get("channels", ())))

@@ -13,6 +13,8 @@ from convrewrite.tiling.engine import Finished
 
 MEMORY = "4GB"
 
+STATED = "stated, no fault: a crop sees padding where the image has pixels"
+
 FAILED = 5
 """So many failed tiles are named in full."""
 
@@ -135,7 +137,7 @@ class Applied(Printed):
             if check.why:
                 lines.append(f"checked    {check.name}: skipped ({check.why})")
                 continue
-            kind = "stated, a difference in meaning" if check.tolerance is None else f"tolerance {check.tolerance:.1e}"
+            kind = f"tolerance {check.tolerance:.1e}" if check.tolerance is not None else STATED
             lines.append(f"checked    {check.name}: {check.count} places, error {check.error:.1e} ({kind})")
         lines.append(f"wrote      {self.target}" if self.written else f"not made   {self.target}")
         return "\n".join(lines)

@@ -1,6 +1,6 @@
 """Where the cells go: a Zarr group with an array for each output, chunked by tile, and a list of tiles that are done.
 
-    OUT/scores     [K, H', W'] float32, or with top1 OUT/classes [H', W']
+    OUT/<output>   [K, H', W'] float32, or with top1 [H', W'], the number of the best class; named as in the model
     OUT/done       one entry per tile: 1 once all of its chunks are written
     attributes     the plan: model, image, tiles, preparation; and of each array stride, offset and window
 

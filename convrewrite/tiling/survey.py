@@ -58,7 +58,7 @@ REASONS = {
         Reason(
             "apply/fixed-size",
             "the model takes images of one size, and no crop of it shows what the whole image would",
-            "convert it again without --size",
+            "convert it again without --size, export it with open rows and columns, or give a smaller --tile",
         ),
     )
 }
@@ -123,6 +123,9 @@ def survey(model: Model, size: Sequence[int], outputs: Sequence[str] = ()) -> Su
     source = next(t for t in graph.inputs if t.name == image)
     fixed = tuple(source.shape[dim] for dim in dims)
     shape = _shape(graph, source, dims, size)
+    if window is not None and any(n < own for n, own in zip(size, window.size, strict=True)):
+        text, own = ("x".join(map(str, extents)) for extents in (size, window.size))
+        raise UsageError(f"an image of {text} is smaller than the model's window, {own}", remedy="give a larger one")
     known = _shapes(graph, image, shape)
     _freeze(graph, known)
     reaches = receptive_fields(graph, known, image, bounds=True, dims=dims)
@@ -137,6 +140,9 @@ def survey(model: Model, size: Sequence[int], outputs: Sequence[str] = ()) -> Su
     strides = [reach.stride for reach in reaches.values() if reach.axes and all(a.dim is not None for a in reach.axes)]
     period = tuple(math.lcm(*(stride[axis] for stride in strides)) for axis in range(len(dims)))
     one_size = all(isinstance(extent, int) for extent in fixed)
+    if one_size and any(n < own for n, own in zip(size, fixed, strict=True)):
+        text, own = ("x".join(map(str, extents)) for extents in (size, fixed))
+        raise UsageError(f"an image of {text} is smaller than the one size that the model takes, {own}")
     geometry = Geometry(tuple(size), period, axes, fixed if one_size else None)
     others = [dim for dim in range(len(shape)) if dim not in dims and not _is_batch(dim, window)]
     values = {t.name: math.prod(e for dim, e in enumerate(known[t.name]) if dim not in places[t.name]) for t in chosen}
@@ -215,10 +221,11 @@ def _shapes(graph: gs.Graph, image: str, shape: Shape) -> Mapping[str, Shape]:
     try:
         known = infer_shapes(graph, {image: shape})
     except onnx.shape_inference.InferenceError as error:
-        text = " ".join(str(error).split())[:200]
+        text = " ".join(str(error).split()).removeprefix("[ShapeInferenceError] ")
         raise UsageError(
-            f"the model does not run on an image of {'x'.join(map(str, shape))}: {text}",
-            remedy="a classifier has to be converted with 'convrewrite fcn' first",
+            f"the model does not run on an image of {'x'.join(map(str, shape))}: {text[:300]}",
+            remedy="a classifier has to be converted with 'convrewrite fcn' first; a network that joins maps of "
+            "several sizes needs an image of a size that fits, such as a multiple of its strides",
         ) from None
     if any(extent < 1 for name in known for extent in known[name] if name in {t.name for t in graph.outputs}):
         raise UsageError(
