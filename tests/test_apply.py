@@ -296,6 +296,7 @@ def test_a_stopped_run_is_gone_on_with(tmp_path: Path, model: str) -> None:
         for pid in (process.pid, *children(process.pid)):
             os.kill(pid, signal.SIGKILL)
     before = done_tiles(tmp_path)
+    (tmp_path / "o.zarr" / "probabilities" / "c" / "0" / "0" / "9.0123.partial").write_bytes(b"cut short")
     words = ["--scale", "255", "--tile", "4x4", "--workers", "1"]
     done = run("apply", model, "im.npy", "o.zarr", *words, cwd=tmp_path)
     assert (done.returncode, b"give --resume to go on, or --overwrite" in done.stderr) == (2, True)

@@ -202,6 +202,7 @@ class _Run:
                 raise UsageError(
                     f"{store.url} was begun with another {', '.join(differs)}", remedy="give the same, or --overwrite"
                 )
+            store.tidy()
             return
         exists = before is not None or ("://" not in store.url and Path(store.url).exists())
         if there and how.resume:

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -83,6 +84,11 @@ class Store:
     def open(self) -> Any:
         """The group, to be written to."""
         return library("zarr").open_group(self.url, mode="r+")
+
+    def tidy(self) -> None:
+        """Remove what a process that was killed in the middle of a chunk has left; of a store in a folder."""
+        for path in Path(self.url).rglob("*.partial") if "://" not in self.url else ():
+            path.unlink(missing_ok=True)
 
     def number(self, place: Sequence[int]) -> int:
         """Of a tile."""
