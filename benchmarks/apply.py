@@ -316,9 +316,7 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     options = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__.partition("\n")[0])
     options.add_argument("--quick", action="store_true", help="a rehearsal: small images, a narrow net")
-    options.add_argument("--date", default="", help="to record with the results")
-    options.add_argument("--out", type=Path, help="write the results as JSON")
-    options.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    common.add_options(options, table=True)
     options.add_argument("--folder", help="for images and maps; default: the system's temporary folder")
     return options
 
@@ -336,17 +334,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(dir=options.folder, prefix="convrewrite-bench-") as folder:
         parts = {name: step(Path(folder)) for name, step in steps.items()}
     data = {
-        "benchmark": NAME,
-        "date": options.date,
-        "rehearsal": options.quick,
-        "machine": common.machine(),
-        "versions": common.versions(),
+        **common.head(NAME, options),
         **parts,
     }
     print(markdown(data) if options.markdown else "\n".join(goals(data)))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    common.keep(data, options.out)
     return 0
 
 

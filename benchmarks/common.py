@@ -7,7 +7,9 @@ beside them (A/A), because a difference inside that spread is no difference.
 
 from __future__ import annotations
 
+import argparse
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
@@ -165,6 +167,35 @@ def provenance(report: Mapping[str, Any]) -> str:
     if report.get("date"):
         parts.append(report["date"])
     return "Measured on " + "; ".join(parts) + "."
+
+
+# What a benchmark writes
+
+
+def add_options(parser: argparse.ArgumentParser, *, table: bool = False) -> None:
+    """The options of every benchmark: when it was measured and where the result goes; with `table`, how it is shown."""
+    parser.add_argument("--date", default="", help="to record with the results")
+    parser.add_argument("--out", type=Path, help="write the results as JSON")
+    if table:
+        parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+
+
+def head(name: str, options: argparse.Namespace) -> dict[str, Any]:
+    """What every result begins with."""
+    return {
+        "benchmark": name,
+        "date": options.date,
+        "rehearsal": options.quick,
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def keep(data: Mapping[str, Any], target: Path | None) -> None:
+    """Write a result as JSON, if it is to go anywhere."""
+    if target is not None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
 # Tables

@@ -15,7 +15,6 @@ apart, and this one stays small. Needs `os.wait4`: Linux or macOS.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 import sys
@@ -149,9 +148,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__.partition("\n")[0])
     options.add_argument("--rounds", type=int, default=7, help="repetitions; default: 7")
     options.add_argument("--quick", action="store_true", help="a rehearsal: an eighth of the channels, 3 repetitions")
-    options.add_argument("--date", default="", help="to record with the results")
-    options.add_argument("--out", type=Path, help="write the results as JSON")
-    options.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    common.add_options(options, table=True)
     options.add_argument("--folder", help="for 1.2 GB of models; default: the system's temporary folder")
     return options
 
@@ -165,9 +162,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         seconds, peaks = repeat(source, target, 3 if options.quick else max(3, options.rounds))
         data = report(seconds, peaks, source.stat().st_size, rehearsal=options.quick, date=options.date)
     print(markdown(data) if options.markdown else "\n".join(goals(data)))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    common.keep(data, options.out)
     return 0
 
 

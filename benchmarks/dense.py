@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import sys
 import tempfile
@@ -238,11 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     onnxruntime.set_global_thread_pool_sizes(timing.cores(), 1)
     data: dict[str, Any] = {
-        "benchmark": NAME,
-        "date": options.date,
-        "rehearsal": options.quick,
-        "machine": common.machine(),
-        "versions": common.versions(),
+        **common.head(NAME, options),
         "models": {},
     }
     for model, make in MODELS.items():
@@ -253,9 +248,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 rows.append(contest.cell(outputs, 0.5 if options.quick else options.seconds))
                 told = ", ".join(f"{found['median']:.1f}x {name}" for name, found in rows[-1]["speedup"].items())
                 print(f"  {model} at {outputs}x{outputs}: {told}", file=sys.stderr)
-                if options.out is not None:
-                    options.out.parent.mkdir(parents=True, exist_ok=True)
-                    options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+                common.keep(data, options.out)
     print(markdown(data) if options.markdown else "\n".join(goals(data)))
     return 0
 

@@ -16,7 +16,6 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from benchmarks import common
@@ -148,9 +147,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--rounds", type=int, default=None, help="at least so many per cell; default: 6")
     options.add_argument("--threads", type=int, default=2, help="in the one pool of threads; default: 2")
     options.add_argument("--quick", action="store_true", help="a rehearsal: LeNet-5, 5x5, a second; no figures")
-    options.add_argument("--date", default="", help="to record with the results")
-    options.add_argument("--out", type=Path, help="write the results as JSON")
-    options.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    common.add_options(options, table=True)
     options.add_argument("--folder", help="for up to 1.2 GB of models; default: the system's temporary folder")
     return options
 
@@ -181,9 +178,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(*goals(data["summary"]), sep="\n")
     if options.markdown:
         print(f"\n{markdown(data)}")
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    common.keep(data, options.out)
     return 0 if all(cell.correct for cell in cells) else 1
 
 

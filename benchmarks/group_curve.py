@@ -107,8 +107,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--seconds", type=float, default=3.0, help="of timing per point; default: 3")
     options.add_argument("--sets", type=int, default=8, help="of fresh sessions per point; default: 8")
     options.add_argument("--quick", action="store_true", help="a rehearsal: two groups alone, short timings")
-    options.add_argument("--date", default="", help="to record with the results")
-    options.add_argument("--out", type=Path, help="write the results as JSON")
+    common.add_options(options)
     options.add_argument("--draw", type=Path, metavar="F.png", help="measure nothing: draw the kept results")
     return options
 
@@ -121,11 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     seconds, sets = (0.5, 5) if options.quick else (options.seconds, options.sets)
     data: dict[str, Any] = {
-        "benchmark": NAME,
-        "date": options.date,
-        "rehearsal": options.quick,
-        "machine": common.machine(),
-        "versions": common.versions(),
+        **common.head(NAME, options),
         "points": [],
     }
     with tempfile.TemporaryDirectory(prefix="convrewrite-bench-") as folder:
@@ -134,9 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 data["points"].append(point(model, groups, Path(folder), seconds, sets))
                 print(f"  {model}, {groups}: {data['points'][-1]['correct']} right", file=sys.stderr)
     print(markdown(data))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    common.keep(data, options.out)
     return 0
 
 

@@ -13,7 +13,6 @@ Times come from `convrewrite.timing.bench`: sets of fresh sessions, interleaved,
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -206,18 +205,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     nets = [Net(kind, 32, 2, 14) for kind in ("sequential", "residual", "inception")] if options.quick else NETS
     data: dict[str, Any] = {
-        "benchmark": NAME,
-        "date": options.date,
-        "rehearsal": options.quick,
-        "machine": common.machine(),
-        "versions": common.versions(),
+        **common.head(NAME, options),
         "nets": [],
     }
 
     def save() -> None:
-        if options.out is not None:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        common.keep(data, options.out)
 
     with tempfile.TemporaryDirectory(prefix="convrewrite-bench-") as name:
         for net in nets:

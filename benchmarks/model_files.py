@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import shutil
 import subprocess
@@ -166,9 +165,7 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(prog=f"python -m benchmarks.{NAME}", description=__doc__.partition("\n")[0])
     options.add_argument("--rounds", type=int, default=3, help="repetitions; default: 3")
     options.add_argument("--quick", action="store_true", help="a rehearsal: small models, one repetition")
-    options.add_argument("--date", default="", help="to record with the results")
-    options.add_argument("--out", type=Path, help="write the results as JSON")
-    options.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    common.add_options(options, table=True)
     options.add_argument("--folder", help="for 7 GB of models; default: the system's temporary folder")
     return options
 
@@ -187,17 +184,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             "large": run("large", folder / "large.onnx", folder, rounds),
         }
     data = {
-        "benchmark": NAME,
-        "date": options.date,
-        "rehearsal": options.quick,
-        "machine": common.machine(),
-        "versions": common.versions(),
+        **common.head(NAME, options),
         "models": models,
     }
     print(markdown(data) if options.markdown else "\n".join(goals(data)))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    common.keep(data, options.out)
     return 0
 
 

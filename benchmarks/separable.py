@@ -13,7 +13,6 @@ Times come from `convrewrite.timing.bench`: sets of fresh sessions, interleaved,
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -273,18 +272,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     width = 0.125 if options.quick else 1.0
     layers = [LAYERS[0], LAYERS[-3]] if options.quick else LAYERS
     data: dict[str, Any] = {
-        "benchmark": NAME,
-        "date": options.date,
-        "rehearsal": options.quick,
-        "machine": common.machine(),
-        "versions": common.versions(),
+        **common.head(NAME, options),
         "layers": [],
     }
 
     def save() -> None:
-        if options.out is not None:
-            options.out.parent.mkdir(parents=True, exist_ok=True)
-            options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        common.keep(data, options.out)
 
     with tempfile.TemporaryDirectory(prefix="convrewrite-bench-") as name:
         folder = Path(name)

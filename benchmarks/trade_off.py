@@ -139,9 +139,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--seconds", type=float, default=3.0, help="of timing per point; default: 3")
     options.add_argument("--sets", type=int, default=8, help="of fresh sessions per point; default: 8")
     options.add_argument("--quick", action="store_true", help="a rehearsal: two tolerances, short timings")
-    options.add_argument("--date", default="", help="to record with the results")
-    options.add_argument("--out", type=Path, help="write the results as JSON")
-    options.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    common.add_options(options, table=True)
     options.add_argument("--draw", type=Path, metavar="F.png", help="measure nothing: draw the kept results")
     return options
 
@@ -154,20 +152,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     tolerances = (1e-3, 0.1) if options.quick else TOLERANCES
     data: dict[str, Any] = {
-        "benchmark": NAME,
-        "date": options.date,
-        "rehearsal": options.quick,
-        "machine": common.machine(),
-        "versions": common.versions(),
+        **common.head(NAME, options),
         "before": correct(models.trained_path(MODEL))[0],
     }
     data["points"] = measure(
         0.5 if options.quick else options.seconds, 5 if options.quick else options.sets, tolerances
     )
     print(markdown(data))
-    if options.out is not None:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    common.keep(data, options.out)
     return 0
 
 

@@ -438,6 +438,24 @@ def test_bad_input(tmp_path: Path, model: str, pixels: np.ndarray, name: str) ->
     assert (tmp_path / "folder" / "mine.txt").exists()
 
 
+def test_pixels_without_a_value(tmp_path: Path, model: str, pixels: np.ndarray) -> None:
+    """A hole of NaN gives NaN in every cell that sees it; both models say so, and the check passes."""
+    image = (pixels / 255).astype(np.float32)
+    image[40:70, 30:90] = np.nan
+    np.save(tmp_path / "im.npy", image)
+    made = cr.apply(model, tmp_path / "im.npy", tmp_path / "o.zarr", tile=(9,), workers=1, check=60, original=LENET)
+    assert len(made.checks) == 2
+    cells = stored(tmp_path / "o.zarr")
+    assert np.isnan(cells[:, 10, 8]).all()
+    assert np.isfinite(cells[:, -1, -1]).all()
+
+
+def test_complex_pixels_are_refused(tmp_path: Path, model: str) -> None:
+    np.save(tmp_path / "im.npy", np.ones((64, 64), np.complex64))
+    with pytest.raises(UsageError, match="pixels of type complex64; give real numbers"):
+        cr.apply(model, tmp_path / "im.npy", tmp_path / "o.npy")
+
+
 def test_a_classifier_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     np.save(tmp_path / "im.npy", pixels)
     done = run("apply", LENET, "im.npy", "o.zarr", cwd=tmp_path)

@@ -168,6 +168,9 @@ class _Places:
         self, name: str, output: str, stored: Sequence[Array], wants: Sequence[Array], *, stated: bool = False
     ) -> Check:
         got, want = np.stack(stored), np.stack(wants)
+        if want.dtype.kind == "f" and got.dtype.kind == "f":  # pixels without a value give cells without one, in both
+            nowhere = np.isnan(got) & np.isnan(want)
+            got, want = np.where(nowhere, 0, got).astype(got.dtype), np.where(nowhere, 0, want).astype(want.dtype)
         limit = floor(want.dtype) if self.tolerance is None else self.tolerance
         if self.job.store.targets[output].top1:
             chosen = np.take_along_axis(want, got.astype(np.int64), axis=1)[:, 0]

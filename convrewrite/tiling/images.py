@@ -220,6 +220,8 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
         UsageError: the axes cannot be told, or do not fit the model.
     """
     spatial, shape = SPATIAL[rank], source.shape
+    if np.dtype(source.dtype).kind not in "biuf":
+        raise UsageError(f"the image has pixels of type {source.dtype}", remedy="give real numbers")
     text = "x".join(map(str, shape))
     axes = layout.upper() or source.axes or _guessed(shape, spatial, channels, bool(taken))
     if not axes:
