@@ -1,10 +1,15 @@
-"""What all tests share: where the real models are."""
+"""What all tests share: where the real models are, and what `apply` is tried on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+import onnxruntime as ort
 import pytest
+from apply_images import LENET, SIZE
+
+import convrewrite as cr
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULT_CORPUS = ROOT.parent / "shared" / "corpus"
@@ -48,3 +53,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "corpus_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.corpus)
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """LeNet-5 for images of any size."""
+    path = tmp_path_factory.mktemp("models") / "any.onnx"
+    cr.fcn(LENET, verify=False).save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def pixels() -> np.ndarray:
+    """An image of 8 bits."""
+    return np.random.default_rng(0).integers(0, 256, SIZE).astype(np.uint8)
+
+
+@pytest.fixture(scope="session")
+def whole(model: str, pixels: np.ndarray) -> np.ndarray:
+    """One pass over the whole image."""
+    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
+    return session.run(None, {"image": (pixels / np.float32(255))[None, None].astype(np.float32)})[0][0]
