@@ -26,7 +26,6 @@ from convrewrite.model_io import Model
 from convrewrite.pipeline.steps import obtained
 from convrewrite.tiling import checks, engine, exports, images, memory
 from convrewrite.tiling.engine import Finished, Job, Tell
-from convrewrite.tiling.geometry import Geometry
 from convrewrite.tiling.images import Source
 from convrewrite.tiling.preparing import Preparation, prepared
 from convrewrite.tiling.recipe import Recipe
@@ -140,25 +139,15 @@ class _Run:
         geometry = seen.geometry
         if self.how.resume and before is not None and len(before.get("step", ())) == len(geometry.size):
             kept = tuple(int(n) for n in before["step"])
-            if self.how.tile is not None and self._asked(geometry, self.how.tile) != kept:
+            if self.how.tile is not None and geometry.units(self.how.tile) != kept:
                 raise UsageError("--resume goes on with the tiles that are there", remedy="leave --tile out")
             return kept
         if self.how.tile is not None:
-            return self._asked(geometry, self.how.tile)
+            return geometry.units(self.how.tile)
         with _sized():
             geometry.check([1] * len(geometry.size))
         bytes_ = memory.parse_bytes(self.how.memory)
         return memory.choose_step(seen, bytes_, workers, np.dtype(source.dtype).itemsize)
-
-    def _asked(self, geometry: Geometry, tile: Sequence[int]) -> tuple[int, ...]:
-        """The units of tiles of so many cells of the first output."""
-        rank = len(geometry.size)
-        if len(tile) not in (1, rank):
-            raise UsageError(f"--tile has {len(tile)} extents, the image {rank} axes")
-        cells = tuple(tile) * (rank if len(tile) == 1 else 1)
-        strides = [axis.stride for axis in next(iter(geometry.outputs.values()))]
-        spans = zip(cells, strides, geometry.unit, geometry.counts([1] * rank), strict=True)
-        return tuple(min(most, max(1, -(-n * s // unit))) for n, s, unit, most in spans)
 
     def _store(self, url: str, seen: Survey, step: Sequence[int]) -> Store:
         window = seen.window

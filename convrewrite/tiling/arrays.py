@@ -65,36 +65,16 @@ def lazily(
     seen = survey(model, source.size, outputs)
     geometry, recipe = seen.geometry, Recipe.of(seen)
     frozen = dask.delayed(model_io.to_bytes(seen.model), name=False)
-    step = _step(geometry, (tile,) * rank if isinstance(tile, int) else tuple(tile))
+    step = geometry.units((tile,) if isinstance(tile, int) else tuple(tile))
     counts = geometry.counts(step)
     parts: dict[str, Array] = {name: np.empty(counts, object) for name in geometry.outputs}
     for place in itertools.product(*map(range, counts)):
         crop = geometry.tile(place, step).crop
-        cells = dask.delayed(_cells)(frozen, _region(source, image, crop), prepare, recipe, geometry, place, step)
+        cells = dask.delayed(_cells)(frozen, source.region(image, crop), prepare, recipe, geometry, place, step)
         for name, spans in geometry.tile(place, step).cells.items():
             shape = (seen.values[name], *(stop - start for start, stop in spans))
             parts[name][place] = arrays.from_delayed(cells[name], shape, seen.dtypes[name])
     return {name: arrays.block(_nested(blocks)) for name, blocks in parts.items()}
-
-
-def _step(geometry: Geometry, tile: Sequence[int]) -> tuple[int, ...]:
-    if len(tile) != len(geometry.size) or min(tile) < 1:
-        raise UsageError(f"a tile of {list(tile)} cells does not fit {len(geometry.size)} axes")
-    strides = [axis.stride for axis in next(iter(geometry.outputs.values()))]
-    return tuple(max(1, -(-n * s // unit)) for n, s, unit in zip(tile, strides, geometry.unit, strict=True))
-
-
-def _region(source: Source, image: Any, crop: Sequence[tuple[int, int]]) -> Any:
-    """[C, *spatial] of a lazy image."""
-    spans = dict(zip(source.letters, crop, strict=True))
-    index = tuple(
-        slice(*spans[letter]) if letter in spans else (slice(None) if letter == "C" else 0) for letter in source.axes
-    )
-    part, kept = image[index], [letter for letter in source.axes if letter != "."]
-    if "C" not in kept:
-        part, kept = part[None], ["C", *kept]
-    part = part.transpose([kept.index(letter) for letter in ("C", *source.letters)])
-    return part[list(source.channels)] if source.channels else part
 
 
 def _cells(

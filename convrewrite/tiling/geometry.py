@@ -18,6 +18,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from convrewrite.errors import UsageError
 from convrewrite.windows import Field
 
 Span = tuple[int, int]
@@ -107,6 +108,20 @@ class Geometry:
         """Pixels by which tiles can begin: a multiple of every output's stride."""
         axes = zip(*self.outputs.values(), strict=True)
         return tuple(math.lcm(*(axis.stride for axis in of)) for of in axes)
+
+    def units(self, tile: Sequence[int]) -> tuple[int, ...]:
+        """Of a tile of so many cells of the first output, per axis or one number for all; no more than there are.
+
+        Raises:
+            UsageError: it does not fit the axes.
+        """
+        rank = len(self.size)
+        if len(tile) not in (1, rank) or min(tile) < 1:
+            raise UsageError(f"a tile of {'x'.join(map(str, tile))} cells does not fit {rank} axes")
+        cells = tuple(tile) * (rank if len(tile) == 1 else 1)
+        strides = [axis.stride for axis in next(iter(self.outputs.values()))]
+        spans = zip(cells, strides, self.unit, self.counts([1] * rank), strict=True)
+        return tuple(min(most, -(-n * s // unit)) for n, s, unit, most in spans)
 
     def counts(self, step: Sequence[int]) -> tuple[int, ...]:
         """Tiles per axis, where each has so many units."""

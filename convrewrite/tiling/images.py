@@ -62,21 +62,25 @@ class Source:
             return len(self.channels)
         return self.shape[self.axes.index("C")] if "C" in self.axes else 1
 
-    def read(self, array: Any, crop: Sequence[tuple[int, int]]) -> Array:
-        """A region [C, *spatial] of the opened array."""
+    def region(self, array: Any, crop: Sequence[tuple[int, int]]) -> Any:
+        """A region [C, *spatial] of the opened array, or of a lazy one of its shape."""
         spans = dict(zip(self.letters, crop, strict=True))
         index = tuple(
             slice(*spans[letter]) if letter in spans else (slice(None) if letter == "C" else 0) for letter in self.axes
         )
-        part = np.asarray(array[index])
-        kept = [letter for letter in self.axes if letter != "."]
+        part, kept = array[index], [letter for letter in self.axes if letter != "."]
         if "C" not in kept:
             part, kept = part[None], ["C", *kept]
         part = part.transpose([kept.index(letter) for letter in ("C", *self.letters)])
+        return part[list(self.channels)] if self.channels else part
+
+    def read(self, array: Any, crop: Sequence[tuple[int, int]]) -> Array:
+        """A region [C, *spatial] in memory. Raises UsageError where the image ends early."""
+        part = np.asarray(self.region(array, crop))
         wanted = tuple(stop - start for start, stop in crop)
         if part.shape[1:] != wanted:
             raise UsageError(f"{self.url} ends early: a region of {wanted} gave {part.shape[1:]}")
-        return part[list(self.channels)] if self.channels else part
+        return part
 
     def open(self) -> Any:
         """The array, ready to be read by region. Raises UsageError."""
