@@ -1,55 +1,68 @@
-"""What all tests share: where the real models are, and what `apply` is tried on."""
+"""What all tests share: the corpus of exported networks, and what `apply` is tried on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from apply_images import LENET, SIZE
 
 import convrewrite as cr
-
-ROOT = Path(__file__).resolve().parent.parent
-DEFAULT_CORPUS = ROOT.parent / "shared" / "corpus"
+import exported
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--corpus DIR`: run the corpus tests over the .onnx files of a folder of your own."""
+    """`--corpus=DIR`: run the corpus tests over the .onnx files of a folder of your own."""
     parser.addoption(
         "--corpus",
         metavar="DIR",
         type=Path,
-        help="real models to test (default: ../shared/corpus beside the repository, where that exists)",
+        help="a folder of real models, for the corpus tests to run over in place of the networks of tests/exported.py",
     )
 
 
 def corpus_files(config: pytest.Config) -> list[Path]:
-    """The models of --corpus, or of the default folder where that exists; a folder that was named must hold some."""
+    """The models of --corpus; a folder that was named must hold some."""
     named: Path | None = config.getoption("--corpus")
-    found = sorted((named or DEFAULT_CORPUS).glob("*.onnx"))
-    if named and not found:
+    if named is None:
+        return []
+    found = sorted(named.glob("*.onnx"))
+    if not found:
         raise pytest.UsageError(f"--corpus {named}: no .onnx files there")
     return found
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    """Say how many real models the tests run over, so that none being there is seen."""
-    folder = config.getoption("--corpus") or "../shared/corpus"
-    return f"corpus: {len(corpus_files(config))} models in {folder}"
+    """Say what the corpus tests run over."""
+    files = corpus_files(config)
+    if files:
+        return f"corpus: {len(files)} models in {config.getoption('--corpus')}"
+    return f"corpus: {len(exported.NETWORKS)} networks of tests/exported.py"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A test with an argument `corpus_model` runs once per model of the corpus; without one it is skipped by name."""
+    """A test with an argument `corpus_model` runs once per model of the corpus."""
     if "corpus_model" in metafunc.fixturenames:
         files = [pytest.param(file, id=file.stem) for file in corpus_files(metafunc.config)]
-        reason = "no corpus at ../shared/corpus: name a folder of .onnx files with --corpus DIR"
-        metafunc.parametrize("corpus_model", files or [pytest.param(None, marks=pytest.mark.skip(reason), id="none")])
+        built = [pytest.param(name, id=name) for name in exported.NETWORKS]
+        metafunc.parametrize("corpus_model", files or built, indirect=True)
+
+
+@pytest.fixture
+def corpus_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The path of a model of the corpus."""
+    if isinstance(request.param, Path):
+        return request.param
+    path = tmp_path_factory.mktemp("corpus") / f"{request.param}.onnx"
+    onnx.save(exported.NETWORKS[request.param].model(), path)
+    return path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests over real models carry the marker `corpus`, so that `-m "not corpus"` leaves them out."""
+    """Tests over the corpus carry the marker `corpus`, so that `-m "not corpus"` leaves them out."""
     for item in items:
         if "corpus_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.corpus)

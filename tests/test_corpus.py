@@ -1,4 +1,6 @@
-"""The real models of `--corpus DIR`: the known ones have one known outcome each, any other file must not break a thing.
+"""The corpus through `fcn`: the known networks have one known outcome each, any other file must not break a thing.
+
+The corpus is what tests/exported.py builds, or the real models of `--corpus=DIR`.
 
 Weights that ConstantOfShape makes are replaced by random ones: with constant weights no output ever varies, and every
 comparison would be vacuous.
@@ -12,12 +14,13 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+import exported
 import oracles
 from convrewrite.errors import UsageError
 from convrewrite.rewrite import Site
 from helpers import Array, run
 
-KNOWN = {
+KNOWN = {name: network.claim for name, network in exported.NETWORKS.items()} | {
     "Avafly__model": "native-size",
     "FYH620__lenet": "windows",
     "Lamakaio__net": "native-size",
@@ -35,7 +38,10 @@ KNOWN = {
 }
 """What comes of each known model: what is claimed of it, or why it is refused."""
 
-WITHOUT_TRUNK = frozenset({"Avafly__model", "onnx__light_shufflenet"})
+WITHOUT_TRUNK = frozenset(name for name, network in exported.NETWORKS.items() if not network.trunk) | {
+    "Avafly__model",
+    "onnx__light_shufflenet",
+}
 """Models whose own trunk runs at the native size only, since sizes are baked in; their converted one runs at any."""
 
 ROUNDING = 1e-4

@@ -1,4 +1,4 @@
-"""`fcn --dynamic-batch` and `transform open-batch`: from file to file, on real models and built ones."""
+"""`fcn --dynamic-batch` and `transform open-batch`: from file to file."""
 
 from __future__ import annotations
 
@@ -13,12 +13,8 @@ from cli_models import run
 
 import convrewrite as cr
 from convrewrite import models
+from exported import NETWORKS
 from nets import Net
-
-CORPUS = Path(__file__).parents[2] / "shared" / "corpus"
-MNIST = CORPUS / "microsoft__mnist.onnx"
-"""Its Reshape says [1, 256]."""
-DETECTOR = CORPUS / "Linzaer__version-slim-320_simplified.onnx"
 
 
 def evaluate(path: Path, image: np.ndarray) -> list[np.ndarray]:
@@ -30,29 +26,34 @@ def cases(report: Path) -> list[str]:
     return [case["name"] for case in json.loads(report.read_text())["verify"]["cases"]]
 
 
-def test_a_baked_batch_of_a_real_model(tmp_path: Path) -> None:
-    done = run("fcn", str(MNIST), "o.onnx", "--dynamic-batch", "--report", "r.json", cwd=tmp_path)
+def test_a_baked_batch(tmp_path: Path) -> None:
+    """CNTK's Reshape says [1, 128]."""
+    source = tmp_path / "m.onnx"
+    onnx.save(NETWORKS["cntk-matmul"].model(), source)
+    done = run("fcn", "m.onnx", "o.onnx", "--dynamic-batch", "--report", "r.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "two batches at once" in cases(tmp_path / "r.json")
     image = np.random.default_rng(0).random((5, 1, 28, 28), np.float32) * 255
     (got,) = evaluate(tmp_path / "o.onnx", image)
-    want = np.concatenate([evaluate(MNIST, image[i : i + 1])[0] for i in range(5)])
+    want = np.concatenate([evaluate(source, image[i : i + 1])[0] for i in range(5)])
     np.testing.assert_allclose(got.reshape(want.shape), want, rtol=1e-4, atol=1e-4 * float(np.abs(want).max()))
     assert evaluate(tmp_path / "o.onnx", np.zeros((2, 1, 40, 34), np.float32))[0].shape[0] == 2
-    again = run("verify", str(MNIST), "o.onnx", "--report", "v.json", cwd=tmp_path)
+    again = run("verify", "m.onnx", "o.onnx", "--report", "v.json", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "two batches at once" in cases(tmp_path / "v.json")
 
 
 def test_a_detector_that_fcn_refuses(tmp_path: Path) -> None:
     """Its outputs list positions, each image its own: `transform` opens the batch all the same."""
-    done = run("transform", "open-batch", str(DETECTOR), "o.onnx", "--report", "r.json", cwd=tmp_path)
+    source = tmp_path / "m.onnx"
+    onnx.save(NETWORKS["pytorch-detector"].model(), source)
+    done = run("transform", "open-batch", "m.onnx", "o.onnx", "--report", "r.json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "two batches at once" in cases(tmp_path / "r.json")
-    image = np.random.default_rng(0).random((3, 3, 240, 320), np.float32)
+    image = np.random.default_rng(0).random((3, 3, 24, 32), np.float32)
     together = evaluate(tmp_path / "o.onnx", image)
     for i in range(3):
-        for got, want in zip(together, evaluate(DETECTOR, image[i : i + 1]), strict=True):
+        for got, want in zip(together, evaluate(source, image[i : i + 1]), strict=True):
             np.testing.assert_allclose(got[i : i + 1], want, atol=1e-5)
 
 

@@ -26,7 +26,6 @@ from convrewrite.errors import UsageError
 from convrewrite.model_io import Model, copy_bytes, external_data, load, protofile, save, staged, to_bytes, write_stream
 from convrewrite.model_io.stored import StoredValues
 
-CORPUS = sorted((Path(__file__).resolve().parents[2] / "shared" / "corpus").glob("*.onnx"))
 FLOAT = TensorProto.FLOAT
 
 
@@ -263,13 +262,8 @@ def test_damaged_files_load_or_are_refused(data: st.DataObject) -> None:
 # Round trips ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_corpus_is_there_or_said_to_be_missing() -> None:
-    if not CORPUS:
-        pytest.skip("no ../shared/corpus: the round trips of real models do not run")
-
-
-@pytest.mark.parametrize("path", CORPUS, ids=lambda path: path.stem)
-def test_real_models_come_back(path: Path, tmp_path: Path) -> None:
+def test_the_corpus_comes_back(corpus_model: Path, tmp_path: Path) -> None:
+    path = corpus_model
     before = onnx.load(path)
     target = save(load(path), tmp_path / "out.onnx")
     after = onnx.load(target)

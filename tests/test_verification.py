@@ -21,8 +21,8 @@ from convrewrite.verification import verify, verify_fcn
 from convrewrite.verification.comparison import Ledger, floor, relative_error
 from convrewrite.verification.verdicts import Verification
 from convrewrite.windows import CutTensor, OutputGrid, Window
+from exported import NETWORKS
 
-CORPUS = Path(__file__).resolve().parents[2] / "shared" / "corpus"
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 
 
@@ -481,9 +481,9 @@ def test_constant_weights_are_vacuous(tmp_path, fill):
         result.check()
 
 
-@pytest.mark.skipif(not CORPUS.exists(), reason="the corpus is not here")
-def test_alexnet_with_constant_weights_is_vacuous():
-    path = CORPUS / "onnx__light_bvlc_alexnet.onnx"
+def test_alexnet_with_constant_weights_is_vacuous(tmp_path):
+    path = tmp_path / "alexnet.onnx"
+    onnx.save(NETWORKS["caffe2-alexnet"].model(), path)
     assert verify(path, path, samples=1).verdict == "vacuous"
 
 
