@@ -25,6 +25,7 @@ ENGINE = (
         {
             "rewrite",
             "graph",
+            "skeletons",
             "layers",
             "windows",
             "axes",
@@ -50,6 +51,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "rewrite": ENGINE,
     "graph": ENGINE,
+    "skeletons": BASE,
     "layers": ENGINE,
     "windows": ENGINE,
     "axes": ENGINE,

@@ -15,6 +15,7 @@ from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
 from convrewrite.runtime import TensorInfo
 from convrewrite.sampling import fill
+from convrewrite.skeletons import is_tensor
 from convrewrite.windows import Window
 
 USUAL = (224, 256, 299, 128, 64, 32, 28, 512)
@@ -83,6 +84,8 @@ def _at(graph: gs.Graph, infos: Sequence[TensorInfo], size: tuple[int, ...] | No
 
 def _info(tensor: gs.Variable) -> TensorInfo:
     shape = tuple(d if isinstance(d, int) and d > 0 else None for d in tensor.shape or ())
+    if not is_tensor(tensor):
+        return TensorInfo(tensor.name, np.dtype("object"), shape, "no tensor")
     known = tensor.dtype is not None and not isinstance(tensor.dtype, int)
     return TensorInfo(tensor.name, np.dtype(tensor.dtype if known else np.float32), shape, "?")
 
