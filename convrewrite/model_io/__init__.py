@@ -26,6 +26,7 @@ from convrewrite.atomic import discard, refuse_target, sync_folder, temporary_be
 from convrewrite.errors import UsageError
 from convrewrite.model_io.checks import DEFAULT_DOMAIN, dangling_input, names_are_text, refuse_unusable, run_checker
 from convrewrite.model_io.external_data import move_weights_out, settle_tensors
+from convrewrite.model_io.functions import inlined
 from convrewrite.model_io.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
 from convrewrite.model_io.protograph import export_graph, import_graph, sort_nodes, tensors
 
@@ -61,7 +62,7 @@ class Model:
         ir_version: kept on saving.
         path: where it was read from; None for standard input and for a model made in memory.
         metadata: `metadata_props`, in order.
-        shell: the rest of the file: producer, doc_string, functions, training_info.
+        shell: the rest of the file: producer, doc_string, training_info, functions that could not be inlined.
         origin: what was read; None for a model made in memory.
     """
 
@@ -133,6 +134,7 @@ def load(source: str | Path | bytes) -> Model:
     try:
         sort_nodes(proto.graph)
         run_checker(proto)
+        proto = inlined(proto)
         graph = import_graph(proto, payloads)
     except Exception as error:  # the checker and graphsurgeon raise what they like on a model that is wrong
         raise UsageError(

@@ -88,7 +88,7 @@ def _names_read(node: NodeProto) -> set[str]:
 
 
 def import_graph(model: onnx.ModelProto, stored: Sequence[Payload]) -> gs.Graph:
-    """The graphsurgeon graph of a skeleton; functions stay outside, where no pass rewrites them."""
+    """The graphsurgeon graph of a skeleton; functions that are left stay outside, where no pass rewrites them."""
     graph_proto = GraphProto()
     graph_proto.CopyFrom(model.graph)
     _strip_attributes(graph_proto)

@@ -21,7 +21,9 @@ from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec,
 from convrewrite.verification import exposure
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, ONE_STEP, TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
+from convrewrite.verification.precision import roundings
 from convrewrite.verification.ranges import integer_limits
+from convrewrite.verification.values import all_tensors
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
@@ -63,6 +65,7 @@ class Specimen:
         moving: outputs that depend on an input's values.
         below: numbers that the values of integer inputs stay below, where the graph says so.
         optimized: whether its sessions run with graph optimizations. steps: by which outputs stored in integers differ.
+        units: in the last place, of outputs and probes that a narrower type than their own led to.
     """
 
     path: str
@@ -75,6 +78,7 @@ class Specimen:
     below: Mapping[str, int] = field(default_factory=dict)
     optimized: bool = True
     steps: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def session(self) -> Runner:
@@ -105,21 +109,20 @@ def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True
     moving = frozenset(exposure.moving_outputs(sketch.model))
     below, steps = integer_limits(sketch.model), exposure.last_steps(sketch.model)
     probes = exposure.add_probes(sketch.model)
-    probed, unprobed = None, ""
+    units = roundings(sketch.model)
+    probed: Runner | None = None
+    unprobed = ""
     if probes:
         try:
-            probed = session_of(sketch, sketch.model, path, provider, optimize=optimize)
+            probed = all_tensors(session_of(sketch, sketch.model, path, provider, optimize=optimize))
         except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
             probes, unprobed = (), f"its probed copy does not load: {error}"
-    plain = None if probed is not None and reference else open_session(path, provider, optimize)
+    plain = None if probed is not None and reference else all_tensors(open_session(path, provider, optimize))
     described = probed if plain is None else plain
     assert described is not None
-    for info in described.outputs:
-        if not info.kind.startswith("tensor("):
-            raise UsageError(f"output '{info.name}' of {path} is {info.kind}, not a tensor; it cannot be verified")
     added = {probe.name for probe in probes}
     outputs = tuple(info.name for info in described.outputs if info.name not in added)
-    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, optimize, steps)
+    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, optimize, steps, units)
 
 
 def session_of(
@@ -171,7 +174,7 @@ class Evidence:
         """A ledger that knows the original's noise. Raises UsageError for the tolerance of an unknown output."""
         ledger = Ledger(seed, None, dict(self.noise), dict(self.peak))
         ledger.least = 0.0 if reference.optimized else ONE_STEP
-        ledger.steps = reference.steps
+        ledger.steps, ledger.units = reference.steps, reference.units
         if not isinstance(tolerance, Mapping):
             ledger.limit = tolerance
             return ledger
