@@ -50,7 +50,13 @@ NO_STRUCTURE = "groups/no-structure"
 BEST = 5
 """Sites that are listed with what they would need."""
 
-STYLES = {"verified": "bold green", "failed": "bold red", "vacuous": "bold red", "skipped": "bold yellow"}
+STYLES = {
+    "verified": "bold green",
+    "failed": "bold red",
+    "vacuous": "bold red",
+    "skipped": "bold yellow",
+    "warning": "bold yellow",
+}
 
 
 def versions() -> dict[str, str]:
@@ -82,6 +88,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "window": window,
         "verify": None if verification is None else dict(verification.to_dict()),
         "bench": outcome.bench.to_dict() if outcome.bench is not None and outcome.bench.cells else None,
+        "warnings": list(outcome.warnings),
     }
 
 
@@ -148,6 +155,8 @@ def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]
         yield "wrote", [_file_line(outcome.output, outcome.window)]
     if outcome.status == "unchanged":
         yield from _needs(outcome)
+    if outcome.warnings and done:
+        yield "warning", list(outcome.warnings)
     if outcome.advice:
         yield ("unchanged" if outcome.status == "unchanged" else "next"), [outcome.advice]
 

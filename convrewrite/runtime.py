@@ -31,6 +31,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.unloadable import unloadable
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
@@ -235,11 +236,11 @@ def open_session(
         raw = make(wanted)
     except Exception as error:
         if wanted == ["cpu"]:
-            raise UsageError(f"ONNX Runtime cannot load {label}: {one_line(error)}") from None
+            raise unloadable(label, source, one_line(error)) from None
         try:
             raw = make(["cpu"])  # the model loads there: then it is the provider that failed
         except Exception:
-            raise UsageError(f"ONNX Runtime cannot load {label}: {one_line(error)}") from None
+            raise unloadable(label, source, one_line(error)) from None
         if provider != "auto":
             raise _not_obtained(ort, provider, one_line(error)) from None
     obtained = [name for name, ort_name in _ORT_NAMES.items() if ort_name in raw.get_providers()]

@@ -89,6 +89,14 @@ class Model:
         return sum(s.size for s in [self.origin.source, *self.origin.external.values()]) if self.origin else 0
 
     @property
+    def defaults(self) -> tuple[str, ...]:
+        """Initializers that the file lists as inputs, so that a caller may give other values (from IR version 4 on)."""
+        if self.origin is None or self.ir_version < 4:
+            return ()
+        held = {tensor.name for tensor in self.origin.graph.initializer}
+        return tuple(info.name for info in self.origin.graph.input if info.name in held)
+
+    @property
     def has_external_data(self) -> bool:
         """Whether the file keeps tensors in other files."""
         return bool(self.origin and self.origin.external)

@@ -31,6 +31,7 @@ from convrewrite.pipeline.denser import Denser
 from convrewrite.pipeline.files import (
     as_file,
     copied,
+    fixed_defaults,
     input_facts,
     load,
     output_facts,
@@ -189,6 +190,7 @@ def _publish(run: _Run) -> None:
     after, window, log = run.result, run.cells_window, run.log
     inputs = {} if window is None else _native_inputs(after.graph, window)
     log.note(ends=Ends(run.original, after, inputs, run.options.data))
+    log.note(warnings=fixed_defaults(run.original, after))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="convrewrite-")))
         path = folder / "rewritten.onnx" if run.target == STREAM else Path(run.target)

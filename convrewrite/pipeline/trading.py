@@ -28,7 +28,16 @@ from convrewrite.passes.dense import Dense
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.upsample import Upsample
-from convrewrite.pipeline.files import as_file, copied, input_facts, load, output_facts, refuse_stream_target, same_file
+from convrewrite.pipeline.files import (
+    as_file,
+    copied,
+    fixed_defaults,
+    input_facts,
+    load,
+    output_facts,
+    refuse_stream_target,
+    same_file,
+)
 from convrewrite.pipeline.native import Native, native
 from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, meaning, obtained, refusal
@@ -229,6 +238,7 @@ def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
     after = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
     run.log.note(ends=Ends(run.model, after, run.at.inputs, run.options.data))
+    run.log.note(warnings=fixed_defaults(run.model, after))
     path = run.folder / "rewritten.onnx" if target == STREAM else Path(target)
     with model_io.staged(after, path) as staged:
         facts = replace(output_facts(after, staged.path, target), macs=run.at.macs(after.graph))
