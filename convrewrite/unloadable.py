@@ -16,7 +16,7 @@ IN_DOUBLES = "ONNX Runtime has few operators in float64: export the model in flo
 
 def unloadable(label: str, source: str | Path | bytes, cause: str) -> UsageError:
     """The error for a model, given what ONNX Runtime said of it in one line."""
-    remedy = IN_DOUBLES if "NOT_IMPLEMENTED" in cause and _computes_in_doubles(source) else None
+    remedy = IN_DOUBLES if "find an implementation" in cause and _computes_in_doubles(source) else None
     return UsageError(f"ONNX Runtime cannot load {label}: {cause}", remedy=remedy)
 
 

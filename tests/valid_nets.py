@@ -230,6 +230,11 @@ def stale_shapes() -> onnx.ModelProto:
     return model
 
 
+def stale_output() -> onnx.ModelProto:
+    """An output that is declared with another number of classes than it has; ONNX Runtime warns, and runs."""
+    return made(body(), tensors(weights()), outputs=[info("y", 1, CLASSES + 2)])
+
+
 def half_inside() -> onnx.ModelProto:
     """float16 between ends of float32, with a stale type for the output."""
     values = {name: value.astype(np.float16) for name, value in weights().items()}
@@ -326,7 +331,7 @@ def function_in_a_branch() -> onnx.ModelProto:
 
 
 def branches_with_weights() -> onnx.ModelProto:
-    """An If by value: one branch reads a large outer weight, the other has one of its own by the same name as a tensor."""
+    """An If by value: one branch reads a large outer weight, the other has one of its own."""
     values = weights()
     own = numpy_helper.from_array(values["f"][::-1].copy(), "mine")
     nodes = [
@@ -451,6 +456,7 @@ ALL: dict[str, Callable[[], onnx.ModelProto]] = {
         minus_one,
         nameless_dimension,
         stale_shapes,
+        stale_output,
         half_inside,
         narrow_weights,
         float8_weights,

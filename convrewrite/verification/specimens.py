@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import RunFailed, Session, TensorInfo, open_session
+from convrewrite.runtime import RunFailed, TensorInfo, open_session
 from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
 from convrewrite.verification import exposure
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, ONE_STEP, TOLERANCE, Ledger, finite, relative_error
@@ -100,6 +100,7 @@ class Specimen:
 def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True, reference: bool = False) -> Specimen:
     """Open a model and its probed copy; a `reference` runs as one session where it has probes.
 
+    (Two where it has local functions: the copy has them inlined, and the outputs are to be the file's own.)
     With `usual`, graph optimizations are on, or off for a model that rounds inside; without, the other way round.
     Where the probed copy cannot be opened, the model goes without, and `unprobed` says why.
     """
@@ -114,10 +115,11 @@ def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True
     unprobed = ""
     if probes:
         try:
-            probed = all_tensors(session_of(sketch, sketch.model, path, provider, optimize=optimize))
+            probed = session_of(sketch, sketch.model, path, provider, optimize=optimize)
         except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
             probes, unprobed = (), f"its probed copy does not load: {error}"
-    plain = None if probed is not None and reference else all_tensors(open_session(path, provider, optimize))
+    one_session = probed is not None and reference and not sketch.inlined
+    plain = None if one_session else all_tensors(open_session(path, provider, optimize))
     described = probed if plain is None else plain
     assert described is not None
     added = {probe.name for probe in probes}
@@ -127,13 +129,13 @@ def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True
 
 def session_of(
     sketch: exposure.Sketch, variant: onnx.ModelProto, path: str, provider: str, *, optimize: bool | None = None
-) -> Session:
+) -> Runner:
     """A session on a temporary variant of the model at `path`; its external data is read where it lies."""
     folder = Path(path).resolve().parent if exposure.has_external_data(variant) else None
     content = sketch.serialize(variant)
     if optimize is None:
         optimize = not exposure.rounds_inside(sketch.model)
-    return open_session(content, provider, optimize, label=f"a variant of {path}", data_folder=folder)
+    return all_tensors(open_session(content, provider, optimize, label=f"a variant of {path}", data_folder=folder))
 
 
 @dataclass
