@@ -295,25 +295,26 @@ def _check(pass_: Pass, before: gs.Graph, after: gs.Graph) -> None:
         types = [(t.name, _dtype(t)) for t in old], [(t.name, _dtype(t)) for t in new]
         if types[0] != types[1]:
             raise ConvrewriteError(f"pass {pass_.name} changed the graph's {kind}s from {types[0]} to {types[1]}")
+    result = skeleton(after)
     for check in (_checker_fault, _inference_fault):
-        fault = check(after)
-        if fault and not check(before):  # what the file itself does not pass is not asked of the result
+        fault = check(result)
+        if fault and not check(skeleton(before)):  # what the file itself does not pass is not asked of the result
             raise ConvrewriteError(f"pass {pass_.name} built a graph that is not valid ONNX: {fault}")
 
 
-def _checker_fault(graph: gs.Graph) -> str:
-    """What the ONNX checker has against a graph; empty where nothing."""
+def _checker_fault(model: onnx.ModelProto) -> str:
+    """What the ONNX checker has against a model; empty where nothing."""
     try:
-        onnx.checker.check_model(tolerant(skeleton(graph)))
+        onnx.checker.check_model(tolerant(model))
     except onnx.checker.ValidationError as error:
         return " ".join(str(error).split())
     return ""
 
 
-def _inference_fault(graph: gs.Graph) -> str:
-    """What shape and type inference have against a graph; empty where nothing."""
+def _inference_fault(model: onnx.ModelProto) -> str:
+    """What shape and type inference have against a model; empty where nothing."""
     try:
-        onnx.shape_inference.infer_shapes(skeleton(graph), check_type=True, strict_mode=True)
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
     except onnx.shape_inference.InferenceError as error:
         return " ".join(str(error).split())
     return ""

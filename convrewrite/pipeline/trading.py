@@ -180,7 +180,7 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
     decisions = Decisions.read(how.timings)
     model = load(source)
     check_patterns(model.graph, options)
-    at = native(model, how.size)
+    at = native(model, how.size, options.data)
     log.note(input=replace(input_facts(model, source), macs=at.macs(model.graph)))
     if how.accept == "faster" and (at.assumed or not at.tensors):
         raise UsageError("--accept faster times layers at their real shapes, and the input is open", remedy=_SIZE)
