@@ -27,6 +27,9 @@ SAME_SHAPE = frozenset({"GroupNormalization"})
 """Operators that keep the shape of their input, and for which onnx has no shape inference."""
 
 
+_NEVER_CONSTANT = frozenset({"Multinomial", "Bernoulli", "Shape", "Size"})
+
+
 def values_of(constant: gs.Constant) -> np.ndarray[Any, Any]:
     """The values of a constant, read without keeping them: lazy ones stay lazy, and in the file."""
     values = constant._values
@@ -43,6 +46,27 @@ def all_finite(constant: gs.Constant) -> bool:
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that computes a tensor, or None for graph inputs and initializers."""
     return tensor.inputs[0] if tensor.inputs else None
+
+
+def computed_from_constants(tensor: gs.Tensor, most: int = 64) -> bool:
+    """Whether a tensor is a constant, or nodes compute it from constants alone; False beyond `most` nodes.
+
+    Nothing is computed, and the walk is short: weights come from a few nodes, activations from many.
+    """
+    todo, seen = [tensor], set[int]()
+    while todo:
+        current = todo.pop()
+        if isinstance(current, gs.Constant) or not current.name:
+            continue
+        node = producer(current)
+        if node is None or node.op in _NEVER_CONSTANT or node.op.startswith("Random") or subgraphs(node):
+            return False
+        if id(node) not in seen:
+            seen.add(id(node))
+            todo.extend(node.inputs)
+        if len(seen) > most:
+            return False
+    return True
 
 
 def subgraphs(node: gs.Node) -> list[gs.Graph]:
