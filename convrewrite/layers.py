@@ -255,11 +255,14 @@ class LinearLayer:
     beta: float = 1.0
 
     @classmethod
-    def from_node(cls, node: gs.Node, *, weight: int, stored: Sequence[int] | None = None) -> LinearLayer:
+    def from_node(
+        cls, node: gs.Node, *, weight: int, stored: Sequence[int] | None = None, rank: int | None = None
+    ) -> LinearLayer:
         """Read a Gemm or MatMul (also fused) whose constant factor is its input number `weight` (0 or 1).
 
         Args:
             stored: shape of the constant; that of the tensor where it is an initializer, by default.
+            rank: axes of the data; 2 or more where nobody says so, here or in the graph.
         """
         data = 1 - weight
         if stored is None:
@@ -269,7 +272,7 @@ class LinearLayer:
         bias = 2 if len(node.inputs) > 2 and node.inputs[2].name else None
         alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
         rows = (weight == 1) == stored_flipped
-        if data == 1 and len(node.inputs[data].shape or (0, 0)) == 1:
+        if data == 1 and (len(node.inputs[data].shape or (0, 0)) if rank is None else rank) == 1:
             return cls(data, -1, weight, rows, -1, tuple(stored), bias, alpha, beta)
         axis, made = -1 if (data == 0) != flipped else -2, -1 if data == 0 else -2
         return cls(data, axis, weight, rows, made, tuple(stored), bias, alpha, beta)
@@ -308,10 +311,14 @@ class LinearLayer:
         matrix = matrix if self.rows_are_outputs else matrix.T
         return matrix if self.alpha == 1.0 else (matrix * np.asarray(self.alpha, matrix.dtype))
 
-    def laid_out(self, matrix: Array) -> Array:
-        """A matrix [outputs, inputs] of any extents as the node stores its constant: the reverse, without alpha."""
+    def laid_out(self, matrix: Array, *, ones: bool = True) -> Array:
+        """A matrix [outputs, inputs] of any extents as the node stores its constant: the reverse, without alpha.
+
+        Args:
+            ones: with those in front that the constant has.
+        """
         plain = matrix if self.rows_are_outputs else matrix.T
-        return plain.reshape(*(1,) * (len(self.stored) - 2), *plain.shape)
+        return plain.reshape(*(1,) * (len(self.stored) - 2 if ones else 0), *plain.shape)
 
     def spread(self, vector: Array) -> Array:
         """One number for each output, [K], shaped so that it can be added to the result."""

@@ -36,7 +36,7 @@ def spectra(graph: gs.Graph, sites: Sequence[Site]) -> dict[str, list[dict[str, 
 
 def _curves(graph: gs.Graph, node: gs.Node, site: Site) -> list[dict[str, Any]]:
     layer = LinearLayer.of(node)
-    read = read_site(graph, node) if layer is None else read_matrix(graph, node, layer)
+    read = read_site(graph, node) if layer is None else read_matrix(graph, node, layer, rank=2)
     if isinstance(read, Refusal | Declined):
         return []
     made = {found.name: found for found in decompositions(read.weight, read.group)}

@@ -134,12 +134,13 @@ class Separable:
         if FACTOR.search(node.name):
             return Declined(REASONS["separable/already-factored"], label)
         layer = LinearLayer.of(node)
-        site = read_site(graph, node) if layer is None else read_matrix(graph, node, layer)
+        shape = self._shape(graph, node.inputs[0 if layer is None else layer.data].name)
+        rank = None if shape is None else len(shape)
+        site = read_site(graph, node) if layer is None else read_matrix(graph, node, layer, rank)
         if isinstance(site, Refusal | Declined):
             return site
         if not site.weight.any():
             return Declined(REASONS["separable/zero-kernel"], label)
-        shape = self._shape(graph, node.inputs[site.data].name)
         size, batch = (None, 1) if shape is None else (shape[2:], shape[0])
         if site.layer is not None:
             size, batch = None, 1 if shape is None else site.layer.rows(shape)

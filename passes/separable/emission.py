@@ -125,7 +125,7 @@ def emit(graph: gs.Graph, replacement: Replacement) -> None:
 
     if linear:
         weights = [factor.weight for factor in replacement.factorization.branches[0]]
-        made = emit_matrices(site, node, weights, replacement.shift, fresh, constant)
+        made = emit_matrices(site, node, weights, replacement.shift, graph.opset, fresh, constant)
     else:
         made = _branches(replacement, node.inputs[0], graph.opset, fresh, constant)
     where = graph.nodes.index(node)

@@ -6,13 +6,12 @@
     y[.., k] = sum_f W[k, f] x[.., f]   ~   sum_r U[k, r] (sum_f V[r, f] x[.., f])
 
 A Gemm stays a Gemm: its alpha goes into the factors, what it adds to the second. Each factor is stored as W was,
-flipped or not, on the left or on the right, with as many ones before it.
+flipped or not, on the left or on the right; the first has as many ones before it, which give the result its axes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,14 @@ from convrewrite.passes.separable.site import FLOATS, LayerSite
 from convrewrite.rewrite import Declined, Refusal
 
 
-def read_matrix(graph: gs.Graph, node: gs.Node, layer: LinearLayer) -> LayerSite | Declined | Refusal:
-    """Read a Gemm or MatMul with a constant factor, or say why it cannot be factored."""
+def read_matrix(
+    graph: gs.Graph, node: gs.Node, layer: LinearLayer, rank: int | None = None
+) -> LayerSite | Declined | Refusal:
+    """Read a Gemm or MatMul with a constant factor, or say why it cannot be factored.
+
+    Args:
+        rank: axes of its data; what the graph says where it is left out.
+    """
     anchor = node.outputs[0].name
     label = f"{node.op} '{node.name or anchor}'"
     constants = Constants(graph)
@@ -36,7 +41,11 @@ def read_matrix(graph: gs.Graph, node: gs.Node, layer: LinearLayer) -> LayerSite
         return Declined(REASONS["separable/not-folded"], f"'{node.inputs[layer.weight].name}' of {label}")
     if stored.dtype.name not in FLOATS:
         return Declined(REASONS["separable/weight-type"], f"{label} has weights of type {stored.dtype}")
-    layer = replace(layer, stored=tuple(stored.shape))
+    shown = node.inputs[layer.data].shape
+    rank = len(shown) if rank is None and shown is not None else rank
+    if rank is None and node.op == "MatMul" and layer.data == 1:
+        return Declined(REASONS["separable/open-rank"], label)
+    layer = LinearLayer.from_node(node, weight=layer.weight, stored=stored.shape, rank=rank)
     if not layer.is_matrix:
         return Declined(REASONS["separable/not-a-matrix"], f"{label} has weights {list(stored.shape)}")
     # A large matrix stays in its own type; what is computed from it is not.
@@ -55,6 +64,7 @@ def emit_matrices(
     node: gs.Node,
     weights: Sequence[Array],
     shift: Array | None,
+    opset: int,
     fresh: Callable[[str], gs.Variable],
     constant: Callable[[str, Array], gs.Constant],
 ) -> list[gs.Node]:
@@ -71,11 +81,16 @@ def emit_matrices(
     of_data = "transA" if layer.data == 0 else "transB"
     for place, weight in enumerate(weights):
         name = f"{site.node}/separable/0.{place}"
-        factor = constant(f"{name}/weight", layer.laid_out(weight))
-        inputs = [tensor, factor] if layer.data == 0 else [factor, tensor]
+        # A vector on the right of a constant is a row of what the first product gives.
+        turned = place > 0 and layer.data == 1 and layer.output_axis == -1
+        stored = weight.T if turned else layer.laid_out(weight, ones=place == 0)
+        factor = constant(f"{name}/weight", stored)
+        inputs = [tensor, factor] if layer.data == 0 or turned else [factor, tensor]
         attrs = dict(flags) if place == 0 else {flag: value for flag, value in flags.items() if flag != of_data}
         last = place == len(weights) - 1
-        if last and site.op == "Gemm" and shift is not None:
+        if site.op == "Gemm" and opset < 11 and not (last and (shift is not None or layer.bias is not None)):
+            inputs.append(constant(f"{name}/bias", np.zeros(1)))  # a Gemm must add something
+        elif last and site.op == "Gemm" and shift is not None:
             total = shift if site.bias is None else site.bias + shift
             inputs.append(constant(f"{name}/bias", layer.spread(total)))
         elif last and layer.bias is not None:
@@ -97,7 +112,6 @@ def emit_matrices(
 def _added(node: gs.Node, layer: LinearLayer, constants: Constants) -> tuple[str, Array | None, bool]:
     """(the tensor that holds the result with what is added, that, whether more can be added for each output)."""
     anchor = node.outputs[0].name
-    known = layer.data == 0 or node.inputs[layer.data].shape is not None
     if node.op == "Gemm":
         if layer.bias is None or layer.beta == 0.0:
             return anchor, None, layer.bias is None
@@ -105,14 +119,14 @@ def _added(node: gs.Node, layer: LinearLayer, constants: Constants) -> tuple[str
         return anchor, value, value is not None
     found = layer.add_behind(node)
     shown = node.outputs[0].shape
-    if found is not None and known:
+    if found is not None:
         add, tensor = found
         stored = constants.value(tensor)
         value = _vector(stored, layer, 1.0)
         axes = 1 if shown is None else len(shown)
         if value is not None and stored is not None and stored.ndim <= axes and stored.size == layer.outputs:
             return add.outputs[0].name, value, True
-    return anchor, None, known
+    return anchor, None, True
 
 
 def _vector(stored: Any, layer: LinearLayer, factor: float) -> Array | None:

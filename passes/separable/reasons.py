@@ -49,6 +49,11 @@ REASONS = {
             "nothing needs to be done: only one matrix has a rank that a layer can save",
         ),
         Reason(
+            "separable/open-rank",
+            "the constant stands on the left of a MatMul, and it is not known how many axes the other factor has",
+            "infer the shapes first (onnx.shape_inference), or give --size",
+        ),
+        Reason(
             "separable/nan-weight",
             "the weights hold NaN or Inf",
             "repair the model: its training has diverged, or its file is damaged",
