@@ -57,6 +57,7 @@ from convrewrite.passes.separable.plans import Offers, Option, offers
 from convrewrite.passes.separable.reasons import REASONS
 from convrewrite.passes.separable.refine import Moments
 from convrewrite.passes.separable.site import LayerSite, read_site
+from convrewrite.passes.separable.transposed import explicit
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
 FORMS = ("spatial", "depthwise", "channel", "tucker")
@@ -104,6 +105,11 @@ def _worth_fitting(site: LayerSite, found: Offers) -> bool:
     return any(option.error > limit and option.cost.macs < found.before.macs for option in found.options)
 
 
+def _is_fixed(graph: gs.Graph) -> bool:
+    """Whether all extents of the graph's inputs are numbers; sizes that were assumed for open ones are not baked in."""
+    return all(t.shape is not None and all(isinstance(d, int | np.integer) for d in t.shape) for t in graph.inputs)
+
+
 @dataclass(frozen=True)
 class Separable:
     """The pass.
@@ -145,6 +151,8 @@ class Separable:
         if site.layer is not None:
             size, batch = None, 1 if shape is None else site.layer.rows(shape)
         site = replace(site, size=size)
+        if site.transposed and size is not None and _is_fixed(graph):
+            site = replace(site, attrs=explicit(site.attrs, site.kernel, size))
         found = offers(site, self.tol, self._forms(site), batch)
         if found is None:
             return Declined(REASONS["separable/no-form"], f"{label}: {site}")
@@ -155,9 +163,9 @@ class Separable:
     def _forms(self, site: LayerSite) -> Sequence[str]:
         """Those that were asked for, as far as they can be placed."""
         forms = FORMS if self.form == "auto" else (self.form,)
-        # The extents between two stages that both spread would follow from the size of the map.
-        fixed = site.transposed and site.attrs.get("output_shape") and site.size is None
-        return [form for form in forms if form in ("channel", "tucker")] if fixed else forms
+        # The extents between two stages that both spread would follow from those of the map, which are open.
+        open_map = site.transposed and site.attrs.get("output_shape")
+        return [form for form in forms if form in ("channel", "tucker")] if open_map else forms
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put the chain in the place of the layer, and of the BatchNormalization that it holds."""
@@ -192,9 +200,9 @@ class Separable:
         """Shape of a tensor, if it is known."""
         if self.shapes is not None:
             return self.shapes.get(name)
-        given: dict[str, list[Any]] = {t.name: list(t.shape or ()) for t in graph.inputs}
-        if any(not isinstance(dim, int | np.integer) for dims in given.values() for dim in dims):
+        if not _is_fixed(graph):
             return None
+        given: dict[str, list[Any]] = {t.name: list(t.shape or ()) for t in graph.inputs}
         try:
             return infer_shapes(graph, given).get(name)
         except onnx.shape_inference.InferenceError:

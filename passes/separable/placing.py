@@ -10,7 +10,7 @@ from convrewrite.passes.separable.site import LayerSite
 def placed(site: LayerSite, chain: Chain) -> list[Placed]:
     """The stages of a chain that replaces a convolution or a transposed one, with their attributes."""
     if site.transposed:
-        return transposed.placed(chain, site.attrs, site.size)
+        return transposed.placed(chain, site.attrs)
     return geometry.placed(chain, site.attrs)
 
 

@@ -6,7 +6,8 @@
 It spreads and crops each axis by itself, whatever the others do, so each axis has one owner as in a Conv: its stride,
 dilation, pads and output padding go there. A stage that owns none is a Conv of 1 x 1. An axis of extent 1 goes to the
 last owner, so that the map grows late. An auto_pad goes to every stage as it is, since it crops nothing where the
-kernel has extent 1 at stride 1; an `output_shape` means for each stage the extents of the axes that are spread by then.
+kernel has extent 1 at stride 1. An `output_shape` becomes the pads that follow from it on a map of fixed extents; on an
+open one it goes to the one stage that owns all axes, so that forms of several owners are not offered.
 """
 
 from __future__ import annotations
@@ -29,12 +30,18 @@ def swapped(weight: Array, group: int) -> Array:
     return np.ascontiguousarray(apart).reshape(group * second, first // group, *kernel)
 
 
-def placed(chain: Chain, attrs: Mapping[str, Any], size: Sequence[int] | None) -> list[Placed]:
-    """Give every stage of a chain its part of the attributes of the one ConvTranspose that the chain replaces.
+def explicit(attrs: Mapping[str, Any], kernel: Sequence[int], size: Sequence[int]) -> dict[str, Any]:
+    """The attributes with pads in the place of an `output_shape`, for a map of that size."""
+    if not attrs.get("output_shape"):
+        return dict(attrs)
+    plain = {name: value for name, value in attrs.items() if name not in ("output_shape", "auto_pad", "pads")}
+    whole, cut = Spreading.read(plain, kernel, size), Spreading.read(attrs, kernel, size)
+    end = [w - c - b for w, c, b in zip(whole.output, cut.output, cut.begin, strict=True)]
+    return plain | {"pads": [*cut.begin, *end]}
 
-    Args:
-        size: of the input's map; without it, a chain in which several stages spread cannot keep an `output_shape`.
-    """
+
+def placed(chain: Chain, attrs: Mapping[str, Any]) -> list[Placed]:
+    """Give every stage of a chain its part of the attributes of the one ConvTranspose that the chain replaces."""
     rank = len(chain[0].kernel)
     wide = [next((i for i, stage in enumerate(chain) if stage.kernel[axis] > 1), None) for axis in range(rank)]
     last = max((owner for owner in wide if owner is not None), default=len(chain) - 1)
@@ -59,8 +66,7 @@ def placed(chain: Chain, attrs: Mapping[str, Any], size: Sequence[int] | None) -
             pads = list(attrs.get("pads") or (0,) * (2 * rank))
             more["pads"] = [pad if mine else 0 for pad, mine in zip(pads, own + own, strict=True)]
         if whole:
-            spread = [owner <= index for owner in owners]
-            more["output_shape"] = [whole[a] if done else (size or whole)[a] for a, done in enumerate(spread)]
+            more["output_shape"] = whole
         nodes.append(Placed(stage, more | grouped, "ConvTranspose"))
     return nodes
 
@@ -73,7 +79,7 @@ def cells_of(chain: Chain, attrs: Mapping[str, Any], size: Sequence[int] | None)
     counts = []
     extents = None if size is None else tuple(size)
     read = 1 if extents is None else math.prod(extents)
-    for node in placed(chain, attrs, size):
+    for node in placed(chain, attrs):
         written = read
         if node.op == "ConvTranspose" and extents is not None:
             extents = Spreading.read(node.attrs, node.stage.kernel, extents).output
