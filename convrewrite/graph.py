@@ -83,6 +83,11 @@ def subgraph_tensors(node: gs.Node) -> Iterator[gs.Tensor]:
         yield from (t for t in (*read, *subgraph.outputs) if t.name not in own)
 
 
+def has_fixed_inputs(graph: gs.Graph) -> bool:
+    """Whether all extents of the graph's inputs are numbers: what was assumed for open ones must not be baked in."""
+    return all(t.shape is not None and all(isinstance(d, int | np.integer) for d in t.shape) for t in graph.inputs)
+
+
 def live_nodes(graph: gs.Graph) -> list[gs.Node]:
     """The nodes that the graph's outputs need, in order."""
     read = {tensor.name for tensor in graph.outputs}

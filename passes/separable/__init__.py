@@ -44,11 +44,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, overload
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import infer_shapes
+from convrewrite.graph import has_fixed_inputs, infer_shapes
 from convrewrite.layers import LinearLayer
 from convrewrite.passes.separable.emission import Replacement, emit
 from convrewrite.passes.separable.factors import rounding
@@ -105,11 +104,6 @@ def _worth_fitting(site: LayerSite, found: Offers) -> bool:
     return any(option.error > limit and option.cost.macs < found.before.macs for option in found.options)
 
 
-def _is_fixed(graph: gs.Graph) -> bool:
-    """Whether all extents of the graph's inputs are numbers; sizes that were assumed for open ones are not baked in."""
-    return all(t.shape is not None and all(isinstance(d, int | np.integer) for d in t.shape) for t in graph.inputs)
-
-
 @dataclass(frozen=True)
 class Separable:
     """The pass.
@@ -151,7 +145,7 @@ class Separable:
         if site.layer is not None:
             size, batch = None, 1 if shape is None else site.layer.rows(shape)
         site = replace(site, size=size)
-        if site.transposed and size is not None and _is_fixed(graph):
+        if site.transposed and size is not None and has_fixed_inputs(graph):
             site = replace(site, attrs=explicit(site.attrs, site.kernel, size))
         found = offers(site, self.tol, self._forms(site), batch)
         if found is None:
@@ -200,7 +194,7 @@ class Separable:
         """Shape of a tensor, if it is known."""
         if self.shapes is not None:
             return self.shapes.get(name)
-        if not _is_fixed(graph):
+        if not has_fixed_inputs(graph):
             return None
         given: dict[str, list[Any]] = {t.name: list(t.shape or ()) for t in graph.inputs}
         try:
