@@ -22,8 +22,8 @@ from convrewrite.passes.separable import Separable
 from convrewrite.passes.separable.emission import Replacement, emit
 from convrewrite.passes.separable.matrices import read_matrix
 from convrewrite.passes.separable.plans import offers
-from convrewrite.passes.separable.refine import Moments
 from convrewrite.passes.separable.site import LayerSite
+from convrewrite.pipeline import native, responses
 from convrewrite.rewrite import Declined, accept_all
 from nets import Array, Net, run
 from rewriting import ROUNDING, assert_same, feeds_of, macs_of, reference_of, rewrite
@@ -342,19 +342,6 @@ def test_a_factor_is_not_factored_again() -> None:
 # Fitted to responses
 
 
-def moments_of(x: Array, matrix: Array) -> Moments:
-    """Of vectors [n, F] and their products with [F, K]."""
-    y = x @ matrix
-    centred, answers = x - x.mean(0), y - y.mean(0)
-    return Moments(
-        (centred.T @ centred / len(x))[None],
-        answers.T @ centred / len(x),
-        float(np.mean(np.sum(answers**2, axis=1))),
-        x.mean(0)[None],
-        y.mean(0),
-    )
-
-
 @pytest.mark.parametrize("build", ["Gemm", "Gemm, beta", "Gemm, nothing added", "MatMul", "MatMul, Add", "left"])
 def test_a_fit_is_the_reduced_rank_regression(build: str) -> None:
     """Its response error is that of the principal components of the responses, by numpy; the bias takes the mean."""
@@ -375,16 +362,15 @@ def test_a_fit_is_the_reduced_rank_regression(build: str) -> None:
     model = net.model(net.Relu(y))
     scaled = matrix * (0.5 if "beta" in build else 1.0)
 
-    def responses(graph: Any, site: LayerSite) -> Moments:
-        return moments_of(x.astype(np.float64), scaled)
-
-    result, made = rewrite(model, Separable(tol=0.9, responses=responses))
+    feeds = {"x": x if build != "left" else np.ascontiguousarray(x.T)}
+    loaded = model_io.load(model.SerializeToString())
+    seen = responses.Collected.read(loaded, feeds, native.native(loaded, None), "cpu", 0)
+    result, made = rewrite(model, Separable(tol=0.9, responses=seen))
     (site,) = result.outcome("rewritten")
     rank, answers = site.rank[0], (x - x.mean(0)).astype(np.float64) @ scaled
     values = np.linalg.svd(answers, compute_uv=False)
     best = np.linalg.norm(values[rank:]) / np.linalg.norm(values)
     assert site.response_error == pytest.approx(best, rel=0.02, abs=1e-6)
-    feeds = {"x": x if build != "left" else np.ascontiguousarray(x.T)}
     assert_same(reference_of(model, result), made, feeds=feeds)
     assert ops(made).count("Add") == (1 if "MatMul" in build or build == "left" else 0), "one, with the shift in it"
     want, got = (next(iter(run(m, feeds).values())) for m in (model, made))
