@@ -31,13 +31,20 @@ def swapped(weight: Array, group: int) -> Array:
 
 
 def explicit(attrs: Mapping[str, Any], kernel: Sequence[int], size: Sequence[int]) -> dict[str, Any]:
-    """The attributes with pads in the place of an `output_shape`, for a map of that size."""
+    """The attributes with pads in the place of an `output_shape`, for a map of that size; cells beyond it are added.
+
+    An `output_shape` stays where more cells would have to be added than an `output_padding` may.
+    """
     if not attrs.get("output_shape"):
         return dict(attrs)
     plain = {name: value for name, value in attrs.items() if name not in ("output_shape", "auto_pad", "pads")}
     whole, cut = Spreading.read(plain, kernel, size), Spreading.read(attrs, kernel, size)
     end = [w - c - b for w, c, b in zip(whole.output, cut.output, cut.begin, strict=True)]
-    return plain | {"pads": [*cut.begin, *end]}
+    more = [extent - min(e, 0) for extent, e in zip(plain.get("output_padding") or (0,) * len(end), end, strict=True)]
+    if any(extra >= stride for extra, stride in zip(more, cut.strides, strict=True) if extra):
+        return dict(attrs)
+    padding = {"output_padding": more} if any(more) else {}
+    return plain | {"pads": [*cut.begin, *(max(e, 0) for e in end)]} | padding
 
 
 def placed(chain: Chain, attrs: Mapping[str, Any]) -> list[Placed]:

@@ -46,6 +46,7 @@ GEOMETRY: list[dict[str, Any]] = [
     {"strides": 3, "auto_pad": "SAME_LOWER"},
     {"strides": 2, "auto_pad": "VALID"},
     {"strides": 2, "output_shape": 0},
+    {"strides": 3, "output_shape": -1},
     {"strides": 2, "output_shape": 2, "dilations": 2},
     {"strides": 3, "output_shape": 1, "auto_pad": "SAME_UPPER", "output_padding": 1},
     {"strides": 2, "pads": "asymmetric", "dilations": 2},
