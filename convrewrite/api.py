@@ -152,7 +152,7 @@ def separable(
     fit: bool = True,
     **options: Any,
 ) -> Result:
-    """Factor convolutions by singular value decomposition, within a relative error `tol` of each kernel.
+    """Factor convolutions and linear layers by singular values, within a relative error `tol` of each kernel.
 
     Args:
         model: the network. form: "auto", "spatial", "depthwise", "channel" or "tucker". accept: "smaller", "faster" or

@@ -27,6 +27,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite.graph import infer_shapes
+from convrewrite.layers import LinearLayer
 from convrewrite.skeletons import held_tensor, is_tensor
 
 Shape = tuple[int, ...]
@@ -217,9 +218,7 @@ def _macs(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
         channels_last = node.op == "NhwcFusedConv"
         per_cell = math.prod(weight[1:]) if not channels_last else math.prod(weight) // max(1, output[-1])
         return math.prod(output) * per_cell
-    if node.op in GEMMS:
-        return math.prod(output) * (data[0] if node.attrs.get("transA", 0) else data[1])
-    return math.prod(output) * data[-2 if node.attrs.get("transA", 0) else -1] if data else None
+    return math.prod(output) * data[LinearLayer.from_node(node, weight=1, stored=weight).axis] if data else None
 
 
 def _einsum(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:

@@ -39,6 +39,9 @@ SAME_SHAPE = frozenset({"GroupNormalization"})
 """Operators that keep the shape of their input, and for which onnx has no shape inference."""
 
 
+_NEVER_CONSTANT = frozenset({"Multinomial", "Bernoulli", "Shape", "Size"})
+
+
 def all_finite(constant: gs.Constant) -> bool:
     """Whether a constant of floating-point numbers holds neither NaN nor infinity; a large one is read in parts."""
     stored = constant._values
@@ -49,6 +52,27 @@ def all_finite(constant: gs.Constant) -> bool:
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that computes a tensor, or None for graph inputs and initializers."""
     return tensor.inputs[0] if tensor.inputs else None
+
+
+def computed_from_constants(tensor: gs.Tensor, most: int = 64) -> bool:
+    """Whether a tensor is a constant, or nodes compute it from constants alone; False beyond `most` nodes.
+
+    Nothing is computed, and the walk is short: weights come from a few nodes, activations from many.
+    """
+    todo, seen = [tensor], set[int]()
+    while todo:
+        current = todo.pop()
+        if isinstance(current, gs.Constant) or not current.name:
+            continue
+        node = producer(current)
+        if node is None or node.op in _NEVER_CONSTANT or node.op.startswith("Random") or subgraphs(node):
+            return False
+        if id(node) not in seen:
+            seen.add(id(node))
+            todo.extend(node.inputs)
+        if len(seen) > most:
+            return False
+    return True
 
 
 def subgraphs(node: gs.Node) -> list[gs.Graph]:
@@ -63,6 +87,11 @@ def subgraph_tensors(node: gs.Node) -> Iterator[gs.Tensor]:
         own = {t.name for t in subgraph.inputs} | {t.name for inner in subgraph.nodes for t in inner.outputs}
         read = [t for inner in subgraph.nodes for t in (*inner.inputs, *subgraph_tensors(inner))]
         yield from (t for t in (*read, *subgraph.outputs) if t.name not in own)
+
+
+def has_fixed_inputs(graph: gs.Graph) -> bool:
+    """Whether all extents of the graph's inputs are numbers: what was assumed for open ones must not be baked in."""
+    return all(t.shape is not None and all(isinstance(d, int | np.integer) for d in t.shape) for t in graph.inputs)
 
 
 def live_nodes(graph: gs.Graph) -> list[gs.Node]:

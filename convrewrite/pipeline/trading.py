@@ -291,7 +291,8 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
 def _nothing(pass_: Pass, result: PassResult) -> str:
     """Why the file was copied."""
     if not result.sites:
-        what = "convolution" if isinstance(pass_, Separable | Groups) else f"place for {pass_.name}"
+        what = "convolution" if isinstance(pass_, Groups) else f"place for {pass_.name}"
+        what = "linear layer and no convolution" if isinstance(pass_, Separable) else what
         return f"nothing to do: no {what} outside of subgraphs; copied byte for byte"
     first = {site.reason: site for site in result.sites}
     if len(result.sites) == 1:
