@@ -30,7 +30,9 @@ from typing import Any
 
 import numpy as np
 
+from convrewrite.board import doing, mine
 from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.leftovers import is_hidden
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
@@ -122,13 +124,14 @@ class Session:
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; `outputs` picks some by name. Raises RunFailed with one line."""
         names = self._names(outputs)
-        with self._failing():
+        with self._failing(), doing(f"running {self.label} in ONNX Runtime"):
             return dict(zip(names, self._raw.run(names, dict(feeds)), strict=True))
 
     def bind(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> BoundRun:
         """Copy the inputs to the device once; `outputs` (all by default) will stay there. Raises RunFailed."""
         device = "cpu" if self.provider == "cpu" else "cuda"
         names = self._names(outputs)
+        mine().activity = f"running {self.label} in ONNX Runtime"  # from now on: a run that is timed must not note it
         with self._failing():
             binding = self._raw.io_binding()
             values = {
@@ -208,7 +211,7 @@ def open_session(
     """
     if provider not in PROVIDERS:
         raise UsageError(f"unknown provider '{provider}'", remedy=f"choose one of {', '.join(PROVIDERS)}")
-    label = label or ("the model" if isinstance(source, bytes) else str(source))
+    label = label or _label(source)
     verbose = _log_is_shown.get() if verbose is None else verbose
     ort = _onnxruntime()
     wanted = _usable(ort, provider)
@@ -228,7 +231,7 @@ def open_session(
     def make(names: Sequence[str]) -> Any:
         requested = [(_ORT_NAMES[name], _provider_options(name, tf32)) for name in names]
         path = source if isinstance(source, bytes) else str(source)
-        with contextlib.nullcontext() if verbose else _silenced(ort):
+        with contextlib.nullcontext() if verbose else _silenced(ort), doing(f"loading {label} in ONNX Runtime"):
             return ort.InferenceSession(path, options, providers=requested, enable_fallback=0)
 
     try:
@@ -249,6 +252,13 @@ def open_session(
     infos = _infos(raw.get_inputs()), _infos(raw.get_outputs())
     rounds = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" if got == "tensorrt" else tf32 and got == "cuda"
     return Session(label, got, *infos, raw, rounds, _placement(raw))
+
+
+def _label(source: str | Path | bytes) -> str:
+    """What to call a model. Nobody knows the hidden name that it is written under before it is checked."""
+    if isinstance(source, bytes):
+        return "the model"
+    return "the rewritten model" if is_hidden(Path(source).name) else str(source)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,7 @@ def key(job: Job, settings: Settings) -> str:
         UsageError: the model or its data cannot be read.
     """
     digest = hashlib.sha256()
-    chosen = settings.model_dump(mode="json", exclude={"models", "output", "jobs", "reports", "lock"})
+    chosen = settings.model_dump(mode="json", exclude={"models", "output", "jobs", "timeout", "reports", "lock"})
     packages = [plugins.version(step.name) for step in settings.steps]
     digest.update(json.dumps([chosen, report.versions(), packages], sort_keys=True).encode())
     digest.update(model_io.load(job.source).sha256.encode())
