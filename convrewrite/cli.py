@@ -48,6 +48,7 @@ from convrewrite.cli_options import (
     Upsample,
     VerboseOption,
     VerifyOption,
+    Words,
     options_of,
     parse_size,
     paths_of,
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from convrewrite.verification import Progress as Tell
 
 app = typer.Typer(
+    cls=Words,
     name="convrewrite",
     no_args_is_help=True,
     add_completion=False,
@@ -216,7 +218,7 @@ def _documented(pass_: type[Pass]) -> str:
 
 
 def _answer(lines: list[str]) -> None:
-    """Print what was asked for. (typer would end with 1 where the reader is gone, which means a failed check here.)"""
+    """Print what was asked for."""
     from convrewrite.atomic import write_errors
     from convrewrite.streams import refuse_closed_output
 

@@ -43,9 +43,9 @@ def hidden_name(suffix: str) -> str:
     return f".convrewrite-{secrets.token_hex(8)}{suffix if len(suffix) <= LONGEST_SUFFIX else ''}"
 
 
-def is_hidden(name: str) -> bool:
-    """Whether a file has the name of a temporary one."""
-    return FILE.fullmatch(name) is not None
+def shown(path: str | Path) -> str:
+    """What to call a model in messages: nobody knows the hidden name under which it lies until it is checked."""
+    return "the rewritten model" if FILE.fullmatch(Path(path).name) else str(path)
 
 
 def create(path: Path, mode: int | None = None) -> None:

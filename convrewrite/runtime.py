@@ -32,7 +32,7 @@ import numpy as np
 
 from convrewrite.board import doing, mine
 from convrewrite.errors import ConvrewriteError, UsageError
-from convrewrite.leftovers import is_hidden
+from convrewrite.leftovers import shown
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
@@ -74,9 +74,8 @@ class TensorInfo:
     """An input or output of a session.
 
     Attributes:
-        name: of the tensor.
+        name: of the tensor. shape: numbers where known, a name or None where not.
         dtype: numpy type; object for strings, sequences, maps and types that numpy lacks.
-        shape: numbers where known, a name or None where not.
         kind: ONNX Runtime's own word for the type, such as "tensor(float)".
     """
 
@@ -91,8 +90,7 @@ class Session:
     """A model that is ready to run.
 
     Attributes:
-        label: what to call the model in messages (its path).
-        provider: what the session really got: "cpu", "cuda" or "tensorrt".
+        label: what to call the model in messages. provider: what the session got: "cpu", "cuda" or "tensorrt".
         inputs: without initializers. outputs: in the model's order.
         tf32: whether float32 factors may be rounded to 10 bits; always False on the CPU.
         placement: operators by the provider that runs them, before fusion; {} where ONNX Runtime (< 1.24) does not say.
@@ -131,7 +129,7 @@ class Session:
         """Copy the inputs to the device once; `outputs` (all by default) will stay there. Raises RunFailed."""
         device = "cpu" if self.provider == "cpu" else "cuda"
         names = self._names(outputs)
-        mine().activity = f"running {self.label} in ONNX Runtime"  # from now on: a run that is timed must not note it
+        mine().activity = f"running {self.label} in ONNX Runtime"  # what is timed must not note it
         with self._failing():
             binding = self._raw.io_binding()
             values = {
@@ -211,7 +209,7 @@ def open_session(
     """
     if provider not in PROVIDERS:
         raise UsageError(f"unknown provider '{provider}'", remedy=f"choose one of {', '.join(PROVIDERS)}")
-    label = label or _label(source)
+    label = label or ("the model" if isinstance(source, bytes) else shown(source))
     verbose = _log_is_shown.get() if verbose is None else verbose
     ort = _onnxruntime()
     wanted = _usable(ort, provider)
@@ -252,13 +250,6 @@ def open_session(
     infos = _infos(raw.get_inputs()), _infos(raw.get_outputs())
     rounds = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" if got == "tensorrt" else tf32 and got == "cuda"
     return Session(label, got, *infos, raw, rounds, _placement(raw))
-
-
-def _label(source: str | Path | bytes) -> str:
-    """What to call a model. Nobody knows the hidden name that it is written under before it is checked."""
-    if isinstance(source, bytes):
-        return "the model"
-    return "the rewritten model" if is_hidden(Path(source).name) else str(source)
 
 
 @contextlib.contextmanager

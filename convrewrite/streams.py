@@ -11,6 +11,7 @@ import io
 import os
 import sys
 
+from convrewrite.atomic import write_errors
 from convrewrite.errors import UsageError
 
 
@@ -29,8 +30,25 @@ class Lossy(io.TextIOWrapper):
             super().flush()
 
 
+class Strict(io.TextIOWrapper):
+    """What was asked for: where it cannot be written, that is an error in one line.
+
+    (typer ends with 1 where the reader is gone, which means a failed check here.)
+    """
+
+    def write(self, text: str) -> int:
+        """Write. Raises UsageError where that is not possible."""
+        with write_errors("to standard output"):
+            return super().write(text)
+
+    def flush(self) -> None:
+        """Flush. Raises UsageError where that is not possible."""
+        with write_errors("to standard output"):
+            super().flush()
+
+
 def settle() -> None:
-    """Take the numbers of closed streams, so that no file gets them, and let standard error lose what it must.
+    """Take the numbers of closed streams, so that no file gets them; standard error loses what it must, output fails.
 
     `sys.stdin` and `sys.stdout` stay None where they were closed.
     """
@@ -41,6 +59,10 @@ def settle() -> None:
             opened = os.open(os.devnull, mode)  # the lowest that is free, so this one
             if opened == number:
                 os.set_inheritable(number, True)
+    if sys.stdout is not None:
+        sys.stdout.flush()
+        kept = {name: getattr(sys.stdout, name) for name in ("encoding", "errors", "line_buffering")}
+        sys.stdout = Strict(io.BufferedWriter(io.FileIO(1, "w", closefd=False)), **kept)
     encoding = "utf-8" if sys.stderr is None else sys.stderr.encoding
     raw = io.BufferedWriter(io.FileIO(2, "w", closefd=False))
     sys.stderr = Lossy(raw, encoding=encoding, errors="backslashreplace", line_buffering=True)
