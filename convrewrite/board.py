@@ -40,10 +40,17 @@ class Board:
 
     @classmethod
     def at(cls, path: str | Path) -> Board:
-        """In a file, which is made where it is not there: for a child that is started anew."""
-        with open(path, "r+b" if os.path.exists(path) else "w+b") as file:
-            file.truncate(SIZE)
+        """In a file that `make` has made: for a child that is started anew."""
+        with open(path, "r+b") as file:
             return cls(mmap.mmap(file.fileno(), SIZE))
+
+    @classmethod
+    def make(cls, path: str | Path) -> Board:
+        """In a new file; where there can be none, nobody sees what it says."""
+        with contextlib.suppress(OSError):
+            Path(path).write_bytes(bytes(SIZE))  # written, not only sized: a full disk shows now, not as a SIGBUS
+            return cls.at(path)
+        return cls(bytearray(SIZE))
 
     @property
     def code(self) -> int | None:

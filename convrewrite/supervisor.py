@@ -60,7 +60,7 @@ def supervised(command: Command, died: Died) -> NoReturn:
         _end(_Watch(watched).forked(command), watched, died)
     with atomic.scratch() as folder:
         path = os.path.join(folder, "board")
-        watched = Board.at(path)
+        watched = Board.make(path)
         words = [sys.executable, "-P", "-m", "convrewrite", *sys.argv[1:]]
         _end(_Watch(watched).spawned(words, path), watched, died)
 

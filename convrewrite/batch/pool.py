@@ -70,7 +70,7 @@ def _run(task: Mapping[str, Any], threads: int, limit: float, running: set[subpr
         tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", dir=folder) as told,
     ):
         path = os.path.join(folder, "board")
-        watched = Board.at(path)
+        watched = Board.make(path)
         worker = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE,
