@@ -1,4 +1,4 @@
-"""Commands that are broken at a chosen point: a script that replaces the check of `fcn`, with the output half written."""
+"""Commands that are broken at a chosen point: a script replaces the check of `fcn`, with the output half written."""
 
 from __future__ import annotations
 

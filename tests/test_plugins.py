@@ -240,7 +240,9 @@ ENDS = '        if "scaled" in node.inputs[1].name:'
 def broken(folder: Path, line: str, at: str = ENDS) -> None:
     """Let the toy do something before one of its lines."""
     indent = at[: len(at) - len(at.lstrip())]
-    source = TOY.replace(at, f"{indent}{line}\n{at}").replace("import numpy", "import os, sys, time, signal\nimport numpy")
+    source = TOY.replace(at, f"{indent}{line}\n{at}").replace(
+        "import numpy", "import os, sys, time, signal\nimport numpy"
+    )
     (folder / "site" / "toy.py").write_text(source)
 
 

@@ -123,9 +123,7 @@ def test_dying_after_the_work_is_done_changes_nothing(source: Path, tmp_path: Pa
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
-def test_native_code_that_hears_nothing_ends_within_seconds(
-    name: str, code: int, source: Path, tmp_path: Path
-) -> None:
+def test_native_code_that_hears_nothing_ends_within_seconds(name: str, code: int, source: Path, tmp_path: Path) -> None:
     """`sum` over a long range holds the interpreter, so that no handler of Python's runs."""
     before = snapshot(tmp_path)
     with start(tmp_path, "sum(range(10**13))", "fcn", source, tmp_path / "out.onnx") as process:
