@@ -11,7 +11,6 @@ import io
 import os
 import sys
 
-from convrewrite.atomic import write_errors
 from convrewrite.errors import UsageError
 
 
@@ -38,13 +37,21 @@ class Strict(io.TextIOWrapper):
 
     def write(self, text: str) -> int:
         """Write. Raises UsageError where that is not possible."""
-        with write_errors("to standard output"):
+        try:
             return super().write(text)
+        except OSError as error:
+            raise _unwritable(error) from error
 
     def flush(self) -> None:
         """Flush. Raises UsageError where that is not possible."""
-        with write_errors("to standard output"):
+        try:
             super().flush()
+        except OSError as error:
+            raise _unwritable(error) from error
+
+
+def _unwritable(error: OSError) -> UsageError:
+    return UsageError(f"cannot write to standard output: {error.strerror or error}")
 
 
 def settle() -> None:

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
 
-from convrewrite import atomic, board, children, endings, leftovers, streams
+from convrewrite import board, streams
 from convrewrite.board import Board
 from convrewrite.errors import ConvrewriteError, Interrupted, Terminated
 
@@ -32,6 +32,9 @@ GRACE = 3.0
 
 ONE_EVENT = 0.5
 """Seconds within which a signal is the same one again: a terminal sends Ctrl-C to both processes."""
+
+AT_ONCE = {"--help", "-h", "--version"}
+"""Words that are answered at once: nothing that could die is loaded for them."""
 
 ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
@@ -53,11 +56,15 @@ def supervised(command: Command, died: Died) -> NoReturn:
         catch_signals()
         sys.exit(command())
     streams.settle()
+    if not sys.argv[1:] or AT_ONCE & set(sys.argv[1:]):
+        sys.exit(command())
     if board.VARIABLE in os.environ:
         _be_the_child(command, board.join(), os.getppid())
     if hasattr(os, "fork"):
         watched = Board.shared()
         _end(_Watch(watched).forked(command), watched, died)
+    from convrewrite import atomic
+
     with atomic.scratch() as folder:
         path = os.path.join(folder, "board")
         watched = Board.make(path)
@@ -74,6 +81,8 @@ def _is_a_script() -> bool:
 def _be_the_child(
     command: Command, watched: Board, parent: int, unmask: Callable[[], object] = lambda: None
 ) -> NoReturn:
+    from convrewrite import children
+
     children.die_with(parent)
     board.join(watched)
     catch_signals()
@@ -137,6 +146,8 @@ class _Watch:
 
     def spawned(self, words: Sequence[str], board_path: str) -> _End:
         """Run the command in an interpreter of its own."""
+        from convrewrite import children
+
         with subprocess.Popen(words, env=children.environment(board_path)) as process:
             self.child = process.pid
             self._listen()
@@ -163,6 +174,8 @@ def _end(end: _End, watched: Board, died: Died) -> NoReturn:
     """Leave as the child did, or in its place."""
     if watched.code is not None:  # whatever its leaving came to: its work was done
         sys.exit(watched.code)
+    from convrewrite import endings, leftovers
+
     for folder in watched.folders:
         leftovers.sweep(folder, again=True)
     if sys.stderr.isatty():
