@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from cli_models import COMMAND
+from processes import is_alive, leftovers, wait_until_dead
 
 from convrewrite import models
 
@@ -68,8 +71,8 @@ def package(folder: Path, name: str, entries: dict[str, str], source: str) -> No
     (info / "entry_points.txt").write_text("\n".join(["[convrewrite.passes]", *lines, ""]))
 
 
-def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "COLUMNS": "80"}
+def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "COLUMNS": "80", **more}
     return subprocess.run(
         [*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
@@ -313,3 +316,25 @@ def test_a_pass_that_hangs_leaves_or_dies_is_a_row_of_its_model_in_a_run(folder:
         assert (row["status"], row["exit_code"]) == ("error", code)
         assert says in row["message"]
         assert list((folder / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes as Linux lists them")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_the_workers_of_a_run_end_with_it(folder: Path, sent: signal.Signals) -> None:
+    broken(folder, "open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
+    config = CONFIG.replace("BY", "1e-7").replace('pass = "fcn"\n[[steps]]\n', "")
+    (folder / "convrewrite.toml").write_text(config)
+    (folder / "tmp").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "TMPDIR": str(folder / "tmp")}
+    with subprocess.Popen([*COMMAND, "run", "-q"], cwd=folder, env=environment, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 100
+        while not (folder / "pid").exists() or not (folder / "pid").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        worker = int((folder / "pid").read_text())
+        assert is_alive(worker)
+        process.send_signal(sent)
+    assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 128 + signal.SIGTERM)
+    assert wait_until_dead(worker)
+    assert call(folder, "transform", "fcn", "m.onnx", "o.onnx", TMPDIR=str(folder / "tmp")).returncode == 0
+    assert leftovers(folder) == []
