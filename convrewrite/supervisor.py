@@ -90,7 +90,7 @@ def _be_the_child(
         unmask()
         code = command()
     except Terminated as error:
-        code = int(str(error.code))
+        code = error.code if isinstance(error.code, int) else ConvrewriteError.exit_code
     except KeyboardInterrupt:
         code = Interrupted.exit_code
     watched.code = code
@@ -133,8 +133,16 @@ class _Watch:
     def forked(self, command: Command) -> _End:
         """Run the command in a fork; returns in the parent alone."""
         parent = os.getpid()
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # whoever started this may ignore it, which leaves nothing to wait for
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # until each process knows what to do with them
-        self.child = os.fork()
+        try:
+            self.child = os.fork()
+        except OSError:  # no more processes: better unwatched than not at all
+            catch_signals()
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            sys.exit(command())
         if self.child == 0:
             _be_the_child(command, self.watched, parent, lambda: signal.pthread_sigmask(signal.SIG_SETMASK, mask))
         signal.signal(signal.SIGALRM, self._insist)
@@ -160,6 +168,8 @@ class _Watch:
 
     def _hand_on(self, number: int, frame: FrameType | None) -> None:
         self.asked.append(number)
+        if os.name == "nt" and number == signal.SIGINT:
+            return  # the console has told both, and os.kill would end the child at once
         with contextlib.suppress(ProcessLookupError):
             os.kill(self.child, number)
         if (number != signal.SIGINT or len(self.asked) > 1) and hasattr(signal, "setitimer"):
