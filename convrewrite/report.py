@@ -30,6 +30,7 @@ from convrewrite.atomic import write_errors
 from convrewrite.errors import UsageError
 from convrewrite.outcome import STREAM, FileFacts, Outcome
 from convrewrite.rewrite import Site
+from convrewrite.streams import refuse_closed_output
 from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 from convrewrite.windows import Window
 
@@ -107,7 +108,9 @@ def check_target(target: str, models: Sequence[str]) -> None:
             raise UsageError(
                 "the model and the report cannot both go to standard output", remedy="give --report a path"
             )
-    if target != STREAM:
+    if target == STREAM:
+        refuse_closed_output()
+    else:
         atomic.check_target(target, "--report", [model for model in models if model != STREAM])
 
 
@@ -115,6 +118,7 @@ def write(outcome: Outcome, target: str) -> None:
     """Write the JSON report, whole or not at all. Raises UsageError where the target cannot be written."""
     text = json.dumps(to_dict(outcome), indent=2, allow_nan=False) + "\n"
     if target == STREAM:
+        refuse_closed_output()
         with write_errors("the report to standard output"):
             print(text, end="", flush=True)
         return

@@ -7,6 +7,7 @@ decides everything for one of them without touching the graph, and `apply` does 
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.errors import ConvrewriteError
+from convrewrite.board import doing
+from convrewrite.errors import ConvrewriteError, PassFault, Terminated
 from convrewrite.graph import add_types
 from convrewrite.skeletons import skeleton, tolerant
 
@@ -200,13 +202,15 @@ def run_pass(
     known = {id(node) for node in old}
     for _ in range(2 * len(graph.nodes) + 16):
         fresh = (node for node in pass_.candidates(work) if id(node) in known and _anchor(node) not in seen)
-        node = next(fresh, None)
+        with _blamed(pass_, "candidates"):
+            node = next(fresh, None)
         if node is None:
             break
         seen.add(_anchor(node))
         outcome = _plan(pass_, work, node, judge, only, skip)
         if isinstance(outcome, Plan):
-            pass_.apply(work, outcome)
+            with _blamed(pass_, f"apply at {_anchor(node)}"):
+                pass_.apply(work, outcome)
             metadata.update(outcome.metadata)
             _join(evidence, outcome.evidence)
             sites.extend(outcome.sites)
@@ -222,6 +226,26 @@ def run_pass(
                 tensor.dtype = None
         _check(pass_, graph, work)
     return PassResult(work, tuple(sites), metadata, evidence)
+
+
+@contextlib.contextmanager
+def _blamed(pass_: Pass, part: str) -> Iterator[None]:
+    """Note which part of a pass runs; what one of another package raises, also to end the process, is its own fault."""
+    module = type(pass_).__module__
+    foreign = module.partition(".")[0] != __name__.partition(".")[0]
+    whose = f" of {module}" if foreign else ""
+    with doing(f"in the {part} by pass '{pass_.name}'{whose}"):
+        try:
+            yield
+        except (ConvrewriteError, Terminated, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            if not foreign:
+                raise
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PassFault(
+                f"pass '{pass_.name}'{whose} failed in the {part}: {text}", remedy="tell its authors"
+            ) from error
 
 
 def _join(evidence: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -243,7 +267,8 @@ def _plan(
     A pattern means the candidate, or any other site of a plan that rewrites several as one.
     """
     site = Site(pass_.name, _anchor(node), node.op, "declined")
-    outcome = () if _matches(skip, [node]) else pass_.plan(graph, node)
+    with _blamed(pass_, f"plan of {_anchor(node)}"):
+        outcome = () if _matches(skip, [node]) else pass_.plan(graph, node)
     plans = () if isinstance(outcome, Refusal | Declined) else outcome
     anchors = {site.anchor for plan in plans[:1] for site in plan.sites}  # those of the others are the same
     named = [node, *(n for n in graph.nodes if anchors and any(t.name in anchors for t in n.outputs))]

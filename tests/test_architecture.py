@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
-BASE = frozenset({"errors"})
+BASE = frozenset({"errors", "board"})
 ENGINE = (
     frozenset(
         {
@@ -40,16 +40,24 @@ ENGINE = (
     )
     | BASE
 )
-FILES = ENGINE | {"atomic", "model_io", "notebook"}
+PROCESSES = BASE | {"leftovers", "atomic", "streams", "children", "endings"}
+FILES = ENGINE | {"leftovers", "atomic", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
-CHECKS = SAMPLING | {"verification", "timing"}
-JUDGES = CHECKS | {"acceptance", "report"}
+CHECKS = SAMPLING | {"verification", "timing", "children", "endings"}
+JUDGES = CHECKS | {"acceptance", "report", "streams"}
 TOP = JUDGES | {"outcome", "pipeline", "passes", "models", "convrewrite"}
 
 # What each module of convrewrite/ may import from it. "convrewrite" is the package itself (its public names).
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
+    "board": frozenset(),
+    "leftovers": BASE,
+    "children": BASE,
+    "endings": BASE,
+    "streams": PROCESSES,
+    "supervisor": PROCESSES,
+    "telling": BASE,
     "rewrite": ENGINE,
     "graph": ENGINE,
     "skeletons": BASE,
@@ -65,17 +73,17 @@ ALLOWED: dict[str, frozenset[str]] = {
     "quantized": ENGINE,
     "passes": ENGINE,
     "models": frozenset(),
-    "atomic": BASE,
+    "atomic": BASE | {"leftovers"},
     "notebook": frozenset(),
     "model_io": FILES,
     "unloadable": FILES,
     "runtime": FILES | {"unloadable"},
     "sampling": RUNTIME,
     "verification": SAMPLING,
-    "timing": SAMPLING,
+    "timing": SAMPLING | {"children", "endings"},
     "acceptance": CHECKS,
     "outcome": CHECKS,
-    "report": CHECKS | {"acceptance", "outcome", "convrewrite"},
+    "report": CHECKS | {"acceptance", "outcome", "streams", "convrewrite"},
     "pipeline": TOP - {"pipeline"},
     "plugins": ENGINE | {"passes"},
     "api": TOP | {"inspection", "plugins", "tiling"},
@@ -93,6 +101,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "bench_command": TOP | {"cli_options"},
     "cli": TOP
     | {
+        "supervisor",
+        "telling",
         "apply_command",
         "linear_commands",
         "tiling",

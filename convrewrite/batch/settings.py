@@ -143,6 +143,7 @@ class Settings(_Section):
     output: str = "optimized/{name}.onnx"
     steps: Annotated[list[Step], Field(min_length=1)]
     jobs: Annotated[int, Field(ge=1)] | None = None
+    timeout: Annotated[float, Field(gt=0), AfterValidator(_finite)] = 3600.0
     allow_refused: bool = False
     lock: str = "convrewrite.lock"
     verification: Verification = Verification()

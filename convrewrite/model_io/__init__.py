@@ -22,7 +22,16 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, TensorProto
 
-from convrewrite.atomic import discard, refuse_target, sync_folder, temporary_beside, write_durably, write_errors
+from convrewrite.atomic import (
+    discard,
+    publish,
+    refuse_target,
+    sync_folder,
+    temporary_beside,
+    write_durably,
+    write_errors,
+)
+from convrewrite.board import doing
 from convrewrite.errors import UsageError
 from convrewrite.model_io.checks import DEFAULT_DOMAIN, dangling_input, names_are_text, refuse_unusable, run_checker
 from convrewrite.model_io.external_data import move_weights_out, settle_tensors
@@ -127,6 +136,11 @@ def load(source: str | Path | bytes) -> Model:
     """
     path = None if isinstance(source, bytes) else Path(source)
     label = "standard input" if path is None else str(path)
+    with doing(f"reading {label}"):
+        return _load(source, path, label)
+
+
+def _load(source: str | Path | bytes, path: Path | None, label: str) -> Model:
     data = Memory(source) if isinstance(source, bytes) else _map(Path(source))
     if not data.size:
         raise UsageError(f"{label}: the file is empty")
@@ -240,7 +254,7 @@ class Staged:
     def commit(self) -> None:
         """Publish it: rename, then make the folder's new entries durable."""
         with write_errors(self.target):
-            os.replace(self.path, self.target)
+            publish(self.path, self.target)
             self.committed = True
             sync_folder(self.target.parent)
 
@@ -261,7 +275,7 @@ def staged(model: Model, target: str | Path) -> Iterator[Staged]:
     result = Staged(temporary_beside(target, ".onnx"), target)
     data_file = None
     try:
-        with write_errors(target):
+        with write_errors(target), doing(f"writing {target}"):
             proto, payloads = _export(model)
             segments = _segments(proto, payloads)
             if model.has_external_data or not _fits_one_file(segments):
@@ -337,7 +351,7 @@ def _copy_external(model: Model, target: Path) -> bool:
             temporary = temporary_beside(to, ".data")
             try:
                 write_durably(temporary, data.chunks(0, data.size))
-                os.replace(temporary, to)
+                publish(temporary, to)
             finally:
                 discard(temporary)
     return True

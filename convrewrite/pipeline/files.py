@@ -13,6 +13,7 @@ from convrewrite import costs, model_io
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, FileFacts, Log
+from convrewrite.streams import refuse_closed_output
 
 NAMED = 3
 """Names in a line that could have hundreds."""
@@ -29,7 +30,9 @@ def load(source: str) -> Model:
 
 def refuse_stream_target(target: str) -> None:
     """Raise UsageError where standard output is a terminal."""
-    if target == STREAM and (sys.stdout is None or sys.stdout.isatty()):
+    if target == STREAM:
+        refuse_closed_output()
+    if target == STREAM and sys.stdout.isatty():
         raise UsageError(
             "binary data is not written to a terminal", remedy="give IN and OUT, or redirect with > out.onnx"
         )

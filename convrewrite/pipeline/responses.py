@@ -10,7 +10,6 @@ A linear layer looks at one vector for each place; a cell that a ConvTranspose g
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite import model_io
+from convrewrite import atomic, model_io
 from convrewrite.layers import Sliding, Spreading
 from convrewrite.model_io import Model
 from convrewrite.passes.separable.refine import Moments
@@ -87,7 +86,7 @@ class Collected:
         tensor.shape = None
         part.outputs = [tensor]
         part.cleanup(remove_unused_graph_inputs=False)
-        with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+        with atomic.scratch() as folder:
             path = model_io.save(replace(self.model, graph=part), Path(folder) / "part.onnx")
             session: Session = open_session(path, self.provider)
             taken: Sequence[TensorInfo] = session.inputs

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from convrewrite import acceptance, model_io, runtime, timing, verification
+from convrewrite import acceptance, atomic, model_io, runtime, timing, verification
 from convrewrite.acceptance import Decisions, Faster
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
@@ -184,7 +183,7 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
     log.note(input=replace(input_facts(model, source), macs=at.macs(model.graph)))
     if how.accept == "faster" and (at.assumed or not at.tensors):
         raise UsageError("--accept faster times layers at their real shapes, and the input is open", remedy=_SIZE)
-    with tempfile.TemporaryDirectory(prefix="convrewrite-") as name:
+    with atomic.scratch() as name:
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
         pass_ = _with(pass_, shapes=at.tensors)
