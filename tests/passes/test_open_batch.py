@@ -165,7 +165,24 @@ def mixed() -> onnx.ModelProto:
     return net.model(net.reduce("ReduceMean", net.conv("x", 4, 3, 3), [0]))
 
 
-BUILT = {f"open-batch/{f.__name__.replace('_', '-')}": f for f in (already_open, no_input, open_size, baked, mixed)}
+def counted() -> onnx.ModelProto:
+    """Each number is multiplied by how many images there are."""
+    net = Net(1, 2, 6, 6)
+    count = net.Cast(net.Gather(net.Shape("x"), net.const(0), axis=0), to=onnx.TensorProto.FLOAT)
+    return net.model(net.Mul(net.conv("x", 4, 3, 3), count))
+
+
+def no_rule() -> onnx.ModelProto:
+    """MaxUnpool counts its places over all images."""
+    net = Net(1, 2, 6, 6)
+    pooled, places = net.node("MaxPool", "x", outputs=2, kernel_shape=[2, 2], strides=[2, 2])
+    return net.model(net.MaxUnpool(pooled, places, kernel_shape=[2, 2], strides=[2, 2]))
+
+
+BUILT = {
+    f"open-batch/{f.__name__.replace('_', '-')}": f
+    for f in (already_open, no_input, open_size, baked, mixed, counted, no_rule)
+}
 
 
 @pytest.mark.parametrize("code", REASONS)

@@ -1,0 +1,208 @@
+"""open-batch: a network that was exported for a fixed number of images takes any number of them.
+
+Before                                       After
+    image [1, 3, 224, 224]                       image [batch, 3, 224, 224]
+      |  trunk                                     |  the same trunk
+    map [1, 512, 7, 7]                           map [batch, 512, 7, 7]
+      |  Reshape to [1, 25088]                     |  Reshape to [0, 25088]
+    [1, 25088] ── Gemm ── scores [1, 1000]       [batch, 25088] ── Gemm ── scores [batch, 1000]
+
+Algebra. Each image of a batch is a function of its own where no operator lets one see another. This is decided by the
+axes, operator by operator: every tensor either does not depend on the images, or has them along one axis (with other
+things outside and inside of them, as the heads of an attention), and every operator that reads images has a rule that
+says where they go. A sum over that axis, a maximum, a Softmax or a CumSum along it, a Gather from it, one scale for all
+images, the number of images among the pixels: refused, whatever random inputs would show.
+
+Then nothing but numbers that were written for one batch stands in the way: extents of inputs and outputs, and what a
+Reshape, Expand or Resize was told. In a Reshape the place of the images is told by 0 (as it was), or by -1 (what is
+left) where it is merged with others; in an Expand by 1. A Resize is told the batch that there is, and what a Concat
+puts beside each image (a class token), or an LSTM begins with, is repeated for it.
+
+Requires inputs of a known first extent, which the image's axes follow.
+Refuses networks in which images see each other, an operator has no rule, or some operator or output has no place for
+more images. Batches of two, three and seven images are then compared with each image by itself all the same.
+Source: the ONNX operator pages.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from convrewrite.graph import Shape, infer_shapes, unique_name
+from convrewrite.passes.open_batch import along, indexing, moving, pointwise, products, sliding
+from convrewrite.passes.open_batch.counting import COUNTING, TAKES_COUNTS
+from convrewrite.passes.open_batch.edits import Edit
+from convrewrite.passes.open_batch.states import Each, Stop
+from convrewrite.passes.open_batch.walk import Rule, Walk, images_for
+from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
+
+RULES: Mapping[str, Rule] = {
+    **pointwise.RULES,
+    **along.RULES,
+    **sliding.RULES,
+    **products.RULES,
+    **moving.RULES,
+    **indexing.RULES,
+}
+"""Where the images go, by operator."""
+
+REASONS = {
+    reason.code: reason
+    for reason in (
+        Reason(
+            "open-batch/already-open",
+            "the first extent of the input is open already",
+            "nothing needs to be done",
+        ),
+        Reason(
+            "open-batch/open-size",
+            "extents of the input other than the batch are open, so no shape is known",
+            "give --size (of fcn: --window)",
+        ),
+        Reason(
+            "open-batch/no-input",
+            "no input has a batch: an axis ahead of those of an image or of features",
+            "export the model with a batch axis",
+        ),
+        Reason(
+            "open-batch/baked",
+            "an operator takes one number of images and no other",
+            "export the model with a symbolic batch, or cut it ahead of that operator",
+        ),
+        Reason(
+            "open-batch/mixed",
+            "images of one batch see each other, or an output does not have them along its first axis",
+            "run it one batch at a time, or cut it ahead of that operator",
+        ),
+        Reason(
+            "open-batch/counted",
+            "the number of images is used for more than the shape of a tensor",
+            "export the model with constants in its place, or cut it ahead of that operator",
+        ),
+        Reason(
+            "open-batch/no-rule",
+            "it is not known of an operator that it treats each image by itself",
+            "cut the model ahead of that operator, or export it with others",
+        ),
+    )
+}
+
+
+@dataclass(frozen=True)
+class OpenBatch:
+    """The pass.
+
+    Attributes:
+        shapes: of the graph's tensors, where extents other than the batch are open.
+    """
+
+    name: ClassVar[str] = "open-batch"
+    reasons: ClassVar[Mapping[str, Reason]] = REASONS
+    shapes: Mapping[str, Shape] | None = field(default=None, compare=False, repr=False)
+
+    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
+        """The first node: the graph is opened as a whole."""
+        yield from graph.nodes[:1]
+
+    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+        """Find where the images lie, and what was written for one batch."""
+        inputs = _batched(graph)
+        if not inputs:
+            listed = ", ".join(f"'{t.name}' {list(t.shape or ())}" for t in graph.inputs)
+            open_ = any(len(t.shape or ()) >= 2 and not isinstance(t.shape[0], int) for t in graph.inputs)
+            code = "open-batch/already-open" if open_ else "open-batch/no-input"
+            return (Declined if open_ else Refusal)(REASONS[code], f"inputs {listed}")
+        known = self.shapes or {}
+        given = {t.name: [*known.get(t.name, t.shape)] for t in graph.inputs}
+        if any(not isinstance(dim, int) for dims in given.values() for dim in dims):
+            named = next(t for t in graph.inputs if any(not isinstance(d, int) for d in given[t.name]))
+            return Refusal(REASONS["open-batch/open-size"], f"input '{named.name}' {list(named.shape)}")
+        try:
+            work = _work(graph, given, inputs)
+        except Stop as stop:
+            return Refusal(REASONS[stop.code], stop.detail)
+        text = ", ".join([f"input '{name}'" for name in inputs] + [edit.text for edit in work.edits])
+        anchor = next((t.name for t in node.outputs if t.name), node.name)
+        site = Site(self.name, anchor, node.op, "rewritten", detail=f"any batch: {text}", equivalence="exact")
+        return [Plan((site,), work, last=True)]
+
+    def apply(self, graph: gs.Graph, plan: Plan) -> None:
+        """Open the inputs and outputs, and change what was written for one batch."""
+        plan.payload.do(graph)
+
+
+def _work(graph: gs.Graph, given: Mapping[str, Sequence[int]], inputs: tuple[str, ...]) -> _Work:
+    """Walk over the graph, and try the edits in shape inference for many images.
+
+    Raises:
+        Stop: the batch cannot be opened.
+    """
+    try:
+        native = infer_shapes(graph, given)
+    except onnx.shape_inference.InferenceError as error:
+        raise Stop("baked", f"{_place(error)}, as the file has it already") from None
+    images = images_for(given[inputs[0]][0], native)
+    sized = any(not isinstance(dim, int) for tensor in graph.inputs for dim in tensor.shape)
+    walk = Walk(graph, native, inputs, images, sized)
+    walk.run(RULES, COUNTING, TAKES_COUNTS)
+    trial = graph.copy()
+    for edit in walk.edits:
+        edit.do(trial)
+    try:
+        many = infer_shapes(trial, {n: [images.atom.extent, *d[1:]] if n in inputs else d for n, d in given.items()})
+    except onnx.shape_inference.InferenceError as error:
+        raise Stop("baked", _place(error)) from None
+    for name, state in walk.states.items():
+        if isinstance(state, Each) and many.get(name, state.wide(images)) != state.wide(images):
+            raise Stop("baked", f"the shape of '{name}' does not grow with the number of images as its operators say")
+    return _Work(inputs, tuple(walk.edits), native, many)
+
+
+def _place(error: onnx.shape_inference.InferenceError) -> str:
+    """Which operator shape inference has something against; its own words would say no more to most readers."""
+    found = re.search(r"op_type: ?(\w+)(?:, node name: ?([^)]*))?\)", str(error))
+    where = "some operator" if found is None else f"{found[1]} '{found[2] or '?'}'"
+    return f"shape inference finds no shape behind {where}"
+
+
+def _batched(graph: gs.Graph) -> tuple[str, ...]:
+    """The inputs that have a batch: the first one of the largest rank, and those with the same first extent."""
+    shaped = [t for t in graph.inputs if len(t.shape or ()) >= 2]
+    if not shaped:
+        return ()
+    image = max(shaped, key=lambda t: len(t.shape))
+    batch = image.shape[0]
+    return tuple(t.name for t in shaped if t.shape[0] == batch) if isinstance(batch, int) else ()
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the plan found: the inputs to open, the edits, and the shapes of one batch and of many."""
+
+    inputs: tuple[str, ...]
+    edits: tuple[Edit, ...]
+    native: Mapping[str, Shape]
+    many: Mapping[str, Shape]
+
+    def do(self, graph: gs.Graph) -> None:
+        """Change the graph."""
+        for edit in self.edits:
+            edit.do(graph)
+        names = {str(d) for t in (*graph.inputs, *graph.outputs) for d in t.shape or () if not isinstance(d, int)}
+        symbol = unique_name("batch", names)
+        batch = next(t.shape[0] for t in graph.inputs if t.name in self.inputs)
+        for name, tensor in graph.tensors().items():
+            one, many, shape = self.native.get(name), self.many.get(name), tensor.shape
+            if isinstance(tensor, gs.Constant) or shape is None or one is None:
+                continue
+            if many is None or len(many) != len(shape):
+                tensor.shape = None
+                continue
+            grown = [d if a == b else symbol if a == batch else None for d, a, b in zip(shape, one, many, strict=True)]
+            tensor.shape = grown
