@@ -35,7 +35,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite.graph import Shape, infer_shapes, unique_name
-from convrewrite.passes.open_batch import along, indexing, moving, pointwise, products, sliding
+from convrewrite.passes.open_batch import along, indexing, moving, pointwise, products, sliding, stored
 from convrewrite.passes.open_batch.counting import COUNTING, TAKES_COUNTS
 from convrewrite.passes.open_batch.edits import Edit
 from convrewrite.passes.open_batch.states import Each, Stop
@@ -49,6 +49,7 @@ RULES: Mapping[str, Rule] = {
     **products.RULES,
     **moving.RULES,
     **indexing.RULES,
+    **stored.RULES,
 }
 """Where the images go, by operator."""
 

@@ -119,15 +119,16 @@ def together(how: str) -> Rule:
 
 
 RULES: Mapping[str, Rule] = {
-    "DynamicQuantizeLinear": together("takes one scale from all images"),
     **dict.fromkeys(("NonZero", "NonMaxSuppression", "Unique"), together("makes one list of all images")),
     **dict.fromkeys(REDUCE, reduce),
     **dict.fromkeys(("ArgMax", "ArgMin"), largest),
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
     **dict.fromkeys(("TopK", "LpNormalization"), one_axis(-1)),
     **dict.fromkeys(("CumSum", "CumProd"), sum_so_far),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), layer_norm),
-    "com.microsoft::SkipLayerNormalization": skip_layer_norm,
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), layer_norm),
+    **dict.fromkeys(
+        ("com.microsoft::SkipLayerNormalization", "com.microsoft::SkipSimplifiedLayerNormalization"), skip_layer_norm
+    ),
     "MeanVarianceNormalization": mean_variance,
     "Trilu": triangle,
 }

@@ -156,6 +156,8 @@ def expand(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State
     """Axes of extent 1 become longer; the images' own stays."""
     data, target = states[0], states[1]
     native = walk.shape(node.outputs[0])
+    if isinstance(data, Counts):
+        raise Stop("counted", f"{walk.label(node)} computes with the number of images")
     if isinstance(target, Counts):
         return [_expanded(walk, node, data, target, native)]
     if isinstance(target, Each) or not isinstance(data, Each):

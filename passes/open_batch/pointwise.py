@@ -27,8 +27,6 @@ BROADCAST = frozenset(
 """Operators that look at the numbers at one place of all their inputs."""
 
 CONTRIB_UNARY = frozenset("FastGelu Gelu QuickGelu BiasGelu".split())
-SCALED = {"QLinearAdd": (0, 3), "QLinearMul": (0, 3), "QLinearLeakyRelu": (0,), "QLinearSigmoid": (0,)}
-"""ONNX Runtime's operators on stored integers, and the places of their data; the others are scales and zero points."""
 
 
 def same_place(walk: Walk, node: gs.Node, places: Sequence[int], states: Sequence[State]) -> Each:
@@ -93,31 +91,10 @@ def dropout(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[Stat
     return [state] * len(node.outputs)
 
 
-def scaled(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Data and, beside it, scales and zero points that are the same for all images."""
-    places = SCALED[node.op]
-    if any(isinstance(state, Each) for index, state in enumerate(states) if index not in places):
-        raise Stop("no-rule", f"{walk.label(node)} takes a scale that depends on the images")
-    return [same_place(walk, node, places, states)]
-
-
-def quantize(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """QuantizeLinear, DequantizeLinear: one scale, or one for each entry of an axis that has no images."""
-    state = walk.images_of(node, states)
-    scale = walk.shape(node.inputs[1])
-    axis = int(node.attrs.get("axis", 1)) % max(1, len(state.shape))
-    if any(size != 1 for size in scale) and (axis == state.place or len(scale) > 1):
-        raise Stop("baked", f"{walk.label(node)} has its own scale for each image of the batch")
-    return [state]
-
-
 RULES: Mapping[str, Rule] = {
     **dict.fromkeys(UNARY, unary),
     **dict.fromkeys(BROADCAST, broadcast),
     "CastLike": cast_like,
     "Dropout": dropout,
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantize),
     **{f"com.microsoft::{op}": broadcast for op in CONTRIB_UNARY},
-    **{f"com.microsoft::{op}": scaled for op in SCALED},
-    **{f"com.microsoft::{op}": quantize for op in ("QuantizeLinear", "DequantizeLinear")},
 }

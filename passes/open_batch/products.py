@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
@@ -16,57 +17,49 @@ from convrewrite.passes.open_batch.sliding import first_axis
 from convrewrite.passes.open_batch.states import Each, Free, State, Stop
 from convrewrite.passes.open_batch.walk import Rule, Walk
 
-FACTORS = {"QLinearMatMul": (0, 3), "com.microsoft::QLinearMatMul": (0, 3)}
+FACTORS = {"QLinearMatMul": (0, 3)}
 """Where the factors of a product stand, if not first; the other inputs are scales and zero points."""
+
+SCALES = {"QLinearMatMul": ((1, 2), (4, 5)), "MatMulInteger": ((2,), (3,))}
+"""Where scales and zero points of the first and of the second factor stand."""
 
 
 def matmul(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """MatMul and its integer forms."""
+    """MatMul and its integer forms: images are rows, columns or stacked matrices of one factor, or stacked in both."""
     places = FACTORS.get(node.op, (0, 1))
-    others = [i for i in range(len(states)) if i not in places]
-    for index in others:
-        if isinstance(states[index], Each):
-            raise Stop("no-rule", f"{walk.label(node)} takes a scale that depends on the images")
-    out = walk.shape(node.outputs[0])
-    factors = [(states[place], walk.shape(node.inputs[place])) for place in places]
-    rows = [
-        index
-        for index in others
-        if any(size != 1 for size in walk.shape(node.inputs[index]) if node.inputs[index].name)
-    ]
-    (a, a_shape), (b, b_shape) = factors
+    if any(isinstance(state, Each) for index, state in enumerate(states) if index not in places):
+        raise Stop("no-rule", f"{walk.label(node)} takes a scale that depends on the images")
+    out, ranks = walk.shape(node.outputs[0]), [len(walk.shape(node.inputs[place])) for place in places]
     found: list[tuple[int, tuple[int, int]]] = []
-    if isinstance(a, Each):
-        if a.place == len(a_shape) - 1:
-            raise walk.mixed(node, "sums over the images, along the last axis of its first factor")
-        if a.place == len(a_shape) - 2 and rows:
-            _check_scales(walk, node, rows, len(a_shape) - 2)
-        place = len(out) - len(a_shape) + a.place + (len(b_shape) == 1)
-        found.append((place, a.axis))
-    if isinstance(b, Each):
-        if b.place == max(0, len(b_shape) - 2):
-            raise walk.mixed(node, "sums over the images, along the last axis but one of its second factor")
-        place = len(out) - len(b_shape) + b.place + (len(a_shape) == 1 and b.place < len(b_shape) - 1)
-        found.append((place, b.axis))
+    for index, place in enumerate(places):
+        state = states[place]
+        if not isinstance(state, Each):
+            continue
+        summed = max(0, ranks[1] - 2) if index else ranks[0] - 1
+        if state.place == summed:
+            raise walk.mixed(node, f"sums over the images, along axis {summed} of {list(state.shape)}")
+        of_vector = ranks[1 - index] == 1 and state.place < summed + (not index)
+        found.append((len(out) - ranks[index] + state.place + of_vector, state.axis))
+        if state.place == ranks[index] - (1 if index else 2):
+            _check_scales(walk, node, SCALES.get(node.op, ((), ()))[index])
     if len(set(found)) > 1:
         raise walk.mixed(node, "multiplies each image with every other: its factors have them along different axes")
     place, axis = found[0]
-    stacked = len(out) - place  # counted from the end: 1 is a column, 2 a row, unless a factor is a vector
-    both = len(found) == 2
-    for state, shape in factors:
-        ranks = min(len(a_shape), len(b_shape)) > 1
-        if isinstance(state, Free) and ranks and stacked > 2 and stacked <= len(shape) and shape[-stacked] != 1:
-            raise Stop("baked", f"{walk.label(node)} has its own matrix for each image of the batch")
-    if both and stacked <= 2:
+    stacked = min(ranks) > 1 and len(out) - place > 2
+    if len(found) == 2 and not stacked:
         raise walk.mixed(node, "multiplies each image with every other")
+    for index in places if stacked else ():
+        dims, behind = walk.shape(node.inputs[index]), len(out) - place
+        if not isinstance(states[index], Each) and behind <= len(dims) and dims[-behind] != 1:
+            raise Stop("baked", f"{walk.label(node)} has its own matrix for each image of the batch")
     return [Each(tuple(out), place, *axis)]
 
 
-def _check_scales(walk: Walk, node: gs.Node, indices: Sequence[int], rows: int) -> None:
-    """Stop where the first factor has a scale or zero point for each of its rows, which are images."""
-    first = {"MatMulInteger": (2,)}.get(node.op, (1, 2))
-    if any(index in first for index in indices):
-        raise Stop("baked", f"{walk.label(node)} has its own scale for each image of the batch")
+def _check_scales(walk: Walk, node: gs.Node, places: Sequence[int]) -> None:
+    """Stop where a factor has a scale or zero point for each of its rows or columns, which are images."""
+    for place in places:
+        if place < len(node.inputs) and node.inputs[place].name and math.prod(walk.shape(node.inputs[place])) != 1:
+            raise Stop("baked", f"{walk.label(node)} has its own scale for each image of the batch")
 
 
 def gemm(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
@@ -159,6 +152,8 @@ def attention(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[St
             mask = walk.shape(node.inputs[3])
             if len(mask) > 3 and mask[0] != 1:
                 raise Stop("baked", f"{walk.label(node)} has its own mask for each image of the batch")
+        elif index == 3 and isinstance(state, Each) and len(state.shape) != 4:
+            raise walk.mixed(node, "takes the images of its mask for positions")
         elif node.inputs[index].name:
             if not isinstance(state, Each):
                 raise Stop("no-rule", f"{walk.label(node)}: '{node.inputs[index].name}' does not depend on the images")

@@ -36,7 +36,7 @@ def conv(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
 def deformed(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
     """DeformConv, GridSample: further inputs of each image's own."""
     every = [first_axis(walk, node, state) for state in states if isinstance(state, Each)]
-    own = [1] if node.op == "GridSample" else [1, *([4] if len(states) > 4 and node.inputs[4].name else [])]
+    own = [1] if node.op == "GridSample" else [2, *([4] if len(states) > 4 and node.inputs[4].name else [])]
     if not isinstance(states[0], Each) or any(not isinstance(states[i], Each) for i in own):
         raise Stop("baked", f"{walk.label(node)} has an input with its own entry for each image of the batch")
     if len(every) != 1 + len(own):
