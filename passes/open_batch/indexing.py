@@ -42,9 +42,14 @@ def entrywise(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[St
 
 
 def gather_nd(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """GatherND: the images are among the batch axes of both inputs, or only the indices have any."""
+    """GatherND: the images are among the batch axes of both inputs, or only one has any, and keeps them."""
     data, indices = states
     batch = int(node.attrs.get("batch_dims", 0))
+    if isinstance(data, Each) and not isinstance(indices, Each):
+        shape = walk.shape(node.inputs[1])
+        if data.place < batch + shape[-1]:
+            raise Stop("baked", f"{walk.label(node)} takes images out of the batch by their place in it")
+        return [data.along(walk.shape(node.outputs[0]), len(shape) - 1 + data.place - batch - shape[-1])]
     if not isinstance(indices, Each) or indices.place == len(indices.shape) - 1:
         raise walk.mixed(node, "takes entries of the batch by their place in it")
     if isinstance(data, Each):

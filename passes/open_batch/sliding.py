@@ -53,8 +53,16 @@ def pool(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
 
 
 def per_channel(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """LRN, InstanceNormalization, GroupNormalization: over the channels or the map of one image."""
+    """InstanceNormalization, GroupNormalization: over the channels or the map of one image."""
     return [first_axis(walk, node, walk.images_of(node, states), alone=False)]
+
+
+def over_channels(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
+    """LRN: over neighbours along the second axis."""
+    state = walk.images_of(node, states)
+    if state.place == 1:
+        raise walk.mixed(node, f"runs over the images, along axis 1 of {list(state.shape)}")
+    return [state]
 
 
 def batch_norm(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
@@ -119,7 +127,8 @@ RULES: Mapping[str, Rule] = {
     **dict.fromkeys(("DeformConv", "GridSample"), deformed),
     **dict.fromkeys(POOLS, pool),
     **{f"com.microsoft::QLinear{name}": pool for name in ("AveragePool", "GlobalAveragePool")},
-    **dict.fromkeys(("LRN", "InstanceNormalization", "GroupNormalization"), per_channel),
+    **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), per_channel),
+    "LRN": over_channels,
     "BatchNormalization": batch_norm,
     **dict.fromkeys(("SpaceToDepth", "DepthToSpace"), blocks),
     **dict.fromkeys(("Resize", "Upsample"), resize),
