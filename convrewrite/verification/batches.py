@@ -1,24 +1,29 @@
-"""A model that was opened to any batch: what it gives for two batches at once is what the original gives for each.
+"""A model that was opened to any batch: what it gives for several batches at once is what the original gives for each.
 
-first, second  ── original, one after the other ──  y1, y2
-both at once   ── rewritten ────────────────────────  [y1; y2]  ?
+first, second, ..  ── original, one after the other ──  y1, y2, ..
+all at once        ── rewritten ────────────────────────  [y1; y2; ..]  ?
 
-A rewritten model that takes larger images alone is held against itself: one after the other, and both at once.
+Two, three and seven are tried: what holds for two alone (a reversed pair, a Reshape to halves) does not hold for an odd
+number. Each part is compared by itself, so that a loud image hides no other. This is the second check: that images do
+not see each other is decided by the axes, in the pass `open-batch`. A rewritten model that takes larger images alone is
+held against itself: one after the other, and all at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from convrewrite.runtime import DeviceFailed, RunFailed
-from convrewrite.sampling import Feeds
+from convrewrite.sampling import Feeds, Sample
 from convrewrite.verification.comparison import Array, Ledger
 from convrewrite.verification.specimens import Evidence, Specimen, undecided
 
-CHECK = "two batches at once"
+COUNTS = {2: "two batches at once", 3: "three batches at once", 7: "seven batches at once"}
+"""How many batches are tried at once, and what the check is called."""
 
 
 def opened(original: Specimen, rewritten: Specimen) -> tuple[str, ...]:
@@ -33,6 +38,15 @@ def opened(original: Specimen, rewritten: Specimen) -> tuple[str, ...]:
 
 def _is_open(dim: object) -> bool:
     return not isinstance(dim, int)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One of several batches: its inputs, what is wanted of it, and what the inputs are."""
+
+    feeds: Feeds
+    want: Mapping[str, Array]
+    source: str
 
 
 def check(
@@ -56,35 +70,93 @@ def check(
     inputs = opened(original, rewritten)
     if not inputs or not evidence.samples:
         return
-    first, second = (
-        sample if widened is None else replace(sample, feeds={**sample.feeds, image: widened(sample.feeds[image])})
-        for sample in (evidence.samples[0], evidence.samples[-1])
-    )
     reference = original if widened is None else rewritten
-    if len(evidence.samples) == 1:
-        flipped = {n: np.ascontiguousarray(first.feeds[n][..., ::-1]) for n in inputs}
-    else:
-        flipped = {n: second.feeds[n] for n in inputs}
-    both: Feeds = {**first.feeds, **{n: np.concatenate([first.feeds[n], flipped[n]]) for n in inputs}}
-    ledger.inputs = both
+    names = [name for name in names if name in original.moving | {probe.name for probe in reference.probes}]
+    samples = [
+        sample if widened is None else replace(sample, feeds={**sample.feeds, image: widened(sample.feeds[image])})
+        for sample in evidence.samples
+    ]
+    known = evidence.references if widened is None else []
+    parts: list[_Part] = []
+    ahead = _parts(reference, samples, known, inputs)
+    for count, words in COUNTS.items():
+        try:
+            parts += [next(ahead) for _ in range(count - len(parts))]
+        except DeviceFailed:
+            raise
+        except RunFailed:
+            ledger.skip(words, "the original does not run on its images turned round")
+            return
+        if not _at_once(rewritten, reference, parts, inputs, ledger, names, read, words):
+            return
+
+
+def _parts(
+    reference: Specimen, samples: Sequence[Sample], known: Sequence[Mapping[str, Array]], inputs: Sequence[str]
+) -> Iterator[_Part]:
+    """The samples, then the samples with the first one's other inputs turned round and shifted, without end.
+
+    Inputs that were not opened are those of the first sample in every part: all images of a batch share them.
+    """
+    shared = {name: value for name, value in samples[0].feeds.items() if name not in inputs}
+    turn = 0
+    while True:
+        for index, sample in enumerate(samples):
+            own = {name: _turned(sample.feeds[name], turn) for name in inputs}
+            plain = turn == 0 and index < len(known) and (index == 0 or not shared)
+            feeds = {**shared, **own}
+            want = known[index] if plain else reference.run(feeds)
+            yield _Part(feeds, want, sample.source if not turn else f"{sample.source}, turned round and shifted")
+        turn += 1
+
+
+def _turned(array: Array, turn: int) -> Array:
+    """Another image of the same numbers, and the same image for no turn."""
+    if not turn:
+        return array
+    turned = array[..., ::-1] if turn % 2 else array
+    return np.ascontiguousarray(np.roll(turned, turn // 2, axis=-1) if array.ndim else turned)
+
+
+def _at_once(
+    rewritten: Specimen,
+    reference: Specimen,
+    parts: Sequence[_Part],
+    inputs: Sequence[str],
+    ledger: Ledger,
+    names: Sequence[str],
+    read: Callable[[str, Mapping[str, Array]], Array | None],
+    check: str,
+) -> bool:
+    """Whether the rewritten model runs on all parts at once, with the right shapes; the ledger keeps the errors."""
+    together: Feeds = {**parts[0].feeds, **{n: np.concatenate([part.feeds[n] for part in parts]) for n in inputs}}
+    ledger.inputs = together
     try:
-        wants = [reference.run(first.feeds), reference.run({**first.feeds, **flipped})]
-        got = rewritten.run(both)
+        got = rewritten.run(together)
     except DeviceFailed:
         raise
     except RunFailed as error:
-        ledger.fail(CHECK, f"the rewritten model does not run on them: {error}")
-        return
+        ledger.fail(check, f"the rewritten model does not run on {check}: {_where(error)}")
+        return False
+    fine = True
     for name in names:
-        parts = [want[name] for want in wants]
-        if not parts[0].ndim or name not in original.moving | {probe.name for probe in reference.probes}:
+        first = parts[0].want[name]
+        if not first.ndim:
             continue
-        want = np.concatenate(parts)
-        value = read(name, got)
-        if value is None or value.shape != want.shape:
-            found = "x".join(map(str, got[name].shape))
-            ledger.fail(CHECK, f"{found} where {'x'.join(map(str, want.shape))} was expected", name)
+        value, extent = read(name, got), len(first)
+        if value is None or value.shape != (len(parts) * extent, *first.shape[1:]):
+            found, wanted = ("x".join(map(str, s)) for s in (got[name].shape, (len(parts) * extent, *first.shape[1:])))
+            ledger.fail(check, f"{found} where {wanted} was expected", name)
+            fine = False
             continue
-        stacked = {n: np.concatenate([want[n] for want in wants]) for n, value in wants[0].items() if value.ndim}
-        mask = undecided(reference.probes, name, stacked, ledger)
-        ledger.compare(CHECK, name, value, want, note=first.source, uncertain=mask)
+        for index, part in enumerate(parts):
+            mask = undecided(reference.probes, name, part.want, ledger)
+            own = value[index * extent : (index + 1) * extent]
+            ledger.compare(check, name, own, part.want[name], note=f"batch {index + 1}: {part.source}", uncertain=mask)
+    return fine
+
+
+def _where(error: RunFailed) -> str:
+    """Which operator takes one number of images, without ONNX Runtime's own words, which are about its internals."""
+    found = re.search(r"running (\w+) node\. Name:'([^']*)'", str(error))
+    return f"{found[1]} '{found[2]}' takes one number of them" if found else "some operator takes one number of them"
