@@ -8,7 +8,9 @@ Algebra. Where the kernel fits once,  y[o] = sum_iuv W[o, i, u, v] x[i, u, v] + 
 each o, over the entries of the map in their own order. With `dilations` the kernel skips cells, and does not fit.
 Reshapes that follow each other become one. This undoes `fc-to-conv`, and the head that `fcn` made at a fixed size.
 
-Requires a Conv of one group with a constant weight, without pads, whose map has known extents: those of the kernel.
+Requires a Conv of one group with a constant weight, without pads, whose map has the extents of the kernel, whatever the
+open axes of the input are: a map that follows one of them (along time, or a batch that is used as time) is left alone.
+Where `--size` makes a map fit, the input is fixed at that size in the file that is written, too.
 Refuses nothing: what does not fit is left as it is.
 Source: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 3.1,
 read backwards; the ONNX operator pages of Conv and Gemm.
@@ -21,12 +23,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite import quantized
-from convrewrite.graph import Constants, infer_shapes, producer
+from convrewrite.graph import Constants, producer
 from convrewrite.layers import Sliding
+from convrewrite.open_axes import FIXES_SIZE, OpenShape, fixed_extents
 from convrewrite.quantized import Stored
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
@@ -43,8 +45,8 @@ REASONS = {
         ),
         Reason(
             "conv-to-fc/open-map",
-            "the extents of the map are not known",
-            "give --size, or fix the size of the input",
+            "the extents of the map are not known, or follow an open axis of the input",
+            "fix the size of the input, or give --size, which does (a batch is fixed in the file alone)",
         ),
         Reason(
             "conv-to-fc/grouped",
@@ -70,12 +72,16 @@ class ConvToFc:
     """The pass.
 
     Attributes:
-        shapes: of the graph's tensors, where they are known already.
+        shapes: of the graph's tensors at one size, for what is said of those that are left as they are.
+        own: extents of the tensors as far as the file fixes them; found from the graph where it is None.
+        sized: the same with the input as `--size` fixes it, where it was given.
     """
 
     name: ClassVar[str] = "conv-to-fc"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
     shapes: Mapping[str, Shape] | None = field(default=None, compare=False, repr=False)
+    own: Mapping[str, OpenShape] | None = field(default=None, compare=False, repr=False)
+    sized: Mapping[str, OpenShape] | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Conv."""
@@ -94,41 +100,45 @@ class ConvToFc:
             return Declined(REASONS["conv-to-fc/not-constant"], label)
         if int(node.attrs.get("group", 1)) > 1:
             return Declined(REASONS["conv-to-fc/grouped"], label)
-        extents = self._extents(graph, node, weight)
+        extents, fixes = self._extents(graph, node, weight)
+        looked_at = extents or (self.shapes or {}).get(node.inputs[0].name, ())[2:]
+        if looked_at and not _fits_once(node, weight, looked_at):
+            kernel = list(weight.shape[2:])
+            return Declined(REASONS["conv-to-fc/slides"], f"{label}, map {list(looked_at)}, kernel {kernel}")
         if extents is None:
             return Declined(REASONS["conv-to-fc/open-map"], label)
-        slide = Sliding.read(node.attrs, weight.shape[2:], extents)
-        once = slide.output == (1,) * len(extents) and slide.kernel == extents
-        if not once or any((*slide.begin, *slide.end)) or slide.reach != slide.kernel:
-            return Declined(REASONS["conv-to-fc/slides"], f"{label}, map {list(extents)}, kernel {list(slide.kernel)}")
         matrix = quantized.rearranged(weight, lambda values: values.reshape(len(values), -1))
         if matrix is None:
             return Declined(REASONS["conv-to-fc/not-constant"], label)
         out, inputs = matrix.shape
         text = f"Conv {' x '.join(map(str, weight.shape))} -> Gemm [{out}, {inputs}]"
+        text += ", the input fixed at --size" if fixes else ""
         site = Site(self.name, node.outputs[0].name, "Conv", "rewritten", detail=text, equivalence="reassociated")
-        return [Plan((site,), _Layer(node.outputs[0].name, matrix, bias, len(extents)))]
+        layer = _Layer(node.outputs[0].name, matrix, bias, len(extents))
+        return [Plan((site,), layer, evidence={FIXES_SIZE: True} if fixes else {})]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put the product between two changes of shape, or join it to what changes the shape already."""
         plan.payload.put(graph)
 
-    def _extents(self, graph: gs.Graph, node: gs.Node, weight: Array | Stored) -> Shape | None:
-        """Of the map; what a Reshape with numbers gives is known whatever the image is."""
+    def _extents(self, graph: gs.Graph, node: gs.Node, weight: Array | Stored) -> tuple[Shape | None, bool]:
+        """Of the map, the same for every input; and whether that takes an input of the size that was given."""
         data = node.inputs[0]
-        if self.shapes is not None and data.name in self.shapes:
-            return tuple(self.shapes[data.name][2:])
-        stored = _numbers(graph, producer(data))
-        if stored is not None and len(stored) == len(weight.shape) and min(stored[2:]) > 0:
-            return tuple(stored[2:])
-        given = {t.name: [d if isinstance(d, int) else 0 for d in t.shape or ()] for t in graph.inputs}
-        if any(dim <= 0 for dims in given.values() for dim in dims):
-            return None
-        try:
-            known = infer_shapes(graph, given).get(data.name)
-        except onnx.shape_inference.InferenceError:
-            return None
-        return None if known is None else tuple(known[2:])
+        own = fixed_extents(graph) if self.own is None else self.own
+        stored = _numbers(graph, producer(data)) or ()
+        numbers = tuple(d if d > 0 else None for d in stored) if len(stored) == len(weight.shape) else ()
+        for fixes, found in ((False, own.get(data.name)), (False, numbers), (True, (self.sized or {}).get(data.name))):
+            extents = tuple(dim for dim in (found or ())[2:] if dim is not None)
+            if len(extents) == len(weight.shape) - 2:
+                return extents, fixes
+        return None, False
+
+
+def _fits_once(node: gs.Node, weight: Array | Stored, extents: Shape) -> bool:
+    """Whether the kernel covers a map of those extents, and no more."""
+    slide = Sliding.read(node.attrs, weight.shape[2:], extents)
+    once = slide.output == (1,) * len(extents) and slide.kernel == extents
+    return once and not any((*slide.begin, *slide.end)) and slide.reach == slide.kernel
 
 
 def _numbers(graph: gs.Graph, node: gs.Node | None) -> list[int] | None:

@@ -25,11 +25,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite import quantized
-from convrewrite.graph import Constants, has_fixed_inputs, infer_shapes, producer, subgraph_tensors
+from convrewrite.graph import Constants, producer, subgraph_tensors
+from convrewrite.open_axes import OpenShape, fixed_extents
 from convrewrite.layers import LINEAR, LinearLayer
 from convrewrite.quantized import Stored
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
@@ -85,12 +85,12 @@ class FcToConv:
     """The pass.
 
     Attributes:
-        shapes: of the graph's tensors, where they are known already.
+        own: extents of the tensors as far as the file fixes them; found from the graph where it is None.
     """
 
     name: ClassVar[str] = "fc-to-conv"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    shapes: Mapping[str, tuple[int, ...]] | None = field(default=None, compare=False, repr=False)
+    own: Mapping[str, OpenShape] | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Gemm and MatMul."""
@@ -127,16 +127,8 @@ class FcToConv:
         return [Plan((site,), made)]
 
     def _shape(self, graph: gs.Graph, tensor: gs.Tensor) -> Sequence[Any] | None:
-        """As far as the file fixes it: extents that are open, or assumed, are no numbers."""
-        told: Sequence[Any] | None = tensor.shape
-        if told is not None or not has_fixed_inputs(graph):
-            return told
-        if self.shapes is not None:
-            return self.shapes.get(tensor.name)
-        try:
-            return infer_shapes(graph, {t.name: t.shape for t in graph.inputs}).get(tensor.name)
-        except onnx.shape_inference.InferenceError:
-            return None
+        """As far as no open axis moves it; what the file lists for tensors inside is not believed."""
+        return (fixed_extents(graph) if self.own is None else self.own).get(tensor.name)
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put the convolution between two Reshapes, or join it to the one before."""

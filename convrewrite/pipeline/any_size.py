@@ -220,7 +220,7 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
         original = run.original.path or as_file(run.original, folder / "original.onnx")
         opened = model_io.save(run.model, folder / "any-batch.onnx")
         sizes = [] if run.window is None else [run.window.size]
-        parts.append(verification.verify(original, opened, sizes=sizes, **common(run.options)))
+        parts.append(verification.verify(original, opened, sizes=sizes, fixed={}, **common(run.options)))
     if run.denser is not None:
         coarse = model_io.save(run.model, folder / "coarse.onnx")
         parts.append(denser.proved(coarse, run.denser, folder, run.options))

@@ -27,6 +27,7 @@ from convrewrite.passes.dense import Dense
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.upsample import Upsample
+from convrewrite.pipeline import fixing
 from convrewrite.pipeline.files import (
     as_file,
     copied,
@@ -80,6 +81,7 @@ class _Run:
     folder: Path
     decisions: Decisions
     log: Log
+    fixed: fixing.Shapes = dataclasses.field(default_factory=dict)
 
     def result(self) -> PassResult:
         """The graph as the judge accepts it."""
@@ -91,7 +93,9 @@ class _Run:
 
     def _pass(self, judge: Judge) -> PassResult:
         options = self.options
-        return run_pass(self.pass_, self.model.graph, judge=judge, only=options.only, skip=options.skip)
+        found = run_pass(self.pass_, self.model.graph, judge=judge, only=options.only, skip=options.skip)
+        self.fixed = fixing.fixed(found, self.at)
+        return found
 
     def _judge(self) -> Judge:
         if self.trade.accept == "always":
@@ -109,7 +113,7 @@ class _Run:
     @property
     def how(self) -> dict[str, Any]:
         """What `verification` takes."""
-        taken = {**common(self.options), "size": self.at.size}
+        taken = {**common(self.options), "size": self.at.size, "fixed": self.fixed}
         taken.pop("tolerance")
         return taken
 
@@ -186,7 +190,7 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
     with atomic.scratch() as name:
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
-        pass_ = _with(pass_, shapes=at.tensors)
+        pass_ = fixing.informed(_with(pass_, shapes=at.tensors), model.graph, at)
         _check_finite(options.data)
         if how.fit and options.data is not None and isinstance(pass_, Separable):
             pass_ = _with(pass_, responses=Collected.read(model, options.data, at, options.provider, options.seed))
@@ -319,6 +323,8 @@ def _next(run: _Run, source: str, target: str) -> str:
             mend = "lower --tol" if given else "lower --tol, or give real inputs with --data"
             why = "the outputs moved by more than was saved" if error > max(saved, 0.0) else "some classes changed"
             parts.append(f"a bad trade, {why}: {mend}")
+    for input_, shape in run.fixed.items():
+        parts.append(f"input '{input_}' is fixed at {by(shape)} now, as --size says: it takes no other size")
     if run.at.assumed and run.at.size:
         parts.append(f"counted and checked at {by(run.at.size)}, since the input is open (--size names another)")
     if not run.options.verify:

@@ -19,7 +19,7 @@ from typing import Any
 from convrewrite.errors import ConvrewriteError, Interrupted, UsageError
 from convrewrite.runtime import DeviceFailed, RunFailed, one_line
 from convrewrite.sampling import Images
-from convrewrite.verification import batches, trunk_oracle, window_checks
+from convrewrite.verification import batches, extents, trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.exposure import read_sketch
 from convrewrite.verification.interface import Shapes, command, match_inputs, native_inputs, same_outputs
@@ -102,6 +102,7 @@ def verify(
     provider: str = "cpu",
     reference: str = "onnxruntime",
     where: bool = False,
+    fixed: Mapping[str, Sequence[Any]] | None = None,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare two models with the same inputs and outputs.
@@ -119,6 +120,8 @@ def verify(
         provider: where both run.
         reference: "onnx" takes what onnx's reference evaluator makes of the original as right.
         where: find the first inner tensor that differs, too.
+        fixed: shapes by input that a rewrite was asked to fix ({} for none): one that accepts less than the original
+            without that fails. None where the two files are simply compared: then a warning says so.
         progress: called as work goes on.
 
     Raises:
@@ -127,7 +130,7 @@ def verify(
             it where memory runs out or Ctrl-C comes.
     """
     window = _window_of(b_path)
-    every: list[tuple[int, ...] | None] = [tuple(extents) for extents in sizes]
+    every: list[tuple[int, ...] | None] = [tuple(one) for one in sizes]
     every = every or [None if size is None else tuple(size)]
     common: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "tolerance": tolerance}
     if window is not None and _window_of(a_path) is None:
@@ -144,10 +147,12 @@ def verify(
     same_outputs(models.reference, models.rewritten)
     parts: dict[str, Verification] = {}
     stopped = None
-    for extents in every:
-        at = Shapes(extents, batch, shapes or {})
+    for one in every:
+        at = Shapes(one, batch, shapes or {})
         try:
-            parts[str(at)] = _verify_at(at, models, where=where, provider=provider, progress=progress, **common)
+            parts[str(at)] = _verify_at(
+                at, models, where=where, fixed=fixed, first=not parts, provider=provider, progress=progress, **common
+            )
         except (RunFailed, MemoryError, KeyboardInterrupt) as error:
             if not parts:
                 raise
@@ -174,10 +179,12 @@ def _verify_at(
     data: Data | None,
     tolerance: Tolerance,
     where: bool,
+    fixed: Mapping[str, Sequence[Any]] | None,
+    first: bool,
     provider: str,
     progress: Progress | None,
 ) -> Verification:
-    """Compare two models at one size."""
+    """Compare two models at one size, the `first` of them at further extents of open axes too."""
     reference, rewritten = models.reference, models.rewritten
     right = "onnxruntime" if models.truth is None else "onnx"
     specs = match_inputs(reference, rewritten, at, data)
@@ -201,7 +208,11 @@ def _verify_at(
                 ledger.skip(check, f"other shape: {got[name].shape} and {want[name].shape}", name)
                 continue
             ledger.compare(check, name, got[name], want[name], note=sample.source, uncertain=mask)
-    batches.check(reference, rewritten, evidence, ledger, [*reference.outputs, *shared])
+    every = [*reference.outputs, *shared]
+    batches.check(reference, rewritten, evidence, ledger, every)
+    narrowed = extents.declared(reference, rewritten, fixed, ledger)
+    if first:
+        extents.check((reference, models.otherwise, rewritten), specs, evidence, ledger, every)
     size = [at.size] if at.size else []
     repeat = command(reference.path, rewritten.path, seed, samples, size, at, tolerance, provider, data, right)
     found = Verification(
@@ -212,6 +223,7 @@ def _verify_at(
         given=_word(data),
         **models.facts(),
     )
+    found = replace(found, warnings=(*found.warnings, *narrowed))
     return replace(found, divergence=_locate(models, evidence, ledger, provider)) if where else found
 
 
@@ -277,7 +289,7 @@ def verify_fcn(
     if _metadata_holds(subject):
         subject.grids = _grids(subject)
         window_checks.native(subject)
-        window_checks.two_batches(subject)
+        window_checks.several_batches(subject, models.otherwise, specs)
         claimed = window.equivalence == "windows"
         seen = subject if claimed else subject.coarsely
         plans = _window_plans(window) if claimed else _native_size_plans(window)

@@ -18,9 +18,9 @@ import numpy as np
 
 from convrewrite.runtime import DeviceFailed, RunFailed
 from convrewrite.sampling import Feeds, InputSpec, random_array
-from convrewrite.verification import batches
+from convrewrite.verification import batches, extents
 from convrewrite.verification.comparison import relative_error
-from convrewrite.verification.specimens import undecided
+from convrewrite.verification.specimens import Specimen, undecided
 from convrewrite.verification.subjects import Array, LargeImage, Position, Subject, Values
 from convrewrite.windows import OutputGrid
 
@@ -60,12 +60,18 @@ def native(subject: Subject) -> None:
             ledger.compare(check, name, values, want[name], note=sample.source, uncertain=mask)
 
 
-def two_batches(subject: Subject) -> None:
-    """Two batches at once, where the converted model takes more images than the original."""
+def several_batches(subject: Subject, otherwise: Specimen, specs: Sequence[InputSpec]) -> None:
+    """Several batches at once, where the converted model takes more images than the original, or both take any number.
+
+    Args:
+        otherwise: the original with the other graph optimizations. specs: the original's inputs at the native size.
+    """
     fixed, origin = subject.fixed_size(), (0,) * len(subject.window.size)
     how = (subject.original, subject.converted, subject.evidence, subject.ledger, list(subject.grids))
     if fixed is None or fixed == subject.window.size:
         batches.check(*how, lambda name, values: subject.block(name, values, origin))
+        models = subject.original, otherwise, subject.converted
+        extents.check(models, specs, *how[2:], lambda n, values: subject.block(n, values, origin), images_only=True)
         return
 
     def widened(image: Array) -> Array:
