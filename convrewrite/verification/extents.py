@@ -154,7 +154,7 @@ def _tried(symbol: Symbol, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[di
         return
     base = next(iter(own.values()))
     if symbol.images:
-        more = [base, 2 * base, 1, 7 * base]
+        more = [base, 2 * base, 1, 1 - base]
     elif base >= 64:
         more = [64, 32, 16, 8, base, 1, -32, -base // 2]
     else:
@@ -177,7 +177,7 @@ def _at(
     """Compare at some extents, and say whether the original runs there."""
     original, otherwise, rewritten = models
     check_name, symbol = called
-    sample = _drawn(specs, extents, evidence.samples[0], ledger.seed)
+    sample = _drawn(specs, extents, evidence.samples, ledger.seed)
     place = f"{symbol.name} = {next(iter(extents.values()))}"
     try:
         want, again = original.run(sample.feeds), otherwise.run(sample.feeds)
@@ -209,8 +209,9 @@ def _at(
     return True
 
 
-def _drawn(specs: Sequence[InputSpec], extents: Mapping[Axis, int], like: Sample, seed: int) -> Sample:
+def _drawn(specs: Sequence[InputSpec], extents: Mapping[Axis, int], samples: Sequence[Sample], seed: int) -> Sample:
     """Inputs of other extents: random ones of the same scale, or the user's own, reflected at their ends."""
+    like = samples[0]
     wider = [
         replace(spec, shape=tuple(extents.get((spec.name, axis), size) for axis, size in enumerate(spec.shape)))
         for spec in specs
@@ -219,9 +220,14 @@ def _drawn(specs: Sequence[InputSpec], extents: Mapping[Axis, int], like: Sample
         return draw(wider, like.scale, seed)
     feeds: Feeds = {}
     for spec in wider:
-        array = enlarge(like.feeds[spec.name], range(len(spec.shape)), spec.shape)
+        array = like.feeds[spec.name]
+        if array.ndim > 1 and spec.shape[0] > len(
+            array
+        ):  # further images: the other samples', and the first turned round
+            array = np.concatenate([*(sample.feeds[spec.name] for sample in samples), array[..., ::-1]])
+        array = enlarge(array, range(len(spec.shape)), spec.shape)
         feeds[spec.name] = np.ascontiguousarray(array[tuple(slice(0, size) for size in spec.shape)])
-    return Sample(feeds, f"{like.source}, reflected")
+    return Sample(feeds, f"{like.source} and others, reflected at their ends")
 
 
 def _where(error: RunFailed) -> str:
