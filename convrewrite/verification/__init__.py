@@ -36,7 +36,7 @@ from convrewrite.verification.specimens import (
     open_specimen,
     undecided,
 )
-from convrewrite.verification.subjects import Subject, large_images, split_data
+from convrewrite.verification.subjects import Subject, large_images, native_size_plans, split_data, window_plans
 from convrewrite.verification.verdicts import Case, Deviation, Divergence, Verification
 from convrewrite.verification.where import locate
 from convrewrite.windows import CutTensor, OutputGrid, Window
@@ -114,7 +114,7 @@ def verify(
         a_path: the original, which is the reference. b_path: the rewritten model.
         samples: seeded inputs to run, over several scales. seed: that they start from.
         data: the user's inputs by name (`sampling.read_data`) or `sampling.Images`, instead of seeded ones.
-        size: extents for open spatial dimensions. sizes: several, one after the other.
+        size: extents for open spatial dimensions. sizes: several, one after the other, and then no others are drawn.
         batch: of open first dimensions. shapes: whole shapes by input name.
         tolerance: for every output, or by output name, instead of the default by type and noise.
         provider: where both run.
@@ -151,7 +151,14 @@ def verify(
         at = Shapes(one, batch, shapes or {})
         try:
             parts[str(at)] = _verify_at(
-                at, models, where=where, fixed=fixed, first=not parts, provider=provider, progress=progress, **common
+                at,
+                models,
+                where=where,
+                fixed=fixed,
+                more=fixed is not None or len(every) == 1,
+                provider=provider,
+                progress=progress,
+                **common,
             )
         except (RunFailed, MemoryError, KeyboardInterrupt) as error:
             if not parts:
@@ -180,11 +187,11 @@ def _verify_at(
     tolerance: Tolerance,
     where: bool,
     fixed: Mapping[str, Sequence[Any]] | None,
-    first: bool,
+    more: bool,
     provider: str,
     progress: Progress | None,
 ) -> Verification:
-    """Compare two models at one size, the `first` of them at further extents of open axes too."""
+    """Compare two models at one size, and with `more` at further extents of open axes."""
     reference, rewritten = models.reference, models.rewritten
     right = "onnxruntime" if models.truth is None else "onnx"
     specs = match_inputs(reference, rewritten, at, data)
@@ -211,8 +218,9 @@ def _verify_at(
     every = [*reference.outputs, *shared]
     batches.check(reference, rewritten, evidence, ledger, every)
     narrowed = extents.declared(reference, rewritten, fixed, ledger)
-    if first:
-        extents.check((reference, models.otherwise, rewritten), specs, evidence, ledger, every)
+    if more:
+        chosen = fixed is None and at.batch is not None
+        extents.check((reference, models.otherwise, rewritten), specs, evidence, ledger, every, images=not chosen)
     size = [at.size] if at.size else []
     repeat = command(reference.path, rewritten.path, seed, samples, size, at, tolerance, provider, data, right)
     found = Verification(
@@ -292,7 +300,7 @@ def verify_fcn(
         window_checks.several_batches(subject, models.otherwise, specs)
         claimed = window.equivalence == "windows"
         seen = subject if claimed else subject.coarsely
-        plans = _window_plans(window) if claimed else _native_size_plans(window)
+        plans = window_plans(window) if claimed else native_size_plans(window)
         larger = large_images(seen, plans, wanted, given)
         ran = ["x".join(map(str, window.size))]
         try:
@@ -318,18 +326,6 @@ def verify_fcn(
 def _window_of(path: str | Path) -> Window | None:
     """The window in a model's metadata."""
     return Window.from_metadata({entry.key: entry.value for entry in read_sketch(path).model.metadata_props})
-
-
-def _window_plans(window: Window) -> list[tuple[tuple[int, ...], bool]]:
-    """Numbers of windows per axis: not square, with pixels left over, and long and thin."""
-    rest = len(window.size) - 1
-    return [((3,) + (2,) * rest, False), ((2,) + (2,) * rest, True), ((1,) * rest + (5,), False)]
-
-
-def _native_size_plans(window: Window) -> list[tuple[tuple[int, ...], bool]]:
-    """Numbers of windows per axis; sizes of native + k * stride alone, where SAME pads keep their phase."""
-    rest = len(window.size) - 1
-    return [((2,) + (2,) * rest, False), ((3,) + (2,) * rest, False)]
 
 
 def _metadata_holds(subject: Subject) -> bool:

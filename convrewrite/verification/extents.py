@@ -108,7 +108,8 @@ def check(
     names: Sequence[str],
     read: Read = lambda name, values: values.get(name),
     *,
-    images_only: bool = False,
+    images: bool = True,
+    sizes: bool = True,
 ) -> None:
     """Compare at further extents of every open symbol.
 
@@ -116,10 +117,10 @@ def check(
         models: the original, the original with the other graph optimizations, and the rewritten one.
         specs: the shapes that were compared already. evidence, ledger: as everywhere. names: of what is compared.
         read: finds what the rewritten model gives in the original's layout.
-        images_only: draw for numbers of images alone.
+        images: draw other numbers of images. sizes: draw other extents of all else.
     """
     original, _, rewritten = models
-    every = [symbol for symbol in symbols(original, rewritten) if symbol.images or not images_only]
+    every = [symbol for symbol in symbols(original, rewritten) if (images if symbol.images else sizes)]
     shapes = {spec.name: spec.shape for spec in specs}
     for symbol in every:
         check_name = f"other extents of {symbol.name}"

@@ -161,6 +161,18 @@ def split_data(data: Data | None, window: Window, specs: Sequence[InputSpec]) ->
     return {**data, window.input: native}, np.ascontiguousarray(first.astype(spec.dtype, copy=False))
 
 
+def window_plans(window: Window) -> list[tuple[tuple[int, ...], bool]]:
+    """Numbers of windows per axis: not square, with pixels left over, and long and thin."""
+    rest = len(window.size) - 1
+    return [((3,) + (2,) * rest, False), ((2,) + (2,) * rest, True), ((1,) * rest + (5,), False)]
+
+
+def native_size_plans(window: Window) -> list[tuple[tuple[int, ...], bool]]:
+    """Numbers of windows per axis; sizes of native + k * stride alone, where SAME pads keep their phase."""
+    rest = len(window.size) - 1
+    return [((2,) + (2,) * rest, False), ((3,) + (2,) * rest, False)]
+
+
 def large_images(
     subject: Subject,
     plans: Sequence[tuple[Position, bool]],

@@ -71,7 +71,7 @@ def several_batches(subject: Subject, otherwise: Specimen, specs: Sequence[Input
     if fixed is None or fixed == subject.window.size:
         batches.check(*how, lambda name, values: subject.block(name, values, origin))
         models = subject.original, otherwise, subject.converted
-        extents.check(models, specs, *how[2:], lambda n, values: subject.block(n, values, origin), images_only=True)
+        extents.check(models, specs, *how[2:], lambda n, values: subject.block(n, values, origin), sizes=False)
         return
 
     def widened(image: Array) -> Array:
