@@ -35,6 +35,9 @@ __all__ = [
 
 Shape = tuple[int, ...]
 
+OpenShape = tuple[int | None, ...]
+"""Extents, None where they follow an open axis of an input, or are not known."""
+
 SAME_SHAPE = frozenset({"GroupNormalization"})
 """Operators that keep the shape of their input, and for which onnx has no shape inference."""
 
@@ -128,15 +131,51 @@ def infer_shapes(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]]) -> 
         onnx.shape_inference.InferenceError: where an operator contradicts its input shapes.
     """
     model = skeleton(graph, input_shapes)
-    for node in model.graph.node:
-        if node.op_type in SAME_SHAPE and not node.domain:
-            node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1], node.name))
+    _with_same_shapes(model)
     shapes = _inferred(model)
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Constant):
             shapes[name] = tuple(tensor.shape)
     while _fold_shape_inputs(graph, model, shapes):
         shapes.update(_inferred(model))
+    return shapes
+
+
+def _with_same_shapes(model: onnx.ModelProto) -> None:
+    """Put an Identity in the place of operators that keep a shape, and for which onnx has no shape inference."""
+    for node in model.graph.node:
+        if node.op_type in SAME_SHAPE and not node.domain:
+            node.CopyFrom(onnx.helper.make_node("Identity", node.input[:1], node.output[:1], node.name))
+
+
+def fixed_extents(graph: gs.Graph, inputs: Mapping[str, Sequence[Any]] | None = None) -> dict[str, OpenShape]:
+    """Which extents are the same whatever the open axes of the inputs are given; {} where the graph contradicts itself.
+
+    What is decided at one size holds for all only where it rests on such extents. They are found by shape inference
+    with the open axes left open, never by trying some sizes: floor(224 / 32) is floor(225 / 32), too.
+
+    Args:
+        graph: it is not changed. Shapes that the file lists for tensors other than the inputs are not believed.
+        inputs: shapes that replace those of the named inputs; all that is no positive number is open.
+    """
+    given = {t.name: t.shape for t in graph.inputs if t.shape is not None} | dict(inputs or {})
+    symbols = {
+        name: [dim if isinstance(dim, str) or (isinstance(dim, int) and dim > 0) else None for dim in dims]
+        for name, dims in given.items()
+    }
+    model = skeleton(graph, symbols)
+    for info in model.graph.output:
+        info.type.tensor_type.ClearField("shape")
+    _with_same_shapes(model)
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=False, data_prop=True).graph
+    except onnx.shape_inference.InferenceError:
+        return {}
+    shapes: dict[str, OpenShape] = {}
+    for info in (*inferred.value_info, *inferred.output, *inferred.input):
+        kind = info.type.tensor_type
+        if kind.HasField("shape"):
+            shapes[info.name] = tuple(d.dim_value if d.HasField("dim_value") else None for d in kind.shape.dim)
     return shapes
 
 

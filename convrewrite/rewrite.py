@@ -134,6 +134,9 @@ class Pass(Protocol):
         ...
 
 
+FIXES_SIZE = "fixes_size"
+"""The evidence of a plan that holds at the given size alone, so that the input has to be fixed at it."""
+
 Judge = Callable[[gs.Graph, Plan], Declined | None]
 """Says why a legal plan is not worth it, or None to accept it."""
 

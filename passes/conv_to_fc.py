@@ -26,11 +26,10 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite import quantized
-from convrewrite.graph import Constants, producer
+from convrewrite.graph import Constants, OpenShape, fixed_extents, producer
 from convrewrite.layers import Sliding
-from convrewrite.open_axes import FIXES_SIZE, OpenShape, fixed_extents
 from convrewrite.quantized import Stored
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.rewrite import FIXES_SIZE, Declined, Plan, Reason, Refusal, Site
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]

@@ -28,8 +28,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite import quantized
-from convrewrite.graph import Constants, producer, subgraph_tensors
-from convrewrite.open_axes import OpenShape, fixed_extents
+from convrewrite.graph import Constants, OpenShape, fixed_extents, producer, subgraph_tensors
 from convrewrite.layers import LINEAR, LinearLayer
 from convrewrite.quantized import Stored
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site

@@ -18,7 +18,7 @@ import pytest
 
 from convrewrite import model_io, pipeline, verification
 from convrewrite.errors import CheckFailed
-from convrewrite.open_axes import fixed_extents
+from convrewrite.graph import fixed_extents
 from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.fc_to_conv import FcToConv

@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.open_axes import FIXES_SIZE, fixed_extents
+from convrewrite.graph import fixed_extents
 from convrewrite.pipeline.native import Native
-from convrewrite.rewrite import Pass, PassResult
+from convrewrite.rewrite import FIXES_SIZE, Pass, PassResult
 
 Shapes = Mapping[str, tuple[Any, ...]]
 
