@@ -53,6 +53,7 @@ from convrewrite.cli_options import (
     Upsample,
     VerboseOption,
     VerifyOption,
+    files_of,
     options_of,
     parse_size,
     paths_of,
@@ -60,6 +61,7 @@ from convrewrite.cli_options import (
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, Refused, UsageError
 
 if TYPE_CHECKING:
+    from convrewrite.guards import Files
     from convrewrite.outcome import Outcome
     from convrewrite.rewrite import Pass
     from convrewrite.verification import Progress as Tell
@@ -182,8 +184,7 @@ def fcn(
         how = pipeline.Map((1,) if dense else stride, upsample or "", softmax or "", opset, dynamic_batch)
         return pipeline.fcn(*paths_of(source, target), Fcn(window=window, size=size), options, how)
 
-    files = [source or "-", target or "-"]
-    files = [*(files[1:] if files[0] == "-" else files), *([] if data is None else [str(data)])]
+    files = files_of(source, target, data)
     _run("fcn", provider, work, report, files, quiet=quiet, verbose=verbose, html=html, image=image)
 
 
@@ -237,7 +238,7 @@ def _run(
     provider: Provider,
     work: Callable[[Tell | None], Outcome],
     report_path: str | None,
-    models: list[str],
+    files: Files,
     *,
     quiet: bool,
     verbose: bool,
@@ -245,13 +246,12 @@ def _run(
     image: Path | None = None,
 ) -> None:
     """Do the work, write the reports whatever came of it, print the text, and let an error set the exit code."""
-    from convrewrite import atomic, report
+    from convrewrite import report
     from convrewrite.outcome import Outcome
 
     if report_path is not None:
-        report.check_target(report_path, models)
-    if html is not None:
-        atomic.check_target(html, "--html", [f for f in (*models, report_path, image) if f not in (None, "-")])
+        report.check_target(report_path, files.writes.get("OUT"))
+    files.reading(image=image).writing(report=report_path, html=html).check_targets()
     if image is not None and html is None:
         raise UsageError("--image is drawn on the page of --html", remedy="name a page with --html")
     nothing = Outcome(command, provider.value, "error")

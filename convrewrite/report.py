@@ -89,19 +89,10 @@ def _facts(facts: FileFacts | None) -> dict[str, Any] | None:
     return None if facts is None else facts.to_dict()
 
 
-def check_target(target: str, models: Sequence[str]) -> None:
-    """Raise UsageError where a report cannot go to `target`, before any work is done.
-
-    Args:
-        target: a path, or "-" for standard output. models: the paths that the command reads or writes.
-    """
-    for model in models:
-        if model == target and model == STREAM:
-            raise UsageError(
-                "the model and the report cannot both go to standard output", remedy="give --report a path"
-            )
-    if target != STREAM:
-        atomic.check_target(target, "--report", [model for model in models if model != STREAM])
+def check_target(target: str, model: object) -> None:
+    """Raise UsageError where a report and a model would go to standard output, each of them a path or "-"."""
+    if target == STREAM and model == STREAM:
+        raise UsageError("the model and the report cannot both go to standard output", remedy="give --report a path")
 
 
 def write(outcome: Outcome, target: str) -> None:

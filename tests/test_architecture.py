@@ -38,12 +38,12 @@ ENGINE = (
     )
     | BASE
 )
-FILES = ENGINE | {"atomic", "model_io", "notebook"}
+FILES = ENGINE | {"atomic", "identity", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
 CHECKS = SAMPLING | {"verification", "timing"}
 JUDGES = CHECKS | {"acceptance", "report"}
-TOP = JUDGES | {"outcome", "pipeline", "passes", "models", "convrewrite"}
+TOP = JUDGES | {"guards", "outcome", "pipeline", "passes", "models", "convrewrite"}
 
 # What each module of convrewrite/ may import from it. "convrewrite" is the package itself (its public names).
 ALLOWED: dict[str, frozenset[str]] = {
@@ -61,7 +61,9 @@ ALLOWED: dict[str, frozenset[str]] = {
     "quantized": ENGINE,
     "passes": ENGINE,
     "models": frozenset(),
-    "atomic": BASE,
+    "atomic": BASE | {"identity"},
+    "identity": frozenset(),
+    "guards": FILES,
     "notebook": frozenset(),
     "model_io": FILES,
     "runtime": FILES,
@@ -81,7 +83,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "apply_command": TOP | {"cli_options", "tiling"},
     "run_command": TOP | {"cli_options", "batch"},
     "inspect_command": TOP | {"cli_options", "inspection", "page"},
-    "cli_options": CHECKS | {"outcome"},
+    "cli_options": CHECKS | {"guards", "outcome"},
     "trade_commands": TOP | {"cli_options", "plugins"},
     "linear_commands": TOP | {"cli_options", "plugins"},
     "verify_command": TOP | {"cli_options"},
