@@ -10,11 +10,9 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,6 +23,7 @@ from convrewrite import (
     __version__,
     apply_command,
     bench_command,
+    ending,
     inspect_command,
     linear_commands,
     run_command,
@@ -326,8 +325,7 @@ apply_command.register(app, _say, _progress)
 def main() -> None:
     """The console script."""
     debug = "--debug" in sys.argv[1:]
-    with contextlib.suppress(ValueError):  # not in the main thread
-        signal.signal(signal.SIGTERM, _terminate)
+    ending.on_sigterm()
     try:
         code = app(standalone_mode=False)
         sys.stdout.flush()
@@ -352,11 +350,6 @@ def main() -> None:
             errors.print_exception()
     _settle_stdout()
     sys.exit(code if isinstance(code, int) else 0)
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End as on Ctrl-C, so that temporary files go."""
-    raise SystemExit(128 + number)
 
 
 def _tell(error: ConvrewriteError) -> None:

@@ -41,7 +41,7 @@ ENGINE = (
 FILES = ENGINE | {"atomic", "identity", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
-CHECKS = SAMPLING | {"verification", "timing"}
+CHECKS = SAMPLING | {"stored_json", "verification", "timing"}
 JUDGES = CHECKS | {"acceptance", "report"}
 TOP = JUDGES | {"guards", "outcome", "pipeline", "passes", "models", "convrewrite"}
 
@@ -63,6 +63,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "models": frozenset(),
     "atomic": BASE | {"identity"},
     "identity": frozenset(),
+    "stored_json": frozenset(),
+    "ending": frozenset(),
     "guards": FILES,
     "notebook": frozenset(),
     "model_io": FILES,
@@ -90,6 +92,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "bench_command": TOP | {"cli_options"},
     "cli": TOP
     | {
+        "ending",
         "apply_command",
         "linear_commands",
         "tiling",

@@ -26,6 +26,7 @@ from convrewrite.atomic import discard, refuse_target, same_path, temporary_besi
 from convrewrite.errors import UsageError
 from convrewrite.model_io.checks import DEFAULT_DOMAIN, dangling_input, names_are_text, refuse_unusable, run_checker
 from convrewrite.model_io.external_data import locations, move_weights_out, settle_tensors
+from convrewrite.model_io.likeness import alike
 from convrewrite.model_io.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
 from convrewrite.model_io.protograph import export_graph, import_graph, sort_nodes, tensors
 from convrewrite.model_io.publishing import private_folder, publish
@@ -345,6 +346,19 @@ def _refuse_own_data(model: Model, target: Path) -> None:
             raise UsageError(
                 f"cannot write {target}: it is external data of {model.path}", remedy="give it a path of its own"
             )
+
+
+def content_sha256(model: Model) -> str:
+    """A hash of the model as it is now: of the bytes that a file with all of its weights would have."""
+    digest = hashlib.sha256()
+    for chunk in chunks(_segments(*_export(model))):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def same_network(a: Model, b: Model, tolerance: float) -> bool:
+    """Whether two models are one graph, with weights that differ by no more than this share of the largest of each."""
+    return alike(_export(a), _export(b), tolerance)
 
 
 def data_files(path: str | Path) -> list[Path]:
