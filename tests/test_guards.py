@@ -41,6 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for place in (tmp_path, tmp_path / "images"):
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 12, 3)).astype(np.uint8)).save(place / "i.png")
     (tmp_path / "link").symlink_to("a.bin")
+    (tmp_path / "w.npy").symlink_to("a.bin")
     (tmp_path / "here").symlink_to(".")
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -174,3 +175,37 @@ def test_names_that_differ_in_case_alone(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(os, "stat", lambda path, **how: stat(str(path).replace("fOLDER", "Folder"), **how))
     assert identity(folder / "A") == identity(folder / "a")
     assert identity(folder / "A") != identity(folder / "b")
+
+
+# Images ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("im.zarr im.zarr --overwrite", "OUT would overwrite 'im.zarr', which is IMAGE"),
+        ("im.zarr here/im.zarr --overwrite", "OUT would overwrite 'im.zarr', which is IMAGE"),
+        ("im.zarr im.zarr/o.zarr", "which lies in IMAGE 'im.zarr'"),
+        ("im.zarr im.zarr/o.npy", "which lies in IMAGE 'im.zarr'"),
+        ("im.zarr o.zarr --report im.zarr/zarr.json", "which lies in IMAGE 'im.zarr'"),
+        ("im.zarr o.zarr --report here/im.zarr/r.json", "which lies in IMAGE 'im.zarr'"),
+        ("im.zarr/deep im.zarr --overwrite", "OUT would overwrite 'im.zarr/deep', which is IMAGE"),
+        ("i.png images --overwrite --original images/i.png", "OUT would overwrite 'images/i.png', which is --original"),
+        ("i.png w.npy --overwrite", "external data of MODEL 'a.onnx'"),
+        ("i.png o.zarr --original b.onnx --check 1 --report b.bin", "external data of --original 'b.onnx'"),
+        ("i.png i.png --overwrite", "which is IMAGE"),
+        ("i.png o.zarr --report i.png", "which is IMAGE"),
+        ("file:///{folder}/i.png i.png --overwrite", "which is IMAGE"),
+        ("o.npy.tiles.zarr o.npy", "which is IMAGE"),
+        ("i.png o.npy --report o.npy", "which is OUT"),
+    ],
+)
+def test_what_apply_reads(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], words: str, text: str
+) -> None:
+    for name in ("im.zarr", "o.npy.tiles.zarr"):
+        (folder / name / "deep").mkdir(parents=True)
+        (folder / name / "zarr.json").write_text("{}")
+    words = words.format(folder=folder)
+    more = ["--check", "1"] if "--original" in words and "--check" not in words else []
+    assert text in refused(monkeypatch, capfd, folder, "apply", "a.onnx", *words.split(), *more)

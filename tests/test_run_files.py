@@ -342,8 +342,8 @@ def test_check_believes_no_lock(
     project: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A foreign network as the output, and a lock that was changed to fit it."""
-    with (project / "convrewrite.toml").open("a", encoding="utf-8") as file:
-        file.write("[reports]\njson = 'r.json'\n")
+    config = CONFIG.replace("0.01", "0.6") + "[reports]\njson = 'r.json'\n"
+    (project / "convrewrite.toml").write_text(config, encoding="utf-8")
     output, lock = project / "optimized" / "lenet5.onnx", project / "convrewrite.lock"
     assert told(monkeypatch, capfd, "run")[0] == 0
     good = output.read_bytes()
