@@ -27,6 +27,8 @@ def on_sigterm() -> None:
             told, tell = os.pipe()
             os.set_blocking(tell, False)
             signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+            if hasattr(os, "register_at_fork"):  # what ends a child is told to the child alone
+                os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
             threading.Thread(target=_watch, args=(told,), daemon=True, name="sigterm").start()
             _watched.set()
 

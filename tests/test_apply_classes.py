@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,6 @@ import onnx
 import pytest
 import tifffile
 import zarr
-from cli_models import run
 from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
@@ -19,6 +20,8 @@ from convrewrite.tiling.checks import _wrong_classes
 from convrewrite.tiling.store import best_class, class_type, no_class
 
 SIZE = (40, 52)
+
+Apply = Callable[..., subprocess.CompletedProcess[bytes]]
 
 
 def scores(classes: int) -> onnx.ModelProto:
@@ -54,14 +57,14 @@ def wanted(image: np.ndarray, classes: int, nothing: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("classes", "dtype", "nothing"), [(5, "uint8", 255), (255, "uint8", 255), (256, "uint16", 65535)]
 )
-def test_a_cell_whose_scores_are_nan_has_no_class(tmp_path: Path, classes: int, dtype: str, nothing: int) -> None:
+def test_a_cell_whose_scores_are_nan_has_no_class(
+    tmp_path: Path, apply: Apply, classes: int, dtype: str, nothing: int
+) -> None:
     image = pixels()
     np.save(tmp_path / "im.npy", image)
     onnx.save(scores(classes), tmp_path / "m.onnx")
     words = ["--top1", "--tile", "16x16", "--workers", "1", "--layout", "CHW"]
-    done = run(
-        "apply", "m.onnx", "im.npy", "o.zarr", *words, "--check", "60", "--report", "r.json", cwd=tmp_path
-    )  # fmt: skip
+    done = apply("m.onnx", "im.npy", "o.zarr", *words, "--check", "60", "--report", "r.json")
     assert done.returncode == 0, done.stderr
     want = wanted(image, classes, nothing)
     array = zarr.open_group(tmp_path / "o.zarr", mode="r")["y"]
@@ -74,14 +77,14 @@ def test_a_cell_whose_scores_are_nan_has_no_class(tmp_path: Path, classes: int, 
     assert json.loads((tmp_path / "r.json").read_text())["without_class"] == {"y": count}
 
 
-def test_every_kind_of_file(tmp_path: Path) -> None:
+def test_every_kind_of_file(tmp_path: Path, apply: Apply) -> None:
     image = pixels()
     np.save(tmp_path / "im.npy", image)
     onnx.save(scores(5), tmp_path / "m.onnx")
     want = wanted(image, 5, 255)
     for name in ("o.npy", "o.tif", "o.png"):
         words = ["--top1", "--tile", "16x16", "--workers", "1", "--layout", "CHW", "--check", "60"]
-        done = run("apply", "m.onnx", "im.npy", name, *words, cwd=tmp_path)
+        done = apply("m.onnx", "im.npy", name, *words)
         assert (done.returncode, b"have no class" in done.stderr) == (0, True), done.stderr
     np.testing.assert_array_equal(np.load(tmp_path / "o.npy"), want)
     with tifffile.TiffFile(tmp_path / "o.tif") as file:
@@ -101,18 +104,18 @@ def test_lazy_arrays_say_the_same() -> None:
     np.testing.assert_array_equal(np.isnan(values).any(axis=0), np.isnan(image).any(axis=0))
 
 
-def test_the_count_is_of_the_whole_after_a_resumed_run(tmp_path: Path) -> None:
+def test_the_count_is_of_the_whole_after_a_resumed_run(tmp_path: Path, apply: Apply) -> None:
     """Tiles that were done before count too; what is not done yet is no class 0."""
     image = pixels()
     np.save(tmp_path / "im.npy", image)
     onnx.save(scores(5), tmp_path / "m.onnx")
     words = ["--top1", "--tile", "16x16", "--workers", "1", "--layout", "CHW"]
-    assert run("apply", "m.onnx", "im.npy", "o.zarr", *words, cwd=tmp_path).returncode == 0
+    assert apply("m.onnx", "im.npy", "o.zarr", *words).returncode == 0
     group = zarr.open_group(tmp_path / "o.zarr", mode="r+")
     (tmp_path / "o.zarr" / "y" / "c" / "2" / "3").unlink()
     group["done"][11] = 0
     assert (np.asarray(group["y"][32:, 48:]) == 255).all()
-    done = run("apply", "m.onnx", "im.npy", "o.zarr", *words, "--resume", cwd=tmp_path)
+    done = apply("m.onnx", "im.npy", "o.zarr", *words, "--resume")
     assert (done.returncode, b"166 of 2,080 cells" in done.stderr) == (0, True), done.stderr
 
 

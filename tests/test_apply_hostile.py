@@ -135,21 +135,43 @@ def test_a_picture_is_held_against_the_memory(tmp_path: Path) -> None:
 DEAF = """
 import sys, time, threading
 from convrewrite import ending
-ending.GRACE = 1.0
+ending.GRACE = 6.0
 ending.on_sigterm()
 def busy():
     while True:
         time.sleep(0.1)
 if sys.argv[1] == "a thread that does not end":
     threading.Thread(target=busy).start()
-print("ready", flush=True)
 try:
+    print("ready", flush=True)
     time.sleep(600)
 finally:
     if sys.argv[1] == "a handler that does not end":
         time.sleep(600)
     print("left", flush=True)
 """
+
+
+FORKED = """
+import os, signal, time
+from convrewrite import ending
+ending.GRACE = 0.5
+ending.on_sigterm()
+child = os.fork()
+if not child:
+    time.sleep(600)
+time.sleep(0.5)
+os.kill(child, signal.SIGTERM)
+os.waitpid(child, 0)
+time.sleep(2)
+print("here")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_what_ends_a_child_does_not_end_its_parent() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "here\n"), done.stderr
 
 
 @pytest.mark.parametrize("kind", ["nothing", "a thread that does not end", "a handler that does not end"])

@@ -59,7 +59,7 @@ def publish(model: tuple[Path, Path], data: Mapping[Path, Path]) -> None:
         UsageError: another file has come into the place of a data file. OSError: as the system says.
     """
     source, target = model
-    with _locked(target.parent) as alone:
+    with _locked(target.parent) if data else contextlib.nullcontext(False) as alone:
         made: list[Path] = []
         try:
             for written, path in data.items():
