@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import io
 import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from convrewrite import inspection, model_io, pipeline, plugins, report, timing
+from convrewrite import atomic, inspection, model_io, pipeline, plugins, report, timing
 from convrewrite.errors import UsageError
 from convrewrite.inspection import Inspection
+from convrewrite.leftovers import Scratch
 from convrewrite.model_io import Model, load
 from convrewrite.notebook import Printed
 from convrewrite.outcome import Options, Outcome
@@ -63,7 +63,7 @@ class Result(Printed):
 
     model: Model
     outcome: Outcome
-    _folder: tempfile.TemporaryDirectory[str] | None = field(default=None, repr=False, compare=False)
+    _folder: Scratch | None = field(default=None, repr=False, compare=False)
 
     @property
     def changed(self) -> bool:
@@ -152,7 +152,7 @@ def separable(
     fit: bool = True,
     **options: Any,
 ) -> Result:
-    """Factor convolutions by singular value decomposition, within a relative error `tol` of each kernel.
+    """Factor convolutions and linear layers by singular values, within a relative error `tol` of each kernel.
 
     Args:
         model: the network. form: "auto", "spatial", "depthwise", "channel" or "tucker". accept: "smaller", "faster" or
@@ -204,7 +204,7 @@ def verify(a: Given, b: Given, *, size: Sequence[int] | None = None, **options: 
         CheckFailed: they are not the same function, or the verification says nothing. UsageError: they do not fit.
     """
     known = {name: options.pop(name) for name in list(options) if name in Options.__dataclass_fields__}
-    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+    with atomic.scratch() as folder:
         first, second = _path(a, folder, "a"), _path(b, folder, "b")
         outcome = pipeline.compare(first, second, _extents(size), _options(known), **options).check()
     assert outcome.verification is not None
@@ -217,7 +217,7 @@ def bench(a: Given, b: Given, **how: Any) -> Bench:
     Raises:
         CheckFailed: `min_speedup` is missed. UsageError: they cannot be timed.
     """
-    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+    with atomic.scratch() as folder:
         return timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), **how).check()
 
 
@@ -290,7 +290,7 @@ def _traded(model: Given, pass_: Pass, options: Mapping[str, Any], how: Trade) -
 def _rewritten(given: Given, run: Callable[[str, str], Outcome]) -> Result:
     """Run a command from file to file; the new file lives as long as the result."""
     model = _model(given)
-    folder = tempfile.TemporaryDirectory(prefix="convrewrite-")
+    folder = atomic.scratch()
     target = os.path.join(folder.name, "model.onnx")
     outcome = run(_path(model, folder.name, "original"), target).check()
     if outcome.status != "rewritten":

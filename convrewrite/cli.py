@@ -8,22 +8,18 @@ Nothing heavy is imported until a command runs, so that --help comes at once.
 from __future__ import annotations
 
 import contextlib
-import os
-import shlex
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from convrewrite import (
     __version__,
     apply_command,
     bench_command,
-    ending,
     inspect_command,
     linear_commands,
     run_command,
@@ -52,12 +48,14 @@ from convrewrite.cli_options import (
     Upsample,
     VerboseOption,
     VerifyOption,
+    Words,
     files_of,
     options_of,
     parse_size,
     paths_of,
 )
-from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, Refused, UsageError
+from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
+from convrewrite.telling import errors, say, settle_output, tell, tell_usage
 
 if TYPE_CHECKING:
     from convrewrite.guards import Files
@@ -66,6 +64,7 @@ if TYPE_CHECKING:
     from convrewrite.verification import Progress as Tell
 
 app = typer.Typer(
+    cls=Words,
     name="convrewrite",
     no_args_is_help=True,
     add_completion=False,
@@ -74,12 +73,11 @@ app = typer.Typer(
     help="Equivalent forms of convolutional networks, for ONNX: proved in ONNX Runtime before they are written.",
     epilog="Exit codes: 0 done, 1 a check failed, 2 usage or input, 3 refused, 70 internal error, 130 interrupted.",
 )
-errors = Console(stderr=True, soft_wrap=True)
 
 
 def _version(value: bool) -> None:
     if value:
-        print(f"convrewrite {__version__}")
+        _answer([f"convrewrite {__version__}"])
         raise typer.Exit
 
 
@@ -221,15 +219,11 @@ def _documented(pass_: type[Pass]) -> str:
 
 
 def _answer(lines: list[str]) -> None:
-    """Print what was asked for. (typer would end with 1 where the reader is gone, which means a failed check here.)"""
-    from convrewrite.atomic import write_errors
+    """Print what was asked for."""
+    from convrewrite.streams import refuse_closed_output
 
-    with write_errors("to standard output"):
-        print("\n".join(lines), flush=True)
-
-
-def _say(text: str) -> None:
-    errors.print(text, markup=False, highlight=False)
+    refuse_closed_output()
+    print("\n".join(lines), flush=True)
 
 
 def _run(
@@ -245,7 +239,7 @@ def _run(
     image: Path | None = None,
 ) -> None:
     """Do the work, write the reports whatever came of it, print the text, and let an error set the exit code."""
-    from convrewrite import report
+    from convrewrite import board, report
     from convrewrite.outcome import Outcome
 
     if report_path is not None:
@@ -254,6 +248,7 @@ def _run(
     if image is not None and html is None:
         raise UsageError("--image is drawn on the page of --html", remedy="name a page with --html")
     nothing = Outcome(command, provider.value, "error")
+    board.mine().facts = {"command": command, "provider": provider.value, "report": report_path, "html": html}
     try:
         with _progress(quiet) as tell:
             outcome = work(tell)
@@ -287,7 +282,7 @@ def _write_page(outcome: Outcome, target: str, image: Path | None) -> None:
     except ConvrewriteError as error:
         if outcome.error is None:
             raise
-        _say(f"no page: {error}")
+        say(f"no page: {error}")
 
 
 @contextlib.contextmanager
@@ -318,64 +313,59 @@ linear_commands.register(app, _run)
 verify_command.register(app, _run)
 bench_command.register(app, _run)
 inspect_command.register(app, _answer)
-run_command.register(app, _answer, _say, _progress)
-apply_command.register(app, _say, _progress)
+run_command.register(app, _answer, say, _progress)
+apply_command.register(app, say, _progress)
 
 
 def main() -> None:
-    """The console script."""
+    """The console script: the command in a process of its own."""
+    from convrewrite import supervisor
+
+    supervisor.supervised(_command, _died)
+
+
+def _command() -> int:
+    """Run what the words ask for, tell what is wrong, and return the exit code."""
     debug = "--debug" in sys.argv[1:]
-    ending.on_sigterm()
+    code: object
     try:
         code = app(standalone_mode=False)
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except ConvrewriteError as error:
         code = error.exit_code
-        _tell(error)
+        tell(error)
         if debug:
             errors.print_exception()
     except typer.Abort:
         code = Interrupted.exit_code
-        _say("interrupted")
+        say("interrupted")
     except typer.TyperException as error:
         code = UsageError.exit_code
-        _tell_usage(error)
+        tell_usage(error)
     except KeyboardInterrupt:
         code = Interrupted.exit_code
-        _say("interrupted")
-    except Exception as error:  # the last resort: never a traceback without --debug
+        say("interrupted")
+    except Terminated as error:
+        code = error.code
+    except (Exception, SystemExit) as error:  # the last resort: never a traceback without --debug
         code = ConvrewriteError.exit_code
-        _tell(ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        tell(ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}"))
         if debug:
             errors.print_exception()
-    _settle_stdout()
-    sys.exit(code if isinstance(code, int) else 0)
+    settle_output()
+    return code if isinstance(code, int) else 0
 
 
-def _tell(error: ConvrewriteError) -> None:
-    """One line on what is wrong; for a fault of ours, a second with the command to report it."""
-    kinds = {CheckFailed.exit_code: "failed: ", UsageError.exit_code: "error: ", Refused.exit_code: "refused: "}
-    if error.exit_code == Interrupted.exit_code:
-        kinds[error.exit_code] = ""
-    _say(f"{kinds.get(error.exit_code, 'internal error: ')}{error}")
-    if error.exit_code not in kinds and "--debug" not in sys.argv[1:]:
-        command = shlex.join(["convrewrite", *sys.argv[1:], "--debug"])
-        _say(f"please report it with what this prints: {command}")
+def _died(error: ConvrewriteError, facts: dict[str, Any]) -> None:
+    """End in the place of a command whose process died: its reports, and the line."""
+    from convrewrite import report
+    from convrewrite.outcome import Outcome
 
-
-def _tell_usage(error: typer.TyperException) -> None:
-    """What typer says, and where to read more; without any argument, typer has printed the help itself."""
-    text = " ".join(error.format_message().split())
-    context = getattr(error, "ctx", None)
-    help_of = context.command_path if context is not None else "convrewrite"
-    if text:
-        _say(f"error: {text.rstrip('.')}; see {help_of} --help")
-
-
-def _settle_stdout() -> None:
-    """Where the reader of standard output went away, what is left in its buffer must not raise on leaving."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError, AttributeError):
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    outcome = Outcome(facts.get("command", ""), facts.get("provider", ""), "error").stopped(error)
+    with contextlib.suppress(ConvrewriteError):
+        if facts.get("report") is not None:
+            report.write(outcome, facts["report"])
+        if facts.get("html") is not None:
+            _write_page(outcome, facts["html"], None)
+    tell(error)

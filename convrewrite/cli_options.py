@@ -6,9 +6,10 @@ import enum
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import typer
+from typer.core import TyperGroup
 
 from convrewrite.errors import UsageError
 
@@ -75,6 +76,20 @@ class Softmax(enum.StrEnum):
 
 class Size(tuple[int, ...]):
     """Extents per spatial axis. (A class of its own: a plain tuple would be an option with several values.)"""
+
+
+class Words(TyperGroup):
+    """The commands. An empty word is no path, no name and no pattern: mostly a variable of a script that is not set."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the whole line. Raises UsageError where one is empty."""
+        before = ["", *args]
+        for number, (word, last) in enumerate(zip(args, before, strict=False)):
+            if word == "" or (word.startswith("--") and word.endswith("=")):
+                option = word[:-1] or (last if last.startswith("--") else "")
+                what = f"the value of {option}" if option else f"word {number + 1} of the command"
+                raise UsageError(f"{what} is empty", remedy="give a path or a value, or leave it out")
+        return list(super().parse_args(ctx, args))
 
 
 def parse_size(text: str) -> Size:

@@ -27,6 +27,8 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite.graph import infer_shapes
+from convrewrite.layers import LinearLayer
+from convrewrite.skeletons import held_tensor, is_tensor
 
 Shape = tuple[int, ...]
 
@@ -186,9 +188,9 @@ def parameters(graph: gs.Graph) -> int:
         for tensor in node.inputs:
             if isinstance(tensor, gs.Constant):
                 used[tensor.name] = tensor
-        value = node.attrs.get("value")
-        if node.op == "Constant" and isinstance(value, gs.Constant):
-            used[node.outputs[0].name] = value
+        held = held_tensor(node)
+        if held is not None:
+            used[node.outputs[0].name] = held
     return sum(math.prod(c.shape) for name, c in used.items() if _is_float(c) or name in stored)
 
 
@@ -216,9 +218,7 @@ def _macs(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
         channels_last = node.op == "NhwcFusedConv"
         per_cell = math.prod(weight[1:]) if not channels_last else math.prod(weight) // max(1, output[-1])
         return math.prod(output) * per_cell
-    if node.op in GEMMS:
-        return math.prod(output) * (data[0] if node.attrs.get("transA", 0) else data[1])
-    return math.prod(output) * data[-2 if node.attrs.get("transA", 0) else -1] if data else None
+    return math.prod(output) * data[LinearLayer.from_node(node, weight=1, stored=weight).axis] if data else None
 
 
 def _einsum(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
@@ -249,7 +249,7 @@ def item_sizes(graph: gs.Graph) -> dict[str, int]:
     """Bytes per entry by tensor name; where the file lists no type, what the operator makes of its inputs' types."""
     sizes: dict[str, int] = {}
     for tensor in (*graph.tensors().values(), *graph.inputs):
-        if tensor.dtype is not None:
+        if tensor.dtype is not None and is_tensor(tensor):
             sizes[tensor.name] = _item_size(tensor.dtype)
     for node in graph.nodes:
         size = _made(node, sizes)
@@ -267,9 +267,9 @@ def _made(node: gs.Node, sizes: Mapping[str, int]) -> int | None:
         return _item_size(node.attrs["to"])
     last = node.op in ("QuantizeLinear", "QLinearConv", "QLinearMatMul") and len(node.inputs) > 2
     place = {"DequantizeLinear": 1, "Where": 1, "QLinearConv": 7, "QLinearMatMul": 7}.get(node.op, 2 if last else 0)
-    value = node.attrs.get("value")
-    if node.op == "Constant" and isinstance(value, gs.Constant):
-        return _item_size(value.dtype)
+    held = held_tensor(node)
+    if held is not None:
+        return _item_size(held.dtype)
     return sizes.get(node.inputs[place].name) if place < len(node.inputs) else None
 
 

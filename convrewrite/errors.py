@@ -36,6 +36,10 @@ class CheckFailed(ConvrewriteError):
     exit_code = 1
 
 
+class PassFault(ConvrewriteError):
+    """A pass of another package failed; its authors can help."""
+
+
 class UsageError(ConvrewriteError):
     """Wrong usage or input: unreadable, not ONNX, unwritable target, a provider that is not usable here."""
 
@@ -46,6 +50,10 @@ class Interrupted(ConvrewriteError):
     """The user stopped the command."""
 
     exit_code = 130
+
+
+class Terminated(SystemExit):
+    """The system asked the process to end; like `KeyboardInterrupt` no fault of whatever ran meanwhile."""
 
 
 class Refused(ConvrewriteError):

@@ -5,7 +5,6 @@ Nothing here changes a graph. Weights stay lazy: a constant is read only when it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,21 +15,31 @@ import onnx_graphsurgeon as gs
 from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
-from onnx_graphsurgeon.ir.tensor import LazyValues
+
+from convrewrite.skeletons import held_tensor, node_proto, skeleton, unique_name, values_of
+
+__all__ = [
+    "Constants",
+    "Shape",
+    "add_types",
+    "all_finite",
+    "infer_shapes",
+    "live_nodes",
+    "producer",
+    "skeleton",
+    "subgraph_tensors",
+    "subgraphs",
+    "unique_name",
+    "values_of",
+]
 
 Shape = tuple[int, ...]
-
-SMALL = 1024
-"""Constants of up to this many entries keep their values where a skeleton of the graph is made."""
 
 SAME_SHAPE = frozenset({"GroupNormalization"})
 """Operators that keep the shape of their input, and for which onnx has no shape inference."""
 
 
-def values_of(constant: gs.Constant) -> np.ndarray[Any, Any]:
-    """The values of a constant, read without keeping them: lazy ones stay lazy, and in the file."""
-    values = constant._values
-    return np.asarray(values.load() if isinstance(values, LazyValues) else values)
+_NEVER_CONSTANT = frozenset({"Multinomial", "Bernoulli", "Shape", "Size"})
 
 
 def all_finite(constant: gs.Constant) -> bool:
@@ -43,6 +52,27 @@ def all_finite(constant: gs.Constant) -> bool:
 def producer(tensor: gs.Tensor) -> gs.Node | None:
     """The node that computes a tensor, or None for graph inputs and initializers."""
     return tensor.inputs[0] if tensor.inputs else None
+
+
+def computed_from_constants(tensor: gs.Tensor, most: int = 64) -> bool:
+    """Whether a tensor is a constant, or nodes compute it from constants alone; False beyond `most` nodes.
+
+    Nothing is computed, and the walk is short: weights come from a few nodes, activations from many.
+    """
+    todo, seen = [tensor], set[int]()
+    while todo:
+        current = todo.pop()
+        if isinstance(current, gs.Constant) or not current.name:
+            continue
+        node = producer(current)
+        if node is None or node.op in _NEVER_CONSTANT or node.op.startswith("Random") or subgraphs(node):
+            return False
+        if id(node) not in seen:
+            seen.add(id(node))
+            todo.extend(node.inputs)
+        if len(seen) > most:
+            return False
+    return True
 
 
 def subgraphs(node: gs.Node) -> list[gs.Graph]:
@@ -59,6 +89,11 @@ def subgraph_tensors(node: gs.Node) -> Iterator[gs.Tensor]:
         yield from (t for t in (*read, *subgraph.outputs) if t.name not in own)
 
 
+def has_fixed_inputs(graph: gs.Graph) -> bool:
+    """Whether all extents of the graph's inputs are numbers: what was assumed for open ones must not be baked in."""
+    return all(t.shape is not None and all(isinstance(d, int | np.integer) for d in t.shape) for t in graph.inputs)
+
+
 def live_nodes(graph: gs.Graph) -> list[gs.Node]:
     """The nodes that the graph's outputs need, in order."""
     read = {tensor.name for tensor in graph.outputs}
@@ -68,56 +103,6 @@ def live_nodes(graph: gs.Graph) -> list[gs.Node]:
             read.update(tensor.name for tensor in (*node.inputs, *subgraph_tensors(node)) if tensor.name)
             live.append(node)
     return live[::-1]
-
-
-def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | None]] | None = None) -> onnx.ModelProto:
-    """The graph without the data of its large constants, which become graph inputs of known type and shape.
-
-    Args:
-        graph: the graph; it is not changed.
-        input_shapes: shapes that replace those of the named graph inputs; recorded shapes inside are then dropped.
-    """
-    shapes = dict(input_shapes or {})
-    inputs: list[onnx.ValueInfoProto] = []
-    for tensor in graph.inputs:
-        shape = shapes.get(tensor.name, tensor.shape)
-        inputs.append(onnx.helper.make_tensor_value_info(tensor.name, _elem_type(tensor), shape))
-    initializers: list[onnx.TensorProto] = []
-    for name, tensor in graph.tensors().items():
-        if isinstance(tensor, gs.Constant) and name:
-            if math.prod(tensor.shape) <= SMALL:
-                initializers.append(onnx.numpy_helper.from_array(values_of(tensor), name))
-            else:
-                inputs.append(onnx.helper.make_tensor_value_info(name, _elem_type(tensor), list(tensor.shape)))
-    outputs = [
-        onnx.helper.make_tensor_value_info(t.name, _elem_type(t), None if input_shapes else t.shape)
-        for t in graph.outputs
-    ]
-    nodes = [_exported(node) for node in graph.nodes]
-    proto = onnx.helper.make_graph(nodes, graph.name or "graph", inputs, outputs, initializers)
-    opsets = list(graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)])
-    if not any(opset.domain in ("", "ai.onnx") for opset in opsets):
-        opsets.append(onnx.helper.make_opsetid("", graph.opset))
-    return onnx.helper.make_model(proto, opset_imports=opsets, ir_version=8)
-
-
-def _exported(node: gs.Node) -> onnx.NodeProto:
-    """The node as a protobuf; an empty list, whose type graphsurgeon cannot tell, is a list of integers."""
-    empty = [name for name, value in node.attrs.items() if isinstance(value, list) and not value]
-    plain = {name: value for name, value in node.attrs.items() if name not in empty}
-    bare = gs.Node(node.op, node.name, plain, domain=node.domain)
-    proto: onnx.NodeProto = gs.exporters.onnx_exporter.OnnxExporter.export_node(bare)
-    proto.input.extend(tensor.name for tensor in node.inputs)
-    proto.output.extend(tensor.name for tensor in node.outputs)
-    proto.attribute.extend(onnx.AttributeProto(name=name, type=onnx.AttributeProto.INTS) for name in empty)
-    return proto
-
-
-def _elem_type(tensor: gs.Tensor) -> int:
-    dtype = tensor.dtype
-    if dtype is None:
-        return int(onnx.TensorProto.UNDEFINED)
-    return dtype if isinstance(dtype, int) else int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
 
 
 def _elem_type_of(value: np.ndarray[Any, Any]) -> int:
@@ -250,15 +235,19 @@ class Constants:
         needed = self._ancestors(tensor)
         if needed is None:
             return None
-        if len(needed) == 1 and needed[0].op == "Constant" and "value" in needed[0].attrs:
-            return values_of(needed[0].attrs["value"])
+        if len(needed) == 1 and (held := held_tensor(needed[0])) is not None:
+            return values_of(held)
         members = {id(node) for node in needed}
         nodes: list[onnx.NodeProto] = []
         feeds: dict[str, np.ndarray[Any, Any]] = {}
         for node in self._graph.nodes:
             if id(node) not in members:
                 continue
-            proto = _exported(node)
+            held = held_tensor(node)
+            if held is not None:
+                feeds[node.outputs[0].name] = values_of(held)
+                continue
+            proto = node_proto(node)
             if node.op in ("Shape", "Size"):
                 feeds[node.inputs[0].name] = np.broadcast_to(np.float32(0), self._shapes[node.inputs[0].name])
             feeds.update((t.name, values_of(t)) for t in node.inputs if isinstance(t, gs.Constant))
@@ -275,13 +264,3 @@ class Constants:
             return np.asarray(results[0])
         except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError):
             return None  # an operator that the reference evaluator does not have: not foldable
-
-
-def unique_name(wanted: str, taken: set[str]) -> str:
-    """`wanted`, or `wanted` with the first free number behind it; the result is added to `taken`."""
-    name, count = wanted, 1
-    while name in taken:
-        count += 1
-        name = f"{wanted}_{count}"
-    taken.add(name)
-    return name

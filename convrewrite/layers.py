@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants
+from convrewrite.graph import Constants, computed_from_constants
 
 Ints = tuple[int, ...]
+Array = np.ndarray[Any, Any]
 
 END = np.iinfo(np.int32).max
 """An end of a Slice from which on it means the last cell."""
@@ -116,6 +117,50 @@ class Sliding:
 
 
 @dataclass(frozen=True)
+class Spreading:
+    """What a ConvTranspose does to the spatial axes: it spreads each cell over its kernel, and crops what comes out.
+
+    Cell p of the input adds to the cells  p * stride + tap * dilation - begin  of the output, for every tap.
+
+    Attributes (one entry per spatial axis):
+        kernel, strides, dilations: in cells. begin: cells that are cropped ahead. output: extents.
+    """
+
+    kernel: Ints
+    strides: Ints
+    dilations: Ints
+    begin: Ints
+    output: Ints
+
+    @classmethod
+    def read(cls, attrs: Mapping[str, Any], kernel: Sequence[int], size: Sequence[int]) -> Spreading:
+        """Read the attributes of a ConvTranspose with that kernel on a map of that size.
+
+        Where the output's extents are given, by `output_shape` or by an auto_pad of SAME, the crop follows from them;
+        an odd cell goes ahead but for SAME_UPPER, as in ONNX Runtime.
+        """
+        rank = len(size)
+        strides = tuple(attrs.get("strides") or (1,) * rank)
+        dilations = tuple(attrs.get("dilations") or (1,) * rank)
+        more = tuple(attrs.get("output_padding") or (0,) * rank)
+        pads = tuple(attrs.get("pads") or (0,) * (2 * rank))
+        auto_pad = attrs.get("auto_pad") or "NOTSET"
+        wanted = tuple(attrs.get("output_shape") or ())[-rank:]
+        if not wanted and auto_pad.startswith("SAME"):
+            wanted = tuple(n * s for n, s in zip(size, strides, strict=True))
+        quads = zip(size, kernel, strides, dilations, more, strict=True)
+        whole = [(n - 1) * s + a + (k - 1) * d + 1 for n, k, s, d, a in quads]
+        if wanted:
+            crops = [max(0, w - out) for w, out in zip(whole, wanted, strict=True)]
+            begin = tuple(c // 2 if auto_pad == "SAME_UPPER" else c - c // 2 for c in crops)
+            return cls(tuple(kernel), strides, dilations, begin, tuple(wanted))
+        if auto_pad == "VALID":
+            pads = (0,) * (2 * rank)
+        output = tuple(w - a - b for w, a, b in zip(whole, pads[:rank], pads[rank:], strict=True))
+        return cls(tuple(kernel), strides, dilations, pads[:rank], output)
+
+
+@dataclass(frozen=True)
 class ConvLayer:
     """A Conv or ConvTranspose node: weight shape [O, I/g, *kernel] (ConvTranspose: [I, O/g, *kernel])."""
 
@@ -180,42 +225,130 @@ class PoolLayer:
         return replace(self, sliding=sliding), factor
 
 
+LINEAR = frozenset({"Gemm", "MatMul"})
+"""Operators that are linear layers where one factor is constant."""
+
+
 @dataclass(frozen=True)
 class LinearLayer:
     """A Gemm or MatMul with a constant factor, as y[..., k] = sum_f x[..., f] * weight[f, k] (+ bias[k]).
 
+    A constant on the left, y[..., k, n] = sum_f weight[k, f] x[..., f, n], is one too.
+
     Attributes:
         data: index of the node's input that is contracted. axis: its contracted axis, from the end (-1 or -2).
         weight: index of the node's constant input. rows_are_outputs: the constant is stored as [K, F], not [F, K].
-        bias: index of the constant to add, or None. alpha, beta: scalar factors of product and bias.
+        output_axis: the axis of the result that stands for the outputs, from the end.
+        stored: shape of the constant, () where it is not known: a matrix with any number of ones before it, a vector,
+            or a stack of matrices, which is no layer.
+        bias: index of what is added, or None. alpha, beta: scalar factors of product and bias.
     """
 
     data: int
     axis: int
     weight: int
     rows_are_outputs: bool
+    output_axis: int = -1
+    stored: Ints = ()
     bias: int | None = None
     alpha: float = 1.0
     beta: float = 1.0
 
     @classmethod
-    def from_node(cls, node: gs.Node, *, weight: int) -> LinearLayer:
-        """Read a Gemm or MatMul whose constant factor is its input number `weight` (0 or 1)."""
+    def from_node(
+        cls, node: gs.Node, *, weight: int, stored: Sequence[int] | None = None, rank: int | None = None
+    ) -> LinearLayer:
+        """Read a Gemm or MatMul (also fused) whose constant factor is its input number `weight` (0 or 1).
+
+        Args:
+            stored: shape of the constant; that of the tensor where it is an initializer, by default.
+            rank: axes of the data; 2 or more where nobody says so, here or in the graph.
+        """
         data = 1 - weight
-        if node.op == "MatMul":
-            return cls(data, -1 if data == 0 else -2, weight, rows_are_outputs=weight == 0)
+        if stored is None:
+            stored = node.inputs[weight].shape if isinstance(node.inputs[weight], gs.Constant) else ()
         flipped = bool(node.attrs.get("transA" if data == 0 else "transB", 0))
         stored_flipped = bool(node.attrs.get("transB" if weight == 1 else "transA", 0))
         bias = 2 if len(node.inputs) > 2 and node.inputs[2].name else None
         alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
-        axis = -1 if (data == 0) != flipped else -2
-        return cls(data, axis, weight, (weight == 1) == stored_flipped, bias, alpha, beta)
+        rows = (weight == 1) == stored_flipped
+        if data == 1 and (len(node.inputs[data].shape or (0, 0)) if rank is None else rank) == 1:
+            return cls(data, -1, weight, rows, -1, tuple(stored), bias, alpha, beta)
+        axis, made = -1 if (data == 0) != flipped else -2, -1 if data == 0 else -2
+        return cls(data, axis, weight, rows, made, tuple(stored), bias, alpha, beta)
 
-    def matrix(self, stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    @classmethod
+    def of(cls, node: gs.Node) -> LinearLayer | None:
+        """The layer that a node is; None where it is another operator, or where not just one factor is constant.
+
+        A constant of unknown shape, since nodes compute it, has `stored` ().
+        """
+        if node.op not in LINEAR or (node.domain or "ai.onnx") != "ai.onnx":
+            return None
+        known = [computed_from_constants(tensor) for tensor in node.inputs[:2]]
+        return cls.from_node(node, weight=known.index(True)) if sum(known) == 1 else None
+
+    @property
+    def is_matrix(self) -> bool:
+        """Whether the constant is one matrix, with any number of ones before it."""
+        return len(self.stored) >= 2 and all(size == 1 for size in self.stored[:-2])
+
+    @property
+    def outputs(self) -> int:
+        """K; 1 for a vector."""
+        if len(self.stored) < 2:
+            return 1
+        return self.stored[-2 if self.rows_are_outputs else -1]
+
+    @property
+    def inputs(self) -> int:
+        """F."""
+        return self.stored[-1 if len(self.stored) < 2 or self.rows_are_outputs else -2]
+
+    def matrix(self, stored: Array) -> Array:
         """The stored constant as [K, F], outputs first: a view where possible, times alpha where that is not 1."""
-        matrix = stored[:, None] if stored.ndim == 1 else stored
+        matrix = stored[:, None] if stored.ndim == 1 else stored.reshape(stored.shape[-2:])
         matrix = matrix if self.rows_are_outputs else matrix.T
         return matrix if self.alpha == 1.0 else (matrix * np.asarray(self.alpha, matrix.dtype))
+
+    def laid_out(self, matrix: Array, *, ones: bool = True) -> Array:
+        """A matrix [outputs, inputs] of any extents as the node stores its constant: the reverse, without alpha.
+
+        Args:
+            ones: with those in front that the constant has.
+        """
+        plain = matrix if self.rows_are_outputs else matrix.T
+        return plain.reshape(*(1,) * (len(self.stored) - 2 if ones else 0), *plain.shape)
+
+    def spread(self, vector: Array) -> Array:
+        """One number for each output, [K], shaped so that it can be added to the result."""
+        return vector if self.output_axis == -1 else vector[:, None]
+
+    def vector(self, added: Sequence[int]) -> bool:
+        """Whether a constant of that shape, added to the result, is one number for each output, or one for all."""
+        size = math.prod(added)
+        if size == 1 or self.output_axis == -1:
+            return size == 1 or (size == self.outputs and tuple(added[-1:]) == (self.outputs,))
+        return size == self.outputs and tuple(added[-2:]) == (self.outputs, 1)
+
+    def rows(self, data: Sequence[int]) -> int:
+        """Vectors that it multiplies, given the shape of its data."""
+        return math.prod(data) // max(1, data[self.axis])
+
+    def add_behind(self, node: gs.Node) -> tuple[gs.Node, gs.Tensor] | None:
+        """The Add right behind the layer that alone reads its result, and what it adds: a constant, before or after.
+
+        Whether that is a vector is another question; one with more axes than the result is none.
+        """
+        result = node.outputs[0]
+        readers = list(result.outputs)
+        if len(readers) != 1 or readers[0].op != "Add" or readers[0].attrs.get("broadcast"):
+            return None
+        (add,) = readers
+        others = [tensor for tensor in add.inputs if tensor is not result]
+        if len(others) != 1 or not computed_from_constants(others[0]) or not add.outputs[0].name:
+            return None
+        return add, others[0]
 
 
 @dataclass(frozen=True)

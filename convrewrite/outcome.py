@@ -93,7 +93,8 @@ class Outcome:
         status: "rewritten", "unchanged" (the file was copied) or, for `verify`, "compared"; where the command fails,
             "failed" (a check), "error" (usage, input, an internal error) or "refused".
         provider: where the models ran; where none ran, what was asked for.
-        advice: one line that says what to do next. ends: the models, where something was rewritten.
+        warnings: lines on what was made that nobody asked for. advice: one line that says what to do next.
+        ends: the models, where something was rewritten.
     """
 
     command: str
@@ -105,6 +106,7 @@ class Outcome:
     window: Window | None = None
     verification: Verification | None = None
     bench: Bench | None = None
+    warnings: tuple[str, ...] = ()
     advice: str = ""
     error: ConvrewriteError | None = field(default=None, compare=False)
     ends: Ends | None = field(default=None, compare=False, repr=False)

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from convrewrite.errors import UsageError
+from convrewrite.board import doing
+from convrewrite.errors import Terminated, UsageError
 from convrewrite.passes import ALL
 from convrewrite.rewrite import Pass
 
@@ -71,8 +72,11 @@ def load(name: str) -> type[Pass]:
         )
     entry = found[name]
     try:
-        made: Any = entry.load()
-    except Exception as error:  # whatever another package's import raises
+        with doing(f"importing pass '{name}' of package {_package(entry)}"):
+            made: Any = entry.load()
+    except Terminated:
+        raise
+    except (Exception, SystemExit) as error:  # whatever another package's import raises
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
             f"pass '{name}' of package {_package(entry)} does not load: {text}", remedy=f"mend {entry.value}"

@@ -30,6 +30,7 @@ from convrewrite.atomic import write_errors
 from convrewrite.errors import UsageError
 from convrewrite.outcome import STREAM, FileFacts, Outcome
 from convrewrite.rewrite import Site
+from convrewrite.streams import refuse_closed_output
 from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 from convrewrite.windows import Window
 
@@ -50,7 +51,13 @@ NO_STRUCTURE = "groups/no-structure"
 BEST = 5
 """Sites that are listed with what they would need."""
 
-STYLES = {"verified": "bold green", "failed": "bold red", "vacuous": "bold red", "skipped": "bold yellow"}
+STYLES = {
+    "verified": "bold green",
+    "failed": "bold red",
+    "vacuous": "bold red",
+    "skipped": "bold yellow",
+    "warning": "bold yellow",
+}
 
 
 def versions() -> dict[str, str]:
@@ -82,6 +89,7 @@ def to_dict(outcome: Outcome) -> dict[str, Any]:
         "window": window,
         "verify": None if verification is None else dict(verification.to_dict()),
         "bench": outcome.bench.to_dict() if outcome.bench is not None and outcome.bench.cells else None,
+        "warnings": list(outcome.warnings),
     }
 
 
@@ -90,15 +98,18 @@ def _facts(facts: FileFacts | None) -> dict[str, Any] | None:
 
 
 def check_target(target: str, model: object) -> None:
-    """Raise UsageError where a report and a model would go to standard output, each of them a path or "-"."""
+    """Raise UsageError where a report cannot go to standard output: it is closed, or a model goes there."""
     if target == STREAM and model == STREAM:
         raise UsageError("the model and the report cannot both go to standard output", remedy="give --report a path")
+    if target == STREAM:
+        refuse_closed_output()
 
 
 def write(outcome: Outcome, target: str) -> None:
     """Write the JSON report, whole or not at all. Raises UsageError where the target cannot be written."""
     text = json.dumps(to_dict(outcome), indent=2, allow_nan=False) + "\n"
     if target == STREAM:
+        refuse_closed_output()
         with write_errors("the report to standard output"):
             print(text, end="", flush=True)
         return
@@ -139,6 +150,8 @@ def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]
         yield "wrote", [_file_line(outcome.output, outcome.window)]
     if outcome.status == "unchanged":
         yield from _needs(outcome)
+    if outcome.warnings and done:
+        yield "warning", list(outcome.warnings)
     if outcome.advice:
         yield ("unchanged" if outcome.status == "unchanged" else "next"), [outcome.advice]
 

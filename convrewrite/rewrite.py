@@ -7,6 +7,7 @@ decides everything for one of them without touching the graph, and `apply` does 
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,8 +17,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.errors import ConvrewriteError, UsageError
-from convrewrite.graph import add_types, skeleton
+from convrewrite.board import doing
+from convrewrite.errors import ConvrewriteError, PassFault, Terminated
+from convrewrite.graph import add_types
+from convrewrite.skeletons import skeleton, tolerant
 
 
 @dataclass(frozen=True)
@@ -188,7 +191,6 @@ def run_pass(
 
     Raises:
         ConvrewriteError: the pass broke the contract (an internal error: the result does not pass the checks).
-        UsageError: the result does not pass the checks, but neither does the graph itself.
     """
     work = graph.copy()
     untyped = add_types(work)  # for the passes; the file goes on without
@@ -200,13 +202,15 @@ def run_pass(
     known = {id(node) for node in old}
     for _ in range(2 * len(graph.nodes) + 16):
         fresh = (node for node in pass_.candidates(work) if id(node) in known and _anchor(node) not in seen)
-        node = next(fresh, None)
+        with _blamed(pass_, "candidates"):
+            node = next(fresh, None)
         if node is None:
             break
         seen.add(_anchor(node))
         outcome = _plan(pass_, work, node, judge, only, skip)
         if isinstance(outcome, Plan):
-            pass_.apply(work, outcome)
+            with _blamed(pass_, f"apply at {_anchor(node)}"):
+                pass_.apply(work, outcome)
             metadata.update(outcome.metadata)
             _join(evidence, outcome.evidence)
             sites.extend(outcome.sites)
@@ -222,6 +226,26 @@ def run_pass(
                 tensor.dtype = None
         _check(pass_, graph, work)
     return PassResult(work, tuple(sites), metadata, evidence)
+
+
+@contextlib.contextmanager
+def _blamed(pass_: Pass, part: str) -> Iterator[None]:
+    """Note which part of a pass runs; what one of another package raises, also to end the process, is its own fault."""
+    module = type(pass_).__module__
+    foreign = module.partition(".")[0] != __name__.partition(".")[0]
+    whose = f" of {module}" if foreign else ""
+    with doing(f"in the {part} by pass '{pass_.name}'{whose}"):
+        try:
+            yield
+        except (ConvrewriteError, Terminated, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            if not foreign:
+                raise
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PassFault(
+                f"pass '{pass_.name}'{whose} failed in the {part}: {text}", remedy="tell its authors"
+            ) from error
 
 
 def _join(evidence: dict[str, Any], more: Mapping[str, Any]) -> None:
@@ -243,7 +267,8 @@ def _plan(
     A pattern means the candidate, or any other site of a plan that rewrites several as one.
     """
     site = Site(pass_.name, _anchor(node), node.op, "declined")
-    outcome = () if _matches(skip, [node]) else pass_.plan(graph, node)
+    with _blamed(pass_, f"plan of {_anchor(node)}"):
+        outcome = () if _matches(skip, [node]) else pass_.plan(graph, node)
     plans = () if isinstance(outcome, Refusal | Declined) else outcome
     anchors = {site.anchor for plan in plans[:1] for site in plan.sites}  # those of the others are the same
     named = [node, *(n for n in graph.nodes if anchors and any(t.name in anchors for t in n.outputs))]
@@ -295,24 +320,31 @@ def _check(pass_: Pass, before: gs.Graph, after: gs.Graph) -> None:
         types = [(t.name, _dtype(t)) for t in old], [(t.name, _dtype(t)) for t in new]
         if types[0] != types[1]:
             raise ConvrewriteError(f"pass {pass_.name} changed the graph's {kind}s from {types[0]} to {types[1]}")
-    fault = _fault(after)
-    if fault and _fault(before):
-        raise UsageError(f"the model is not valid ONNX: {_fault(before)}")
-    if fault:
-        raise ConvrewriteError(f"pass {pass_.name} built a graph that is not valid ONNX: {fault}")
+    result = skeleton(after)
+    for check in (_checker_fault, _inference_fault):
+        fault = check(result)
+        if fault and not check(skeleton(before)):  # what the file itself does not pass is not asked of the result
+            raise ConvrewriteError(f"pass {pass_.name} built a graph that is not valid ONNX: {fault}")
 
 
-def _fault(graph: gs.Graph) -> str:
-    """What the ONNX checker, and shape and type inference, have against a graph; empty where nothing."""
-    model = skeleton(graph)
+def _checker_fault(model: onnx.ModelProto) -> str:
+    """What the ONNX checker has against a model; empty where nothing."""
     try:
-        onnx.checker.check_model(model)
+        onnx.checker.check_model(tolerant(model))
+    except onnx.checker.ValidationError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _inference_fault(model: onnx.ModelProto) -> str:
+    """What shape and type inference have against a model; empty where nothing."""
+    try:
         onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
-    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+    except onnx.shape_inference.InferenceError as error:
         return " ".join(str(error).split())
     return ""
 
 
 def _dtype(tensor: gs.Tensor) -> str:
     dtype = tensor.dtype
-    return str(dtype if dtype is None or isinstance(dtype, int) else np.dtype(dtype))
+    return str(dtype if dtype is None or isinstance(dtype, int | onnx.TypeProto) else np.dtype(dtype))

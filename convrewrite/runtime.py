@@ -30,7 +30,10 @@ from typing import Any
 
 import numpy as np
 
+from convrewrite.board import doing, mine
 from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.leftovers import shown
+from convrewrite.unloadable import unloadable
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
@@ -72,9 +75,8 @@ class TensorInfo:
     """An input or output of a session.
 
     Attributes:
-        name: of the tensor.
+        name: of the tensor. shape: numbers where known, a name or None where not.
         dtype: numpy type; object for strings, sequences, maps and types that numpy lacks.
-        shape: numbers where known, a name or None where not.
         kind: ONNX Runtime's own word for the type, such as "tensor(float)".
     """
 
@@ -89,8 +91,7 @@ class Session:
     """A model that is ready to run.
 
     Attributes:
-        label: what to call the model in messages (its path).
-        provider: what the session really got: "cpu", "cuda" or "tensorrt".
+        label: what to call the model in messages. provider: what the session got: "cpu", "cuda" or "tensorrt".
         inputs: without initializers. outputs: in the model's order.
         tf32: whether float32 factors may be rounded to 10 bits; always False on the CPU.
         placement: operators by the provider that runs them, before fusion; {} where ONNX Runtime (< 1.24) does not say.
@@ -122,13 +123,14 @@ class Session:
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; `outputs` picks some by name. Raises RunFailed with one line."""
         names = self._names(outputs)
-        with self._failing():
+        with self._failing(), doing(f"running {self.label} in ONNX Runtime"):
             return dict(zip(names, self._raw.run(names, dict(feeds)), strict=True))
 
     def bind(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> BoundRun:
         """Copy the inputs to the device once; `outputs` (all by default) will stay there. Raises RunFailed."""
         device = "cpu" if self.provider == "cpu" else "cuda"
         names = self._names(outputs)
+        mine().activity = f"running {self.label} in ONNX Runtime"  # what is timed must not note it
         with self._failing():
             binding = self._raw.io_binding()
             values = {
@@ -208,7 +210,7 @@ def open_session(
     """
     if provider not in PROVIDERS:
         raise UsageError(f"unknown provider '{provider}'", remedy=f"choose one of {', '.join(PROVIDERS)}")
-    label = label or ("the model" if isinstance(source, bytes) else str(source))
+    label = label or ("the model" if isinstance(source, bytes) else shown(source))
     verbose = _log_is_shown.get() if verbose is None else verbose
     ort = _onnxruntime()
     wanted = _usable(ort, provider)
@@ -228,18 +230,18 @@ def open_session(
     def make(names: Sequence[str]) -> Any:
         requested = [(_ORT_NAMES[name], _provider_options(name, tf32)) for name in names]
         path = source if isinstance(source, bytes) else str(source)
-        with contextlib.nullcontext() if verbose else _silenced(ort):
+        with contextlib.nullcontext() if verbose else _silenced(ort), doing(f"loading {label} in ONNX Runtime"):
             return ort.InferenceSession(path, options, providers=requested, enable_fallback=0)
 
     try:
         raw = make(wanted)
     except Exception as error:
         if wanted == ["cpu"]:
-            raise UsageError(f"ONNX Runtime cannot load {label}: {one_line(error)}") from None
+            raise unloadable(label, source, one_line(error)) from None
         try:
             raw = make(["cpu"])  # the model loads there: then it is the provider that failed
         except Exception:
-            raise UsageError(f"ONNX Runtime cannot load {label}: {one_line(error)}") from None
+            raise unloadable(label, source, one_line(error)) from None
         if provider != "auto":
             raise _not_obtained(ort, provider, one_line(error)) from None
     obtained = [name for name, ort_name in _ORT_NAMES.items() if ort_name in raw.get_providers()]

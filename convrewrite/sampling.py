@@ -311,7 +311,7 @@ def _cut(array: Array, spec: InputSpec) -> list[Array]:
     array = fitting
     wanted = "x".join(map(str, spec.shape))
     if array.ndim == len(spec.shape) + 1 and array.shape[1:] == spec.shape:
-        return list(array)
+        return [np.asarray(part) for part in array]  # those of a scalar input would be no arrays
     if array.ndim != len(spec.shape) or array.ndim == 0 or array.shape[1:] != spec.shape[1:]:
         raise UsageError(
             f"array '{spec.name}' of the data has shape {'x'.join(map(str, array.shape))}, the input is {wanted}"

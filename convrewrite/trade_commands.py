@@ -68,7 +68,8 @@ def register(app: typer.Typer, run: Run) -> None:
             typer.Option(
                 metavar="NAME",
                 rich_help_panel=MAKE,
-                help="Use one form alone: spatial, depthwise, channel or tucker. Left out: whichever is cheapest.",
+                help="Use one form alone: spatial, depthwise, channel or tucker. Left out: whichever is cheapest. "
+                "A linear layer has the form 'channel' alone.",
                 show_default=False,
             ),
         ] = Form.auto,
@@ -99,7 +100,7 @@ def register(app: typer.Typer, run: Run) -> None:
         verbose: VerboseOption = False,
         debug: DebugOption = False,
     ) -> None:
-        """Factor convolutions by singular value decomposition, where that is worth it and within a tolerance."""
+        """Factor convolutions and linear layers by singular values, where that is worth it and within a tolerance."""
 
         def work(tell: Tell | None) -> Outcome:
             from convrewrite import pipeline

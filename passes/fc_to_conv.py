@@ -3,28 +3,34 @@
 Before                                After
     x [.., K] ── MatMul W [K, N] ── y     x ── Reshape [R, K, 1, 1] ── Conv W^T [N, K, 1, 1] ── Reshape ── y
     x [M, K] ── Gemm W, C ── y            x ── Reshape [M, K, 1, 1] ── Conv W^T, bias C ── Reshape ── y
+    W [N, K] ── MatMul x [.., K, P] ── y  x ── Reshape [.., K, P, 1] ── Conv W [N, K, 1, 1] ── Reshape ── y
 
 Algebra. Row r of the product is  y[r, n] = sum_k x[r, k] W[k, n],  which is a 1x1 convolution of an image of one pixel
-with K channels. All leading axes of x are rows, and rows are a batch. `alpha` goes into the weight, `beta` into the
-bias; an Add of one number per column behind a MatMul becomes the bias. Between two such layers the Reshapes cancel,
-also where operators that look at one number at a time stand between them.
+with K channels. All leading axes of x are rows, and rows are a batch. A constant on the left multiplies columns: P
+pixels with K channels. `alpha` goes into the weight, `beta` into the bias; an Add of one number per output behind a
+MatMul becomes the bias. Between two such layers the Reshapes cancel, also where the model's own changes of shape, or
+operators that look at one number at a time, stand between them; where they do not cancel they become one.
 
-Requires a Gemm or MatMul whose second factor is constant, an initializer or computed from them, with two axes.
+Requires a Gemm or MatMul with one constant factor, an initializer or computed from them: a matrix, with any number of
+ones before its two axes.
 Refuses nothing: what does not fit is left as it is. (A Gemm may add a matrix, a MatMul multiply by a stack of them.)
 Source: Lin, Chen and Yan, "Network in Network", ICLR 2014; the ONNX operator pages of Gemm, MatMul and Conv.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite import quantized
-from convrewrite.graph import Constants, producer
+from convrewrite.graph import Constants, has_fixed_inputs, infer_shapes, producer, subgraph_tensors
+from convrewrite.layers import LINEAR, LinearLayer
 from convrewrite.quantized import Stored
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
@@ -36,25 +42,33 @@ UNARY = frozenset(
 )
 """Operators that look at one number at a time, and change no shape."""
 
-BACK = "/fc-to-conv/back"
-"""The end of the name of the Reshape that brings a result to its own shape."""
+SHAPES = frozenset("Reshape Flatten Squeeze Unsqueeze".split())
+"""Operators that keep the order of the entries, and change the shape alone."""
+
+CONV = "/fc-to-conv/conv"
+"""The end of the name of a convolution that this pass made."""
 
 REASONS = {
     reason.code: reason
     for reason in (
         Reason(
             "fc-to-conv/not-constant",
-            "neither factor is constant, or it is the first one",
+            "neither factor is constant, or both are",
             "nothing needs to be done: products of two activations are no layers",
         ),
         Reason(
             "fc-to-conv/not-a-matrix",
-            "the constant factor has more or less than two axes",
+            "the constant factor is a vector, or a stack of several matrices",
             "write it as one product for each matrix",
         ),
         Reason(
+            "fc-to-conv/open-shape",
+            "the shape of the result does not follow from the extents that are known",
+            "infer the shapes first (onnx.shape_inference), or fix the size of the input",
+        ),
+        Reason(
             "fc-to-conv/added-matrix",
-            "what the Gemm adds is no number for each column",
+            "what the Gemm adds is no number for each output",
             "write it as a Gemm without it, and an Add",
         ),
         Reason(
@@ -68,44 +82,61 @@ REASONS = {
 
 @dataclass(frozen=True)
 class FcToConv:
-    """The pass; it has no options."""
+    """The pass.
+
+    Attributes:
+        shapes: of the graph's tensors, where they are known already.
+    """
 
     name: ClassVar[str] = "fc-to-conv"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
+    shapes: Mapping[str, tuple[int, ...]] | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Gemm and MatMul."""
-        yield from [node for node in graph.nodes if node.op in ("Gemm", "MatMul")]
+        yield from [node for node in graph.nodes if node.op in LINEAR]
 
     def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Read the matrix and the bias."""
         label = f"{node.op} '{node.name or node.outputs[0].name}'"
-        constants = Constants(graph)
-        weight = quantized.read(node.inputs[1], constants)
-        if weight is None or constants.value(node.inputs[0]) is not None:
+        constants, layer = Constants(graph), LinearLayer.of(node)
+        weight = None if layer is None else quantized.read(node.inputs[layer.weight], constants)
+        if layer is None or weight is None:
             return Declined(REASONS["fc-to-conv/not-constant"], label)
-        if len(weight.shape) != 2:
+        data, result = (self._shape(graph, tensor) for tensor in (node.inputs[layer.data], node.outputs[0]))
+        rank = None if data is None else len(data)
+        layer = LinearLayer.from_node(node, weight=layer.weight, stored=weight.shape, rank=rank)
+        if not layer.is_matrix:
             return Declined(REASONS["fc-to-conv/not-a-matrix"], f"{label}, {list(weight.shape)}")
         if weight.dtype.kind != "f":
             return Declined(REASONS["fc-to-conv/weight-type"], f"{label}, {weight.dtype}")
-        rows_are_outputs = node.op == "Gemm" and bool(node.attrs.get("transB", 0))
-        out, inputs = weight.shape if rows_are_outputs else weight.shape[::-1]
-
-        def kernels(matrix: Array) -> Array:
-            return (matrix if rows_are_outputs else matrix.T)[:, :, None, None]
-
+        shapes = _Shapes.of(node.op, layer, data, result)
+        if shapes is None:
+            return Declined(REASONS["fc-to-conv/open-shape"], label)
+        plain = replace(layer, alpha=1.0)
+        kernel = quantized.rearranged(weight, lambda stored: plain.matrix(stored)[:, :, None, None], layer.alpha)
+        assert kernel is not None, "a transposed matrix has its scales along one axis"
         bias: Array | Stored | None = None
-        alpha, beta = ((node.attrs.get(name, 1.0) if node.op == "Gemm" else 1.0) for name in ("alpha", "beta"))
-        if node.op == "Gemm" and len(node.inputs) > 2 and node.inputs[2].name:
-            bias = _vector(node.inputs[2], out, beta, constants)
+        if layer.bias is not None and layer.beta != 0.0:
+            bias = _vector(node.inputs[layer.bias], layer, constants)
             if bias is None:
                 return Declined(REASONS["fc-to-conv/added-matrix"], label)
-        kernel = quantized.rearranged(weight, kernels, alpha)
-        assert kernel is not None, "a transposed matrix has its scales along one axis"
-        layer = _Layer(node.outputs[0].name, kernel, bias, int(out), int(inputs))
-        text = f"{node.op} [{inputs}, {out}] -> Conv {out} x {inputs} x 1 x 1"
+        made = _Layer(node.outputs[0].name, layer, kernel, bias, shapes)
+        text = f"{node.op} [{layer.inputs}, {layer.outputs}] -> Conv {layer.outputs} x {layer.inputs} x 1 x 1"
         site = Site(self.name, node.outputs[0].name, node.op, "rewritten", detail=text, equivalence="reassociated")
-        return [Plan((site,), layer)]
+        return [Plan((site,), made)]
+
+    def _shape(self, graph: gs.Graph, tensor: gs.Tensor) -> Sequence[Any] | None:
+        """As far as the file fixes it: extents that are open, or assumed, are no numbers."""
+        told: Sequence[Any] | None = tensor.shape
+        if told is not None or not has_fixed_inputs(graph):
+            return told
+        if self.shapes is not None:
+            return self.shapes.get(tensor.name)
+        try:
+            return infer_shapes(graph, {t.name: t.shape for t in graph.inputs}).get(tensor.name)
+        except onnx.shape_inference.InferenceError:
+            return None
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put the convolution between two Reshapes, or join it to the one before."""
@@ -113,19 +144,64 @@ class FcToConv:
 
 
 @dataclass(frozen=True)
+class _Shapes:
+    """What Reshapes are told.
+
+    Attributes:
+        pixels: the shape of the images, [images, channels, pixels, 1]; a 0 keeps what is there, -1 is the rest.
+        result: that of the result; None where it is computed: that of the data with `ones` before it, and the outputs
+            in the place of what is contracted.
+        rows: whether each vector is an image of one pixel; else the constant is on the left, and they are columns.
+    """
+
+    pixels: tuple[int, ...]
+    result: tuple[int, ...] | None
+    ones: int
+    rows: bool
+
+    @classmethod
+    def of(
+        cls, op: str, layer: LinearLayer, data: Sequence[Any] | None, result: Sequence[Any] | None
+    ) -> _Shapes | None:
+        """For a layer, given the shapes of its data and result; None where they do not follow from what is known."""
+        if data is None and op == "Gemm":
+            data = (None, None)
+        ones = None if data is None else max(0, len(layer.stored) - max(2, len(data)))
+        if layer.output_axis == -1:
+            pixels = (-1, layer.inputs, 1, 1)
+            known = (-1, layer.outputs) if op == "Gemm" else _numbers_of(result)
+            if known is None and ones is None and len(layer.stored) > 2:
+                return None
+            return cls(pixels, known, ones or 0, True)
+        if data is None or ones is None:
+            return None
+        others = [d if isinstance(d, int) else -1 for place, d in enumerate(data) if place != len(data) + layer.axis]
+        *lead, count = others
+        ahead = (1,) * ones
+        if not lead:
+            return cls((1, layer.inputs, -1, 1), (*ahead, layer.outputs, -1), ones, False)
+        if others.count(-1) <= 1:
+            images = -1 if -1 in lead else math.prod(lead)
+            return cls((images, layer.inputs, count, 1), (*ahead, *lead, layer.outputs, count), ones, False)
+        if len(lead) == 1 and not ones:
+            return cls((0, layer.inputs, -1, 1), (0, layer.outputs, -1), ones, False)
+        return None
+
+
+@dataclass(frozen=True)
 class _Layer:
     """The convolution that takes the place of the node that gives `output`."""
 
     output: str
+    layer: LinearLayer
     weight: Array | Stored
     bias: Array | Stored | None
-    out: int
-    inputs: int
+    shapes: _Shapes
 
     def put(self, graph: gs.Graph) -> None:
         """Change the graph."""
         node = next(n for n in graph.nodes if n.outputs and n.outputs[0].name == self.output)
-        data, result = node.inputs[0], node.outputs[0]
+        data, result = node.inputs[self.layer.data], node.outputs[0]
         bias, result = self._with_bias(graph, node, result)
         prefix = f"{self.output}/fc-to-conv"
         place = graph.nodes.index(node)
@@ -137,38 +213,39 @@ class _Layer:
             nodes.append(gs.Node(op, f"{prefix}/{name}", attrs, list(inputs), [made]))
             return made
 
-        if node.op == "Gemm" and node.attrs.get("transA", 0):
-            data = emit("Transpose", "rows", [data], perm=[1, 0])
-        known = node.op == "Gemm" or _numbers_of(result) is not None
-        pixels = self._ahead(data) if known else None
-        if pixels is None:
-            rows = gs.Constant(f"{prefix}/rows-as-images", np.array([-1, self.inputs, 1, 1], np.int64))
-            pixels = emit("Reshape", "pixels", [data, rows])
+        rows = self.shapes.rows
+        pixels, channels = data, None
+        if node.op == "Gemm" and self.layer.axis == (-2 if rows else -1):
+            pixels = emit("Transpose", "rows", [data], perm=[1, 0])
+        elif rows:
+            pixels, channels = _source(graph, data, move=self.shapes.result is not None)
+        if channels != self.layer.inputs:
+            shape = gs.Constant(f"{prefix}/rows-as-images", np.array(self.shapes.pixels, np.int64))
+            pixels = emit("Reshape", "pixels", [pixels, shape])
         inputs = [pixels, quantized.emit(nodes, f"{prefix}/weight", self.weight)]
         inputs += [] if bias is None else [quantized.emit(nodes, f"{prefix}/bias", bias)]
-        made = emit("Conv", "conv", inputs, kernel_shape=[1, 1])
-        shape = self._shape(emit, data, result, node.op == "Gemm", prefix, graph.opset)
+        made = emit("Conv", "conv" if rows else "conv-of-columns", inputs, kernel_shape=[1, 1])
         node.inputs.clear()
         node.outputs.clear()
         result.inputs.clear()
-        nodes.append(gs.Node("Reshape", f"{self.output}{BACK}", {}, [made, shape], [result]))
         graph.nodes.remove(node)
+        if not _taken_on(graph, result, made, self.shapes.result or ()):
+            shape = self._shape(emit, data, prefix, graph.opset)
+            nodes.append(gs.Node("Reshape", f"{prefix}/back", {}, [made, shape], [result]))
         for offset, fresh in enumerate(nodes):
             graph.nodes.insert(place + offset, fresh)
 
     def _with_bias(self, graph: gs.Graph, node: gs.Node, result: gs.Tensor) -> tuple[Array | Stored | None, gs.Tensor]:
-        """The bias, and what the layer gives: an Add of one number per column behind a MatMul is taken in."""
-        readers = list(result.outputs)
-        if self.bias is not None or node.op != "MatMul" or len(readers) != 1 or readers[0].op != "Add":
+        """The bias, and what the layer gives: an Add of one number per output behind a MatMul is taken in."""
+        found = self.layer.add_behind(node) if self.bias is None and node.op == "MatMul" else None
+        if found is None or result.name in _kept(graph):
             return self.bias, result
-        add = readers[0]
-        other = next((t for t in add.inputs if t is not result), result)
+        add, tensor = found
         constants = Constants(graph)
-        value, bias = constants.value(other), _vector(other, self.out, 1.0, constants)
-        inner = not any(result is t for t in graph.outputs)
-        if value is None or bias is None or value.size != self.out or not inner:
+        value, bias = quantized.read(tensor, constants), _vector(tensor, self.layer, constants)
+        if value is None or bias is None or math.prod(value.shape) != self.layer.outputs:
             return None, result
-        if value.ndim > len(result.shape or (0, 0)):
+        if len(value.shape) > len(self.shapes.result or result.shape or (0, 0)):
             return None, result
         given = add.outputs[0]
         add.inputs.clear()
@@ -176,53 +253,85 @@ class _Layer:
         graph.nodes.remove(add)
         return bias, given
 
-    def _ahead(self, data: gs.Tensor) -> gs.Tensor | None:
-        """The pixels of the layer before, where only a Reshape and operators on single numbers lie between."""
-        between: list[gs.Node] = []
-        tensor = data
-        while True:
-            made = producer(tensor)
-            if made is None or len(tensor.outputs) != 1 or len(made.outputs) != 1:
-                return None
-            if made.op in UNARY or _rounds_all_alike(made):
-                between.append(made)
-                tensor = made.inputs[0]
-                continue
-            if not made.name.endswith(BACK):
-                return None
-            pixels = made.inputs[0]
-            break
-        if _outputs(pixels.inputs[0]) != self.inputs:
-            return None
-        for node in reversed(between):
-            node.inputs[0] = pixels
-            pixels = node.outputs[0]
-            pixels.shape = None
-        return pixels
-
-    def _shape(self, emit: Any, data: gs.Tensor, result: gs.Tensor, flat: bool, prefix: str, opset: int) -> gs.Tensor:
+    def _shape(self, emit: Any, data: gs.Tensor, prefix: str, opset: int) -> gs.Tensor:
         """The shape of the result: numbers where at most one is open, else computed from what is read."""
-        numbers = [-1, self.out] if flat else _numbers_of(result)
-        if numbers is not None:
-            return gs.Constant(f"{prefix}/shape", np.array(numbers, np.int64))
+        if self.shapes.result is not None:
+            return gs.Constant(f"{prefix}/shape", np.array(self.shapes.result, np.int64))
         whole = emit("Shape", "shape-of-rows", [data])
         ends = [gs.Constant(f"{prefix}/{n}", np.array([v], np.int64)) for n, v in (("first", 0), ("last", -1))]
         old = {"starts": [0], "ends": [-1], "axes": [0]} if opset < 10 else {}
         rows = emit("Slice", "rows-of-it", [whole] if old else [whole, *ends], **old)
-        columns = gs.Constant(f"{prefix}/columns", np.array([self.out], np.int64))
-        shape: gs.Tensor = emit("Concat", "shape", [rows, columns], axis=0)
+        columns = gs.Constant(f"{prefix}/columns", np.array([self.layer.outputs], np.int64))
+        ones = gs.Constant(f"{prefix}/ones", np.ones(self.shapes.ones, np.int64))
+        shape: gs.Tensor = emit("Concat", "shape", [*([ones] if self.shapes.ones else []), rows, columns], axis=0)
         return shape
 
 
-def _vector(tensor: gs.Tensor, out: int, factor: float, constants: Constants) -> Array | Stored | None:
-    """A number for each of the columns, or one for all; None where the tensor is something else."""
+def _source(graph: gs.Graph, data: gs.Tensor, *, move: bool) -> tuple[gs.Tensor, int | None]:
+    """(the tensor to make rows of, its channels if it is pixels already): earlier changes of shape do not matter.
+
+    Where a convolution of this pass lies ahead, and only changes of shape and operators on single numbers between,
+    those operators are moved to its pixels, if they may be (`move`) and nothing else reads what they give.
+    """
+    kept = _kept(graph)
+    between: list[gs.Node] = []
+    best, tensor, others = data, data, False
+    while (made := producer(tensor)) is not None:
+        alone = len(tensor.outputs) == 1 and tensor.name not in kept
+        if made.op == "Conv" and made.name.endswith(CONV):
+            for node in reversed(between):
+                node.inputs[0] = tensor
+                tensor = node.outputs[0]
+                tensor.shape = None
+            return tensor, _outputs(made)
+        if made.op in SHAPES and not made.domain:
+            others |= not alone  # what else reads this shape forbids to change what it is made of
+        elif move and alone and not others and len(made.outputs) == 1 and (made.op in UNARY or _rounds_all_alike(made)):
+            between.append(made)
+        else:
+            break
+        best = best if between else made.inputs[0]
+        tensor = made.inputs[0]
+    return best, None
+
+
+def _taken_on(graph: gs.Graph, result: gs.Tensor, pixels: gs.Tensor, shape: Sequence[int]) -> bool:
+    """Whether a Reshape alone reads the result, to a shape in numbers; it then reads the pixels, and comes to the same.
+
+    Its zeros, which keep extents of what it reads, become those extents: of `shape`, where -1 is open.
+    """
+    readers = list(result.outputs)
+    if len(readers) != 1 or readers[0].op != "Reshape" or len(readers[0].inputs) < 2 or result.name in _kept(graph):
+        return False
+    (reader,) = readers
+    value = Constants(graph).value(reader.inputs[1])
+    if value is None or reader.inputs[0] is not result or reader.attrs.get("allowzero"):
+        return False
+    numbers = [int(v) for v in np.ravel(value)]
+    for place, number in enumerate(numbers):
+        if number == 0:
+            if place >= len(shape) or (shape[place] < 0 and -1 in numbers):
+                return False
+            numbers[place] = shape[place]
+    reader.inputs[0] = pixels
+    if numbers != [int(v) for v in np.ravel(value)]:
+        reader.inputs[1] = gs.Constant(f"{pixels.name}/shape-again", np.array(numbers, np.int64))
+    return True
+
+
+def _kept(graph: gs.Graph) -> set[str]:
+    """Tensors that must keep their shape: outputs of the graph, and what subgraphs read."""
+    captured = {tensor.name for node in graph.nodes for tensor in subgraph_tensors(node)}
+    return captured | {tensor.name for tensor in graph.outputs}
+
+
+def _vector(tensor: gs.Tensor, layer: LinearLayer, constants: Constants) -> Array | Stored | None:
+    """A number for each of the outputs, or one for all; None where the tensor is something else."""
     added = quantized.read(tensor, constants)
-    if added is None:
+    if added is None or not layer.vector(added.shape):
         return None
-    size = int(np.prod(added.shape))
-    if size != 1 and not (size == out and added.shape[-1:] == (out,)):
-        return None
-    return quantized.rearranged(added, lambda values: np.broadcast_to(np.ravel(values), out), factor)
+    factor = layer.beta if layer.bias is not None else 1.0
+    return quantized.rearranged(added, lambda values: np.broadcast_to(np.ravel(values), layer.outputs), factor)
 
 
 def _rounds_all_alike(node: gs.Node) -> bool:
@@ -238,9 +347,8 @@ def _outputs(conv: gs.Node) -> int:
     return int(weight.shape[0])
 
 
-def _numbers_of(tensor: gs.Tensor) -> list[int] | None:
-    """The shape of a tensor for a Reshape, with -1 for one open extent; None where more are open."""
-    known = tensor.shape
-    if known is None or sum(not isinstance(d, int) for d in known) > 1:
+def _numbers_of(shape: Sequence[Any] | None) -> tuple[int, ...] | None:
+    """A shape for a Reshape, with -1 for one open extent; None where more are open."""
+    if shape is None or sum(not isinstance(d, int) for d in shape) > 1:
         return None
-    return [d if isinstance(d, int) else -1 for d in known]
+    return tuple(d if isinstance(d, int) else -1 for d in shape)

@@ -25,6 +25,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="a folder of real models, for the corpus tests to run over in place of the networks of tests/exported.py",
     )
+    parser.addoption(
+        "--shipped",
+        metavar="DIR",
+        type=Path,
+        help="run tests/test_shipped_models.py over the .onnx files and wheels below a folder",
+    )
 
 
 def corpus_files(config: pytest.Config) -> list[Path]:
@@ -64,8 +70,15 @@ def corpus_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     return path
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests over the corpus carry the marker `corpus`, so that `-m "not corpus"` leaves them out."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests over the corpus carry the marker `corpus`, so that `-m "not corpus"` leaves them out.
+
+    Those over shipped models are not even skipped where nobody asked for them.
+    """
+    if not config.getoption("--shipped") and "shipped" not in config.getoption("-m"):
+        shipped = [item for item in items if item.get_closest_marker("shipped")]
+        config.hook.pytest_deselected(items=shipped)
+        items[:] = [item for item in items if not item.get_closest_marker("shipped")]
     for item in items:
         if "corpus_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.corpus)

@@ -19,12 +19,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
-BASE = frozenset({"errors"})
+BASE = frozenset({"errors", "board"})
 ENGINE = (
     frozenset(
         {
             "rewrite",
             "graph",
+            "skeletons",
+            "branches",
             "layers",
             "windows",
             "axes",
@@ -38,18 +40,28 @@ ENGINE = (
     )
     | BASE
 )
-FILES = ENGINE | {"atomic", "identity", "model_io", "notebook"}
+PROCESSES = BASE | {"leftovers", "atomic", "streams", "children", "endings"}
+FILES = ENGINE | {"leftovers", "atomic", "identity", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
-CHECKS = SAMPLING | {"stored_json", "verification", "timing"}
-JUDGES = CHECKS | {"acceptance", "report"}
+CHECKS = SAMPLING | {"stored_json", "verification", "timing", "children", "endings"}
+JUDGES = CHECKS | {"acceptance", "report", "streams"}
 TOP = JUDGES | {"guards", "outcome", "pipeline", "passes", "models", "convrewrite"}
 
 # What each module of convrewrite/ may import from it. "convrewrite" is the package itself (its public names).
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
+    "board": frozenset(),
+    "leftovers": BASE,
+    "children": BASE,
+    "endings": BASE,
+    "streams": PROCESSES,
+    "supervisor": PROCESSES,
+    "telling": BASE,
     "rewrite": ENGINE,
     "graph": ENGINE,
+    "skeletons": BASE,
+    "branches": ENGINE,
     "layers": ENGINE,
     "windows": ENGINE,
     "axes": ENGINE,
@@ -61,20 +73,20 @@ ALLOWED: dict[str, frozenset[str]] = {
     "quantized": ENGINE,
     "passes": ENGINE,
     "models": frozenset(),
-    "atomic": BASE | {"identity"},
+    "atomic": BASE | {"identity", "leftovers"},
     "identity": frozenset(),
     "stored_json": frozenset(),
-    "ending": frozenset(),
     "guards": FILES,
     "notebook": frozenset(),
     "model_io": FILES,
-    "runtime": FILES,
+    "unloadable": FILES,
+    "runtime": FILES | {"unloadable"},
     "sampling": RUNTIME,
     "verification": SAMPLING,
-    "timing": SAMPLING,
+    "timing": SAMPLING | {"children", "endings"},
     "acceptance": CHECKS,
     "outcome": CHECKS,
-    "report": CHECKS | {"acceptance", "outcome", "convrewrite"},
+    "report": CHECKS | {"acceptance", "outcome", "streams", "convrewrite"},
     "pipeline": TOP - {"pipeline"},
     "plugins": ENGINE | {"passes"},
     "api": TOP | {"inspection", "plugins", "tiling"},
@@ -92,7 +104,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "bench_command": TOP | {"cli_options"},
     "cli": TOP
     | {
-        "ending",
+        "supervisor",
+        "telling",
         "apply_command",
         "linear_commands",
         "tiling",

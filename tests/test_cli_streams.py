@@ -233,3 +233,98 @@ def test_a_signal_leaves_nothing_behind(sent: signal.Signals, code: int, source:
     assert process.returncode == code
     assert text == ("interrupted\n" if sent == signal.SIGINT else "")
     assert snapshot(source.parent) == before
+
+
+# Streams that are closed or full ------------------------------------------------------------------------------------
+
+UNIX = pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
+
+
+def shell(line: str, folder: Path) -> tuple[int, str]:
+    """The exit code of a line of shell, and what it said; $C is the command."""
+    script = line.replace("$C", " ".join(COMMAND))
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    return done.returncode, done.stderr
+
+
+@UNIX
+@pytest.mark.parametrize("ends", ["2>/dev/full", ">&-", ">&- 2>&- <&-"])
+def test_a_file_is_written_whatever_can_be_said(ends: str, source: Path, target: Path) -> None:
+    code, said = shell(f"$C fcn in.onnx out.onnx --report r.json {ends}", source.parent)
+    assert code == 0, said
+    assert ("wrote" in said) == ("2>" not in ends)
+    assert run("verify", source, target, "-q").returncode == 0
+    assert json.loads((source.parent / "r.json").read_text())["exit_code"] == 0
+
+
+@UNIX
+@pytest.mark.parametrize("ends", ["2>/dev/full", "2>&-"])
+@pytest.mark.parametrize(
+    ("words", "code"), [("fcn no.onnx out.onnx", 2), ("fcn in.onnx out.onnx --max-output-error 1e-12", 1)]
+)
+def test_what_fails_fails_the_same_where_nothing_can_be_said(words: str, code: int, ends: str, source: Path) -> None:
+    assert shell(f"$C {words} {ends}", source.parent) == (code, "")
+
+
+@UNIX
+@pytest.mark.parametrize(
+    "words", ["fcn in.onnx - -q", "inspect in.onnx", "inspect in.onnx --json -", "explain fcn", "--version"]
+)
+@pytest.mark.parametrize("ends", [">/dev/full", ">&-"])
+def test_what_was_asked_for_and_cannot_be_written_is_one_line(words: str, ends: str, source: Path) -> None:
+    code, said = shell(f"$C {words} {ends}", source.parent)
+    assert code == 2
+    assert said.startswith("error: cannot write ")
+    assert said.count("\n") == 1
+
+
+@UNIX
+def test_nothing_comes_from_a_closed_input(source: Path, target: Path) -> None:
+    code, said = shell("$C fcn - out.onnx <&-", source.parent)
+    assert code == 2
+    assert said.startswith("error: no model on standard input")
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("fcn", "in.onnx", ""), "word 3 of the command"),
+        (("fcn", "", "out.onnx"), "word 2 of the command"),
+        (("fcn", "", ""), "word 2 of the command"),
+        (("fcn", "in.onnx", "out.onnx", "--report", ""), "the value of --report"),
+        (("fcn", "in.onnx", "out.onnx", "--html="), "the value of --html"),
+        (("fcn", "in.onnx", "out.onnx", "--data", ""), "the value of --data"),
+        (("separable", "--timings", "", "in.onnx", "out.onnx", "--tol", "0"), "the value of --timings"),
+        (("verify", "in.onnx", ""), "word 3 of the command"),
+        (("inspect", "in.onnx", "--json", ""), "the value of --json"),
+        (("run", ""), "word 2 of the command"),
+    ],
+)
+def test_an_empty_word_is_a_usage_error_and_never_a_stream(
+    words: Sequence[str],
+    what: str,
+    source: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(source.parent)
+    before = snapshot(source.parent)
+    assert call(monkeypatch, *words) == 2
+    shown = capfd.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"error: {what} is empty; ")
+    assert snapshot(source.parent) == before
+
+
+@UNIX
+def test_ctrl_c_that_reaches_both_processes_is_one(source: Path, target: Path) -> None:
+    """A terminal sends it to the whole group."""
+    before = snapshot(source.parent)
+    words = [sys.executable, "-c", SLOW, "fcn", str(source), str(target)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stderr is not None
+        assert process.stderr.readline() == "running\n"
+        os.killpg(process.pid, signal.SIGINT)
+        text = process.stderr.read()
+    assert (process.returncode, text) == (130, "interrupted\n")
+    assert snapshot(source.parent) == before

@@ -156,6 +156,63 @@ def test_matmul(weight: int) -> None:
     assert (layer.axis, layer.bias) == (-1 if weight == 1 else -2, None)
 
 
+@pytest.mark.parametrize("ones", [0, 1, 3])
+@pytest.mark.parametrize("weight", [0, 1])
+def test_a_matrix_with_ones_before_it(weight: int, ones: int) -> None:
+    stored = (W if weight == 1 else W.T).reshape(*[1] * ones, *(W.shape if weight == 1 else W.T.shape))
+    inputs = [gs.Variable("x", shape=[2, 2, 2]), gs.Constant("w", stored)][:: 1 if weight == 1 else -1]
+    layer = LinearLayer.of(gs.Node("MatMul", inputs=inputs))
+    assert layer is not None
+    assert (layer.is_matrix, layer.inputs, layer.outputs, layer.weight) == (True, 3, 4, weight)
+    np.testing.assert_array_equal(layer.matrix(stored), W.T)
+    np.testing.assert_array_equal(layer.laid_out(layer.matrix(stored)), stored)
+    assert layer.laid_out(layer.matrix(stored), ones=False).ndim == 2
+    assert layer.output_axis == (-1 if weight == 1 else -2)
+    shown = [(), (1,), (4,), (1, 4), (4, 1), (2, 4), (3,)]
+    fits = [layer.vector(shape) for shape in shown]
+    assert fits == (
+        [True, True, True, True, False, False, False] if weight == 1 else [True, True, *[False] * 2, True, *[False] * 2]
+    )
+
+
+@pytest.mark.parametrize(("shape", "matrix"), [((3,), False), ((2, 3, 4), False), ((1, 3, 4), True), ((3, 4), True)])
+def test_what_is_a_matrix(shape: tuple[int, ...], matrix: bool) -> None:
+    node = gs.Node("MatMul", inputs=[gs.Variable("x"), gs.Constant("w", np.ones(shape))])
+    layer = LinearLayer.of(node)
+    assert layer is not None
+    assert layer.is_matrix == matrix
+
+
+def test_what_is_no_layer() -> None:
+    """Both factors constant, or none; another domain; another operator."""
+    x, w = gs.Variable("x"), gs.Constant("w", W)
+    assert LinearLayer.of(gs.Node("MatMul", inputs=[x, gs.Variable("y")])) is None
+    assert LinearLayer.of(gs.Node("MatMul", inputs=[w, gs.Constant("v", W.T)])) is None
+    assert LinearLayer.of(gs.Node("MatMul", inputs=[x, w], domain="com.example")) is None
+    assert LinearLayer.of(gs.Node("Conv", inputs=[x, w])) is None
+
+
+def test_a_vector_on_the_right_of_a_matrix() -> None:
+    """A product with one axis has its outputs there."""
+    node = gs.Node("MatMul", inputs=[gs.Constant("w", W.T), gs.Variable("x", shape=[3])])
+    layer = LinearLayer.of(node)
+    assert layer is not None
+    assert (layer.axis, layer.output_axis, layer.rows([3])) == (-1, -1, 1)
+
+
+@pytest.mark.parametrize("constant_first", [True, False])
+def test_the_add_behind_a_matmul(constant_first: bool) -> None:
+    y, z = gs.Variable("y"), gs.Variable("z")
+    node = gs.Node("MatMul", inputs=[gs.Variable("x"), gs.Constant("w", W)], outputs=[y])
+    bias = gs.Constant("b", np.ones(4))
+    add = gs.Node("Add", inputs=[bias, y] if constant_first else [y, bias], outputs=[z])
+    layer = LinearLayer.of(node)
+    assert layer is not None
+    assert layer.add_behind(node) == (add, bias)
+    gs.Node("Relu", inputs=[y], outputs=[gs.Variable("r")])
+    assert layer.add_behind(node) is None, "another reader"
+
+
 def test_gemm_without_bias() -> None:
     node = gs.Node("Gemm", inputs=[gs.Variable("A"), gs.Variable("B"), gs.Variable.empty()])
     assert LinearLayer.from_node(node, weight=1).bias is None

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from cli_models import COMMAND
+from processes import is_alive, leftovers, wait_until_dead
 
 from convrewrite import models
 
@@ -68,8 +71,8 @@ def package(folder: Path, name: str, entries: dict[str, str], source: str) -> No
     (info / "entry_points.txt").write_text("\n".join(["[convrewrite.passes]", *lines, ""]))
 
 
-def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "COLUMNS": "80"}
+def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "COLUMNS": "80", **more}
     return subprocess.run(
         [*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
     )
@@ -229,3 +232,109 @@ def test_the_projects_own_passes_run_by_name_too(folder: Path) -> None:
     done = call(folder, "transform", "separable", "m.onnx", "s.onnx", "--set", "tol=0.3")
     assert done.returncode == 0, done.stderr
     assert "approximate" in done.stderr
+
+
+# Passes that do not behave ------------------------------------------------------------------------------------------
+
+ENDS = '        if "scaled" in node.inputs[1].name:'
+"""The first line of the toy's plan, before which a test has something happen."""
+
+
+def broken(folder: Path, line: str, at: str = ENDS) -> None:
+    """Let the toy do something before one of its lines."""
+    indent = at[: len(at) - len(at.lstrip())]
+    source = TOY.replace(at, f"{indent}{line}\n{at}").replace(
+        "import numpy", "import os, sys, time, signal\nimport numpy"
+    )
+    (folder / "site" / "toy.py").write_text(source)
+
+
+APPLY = "        weight = plan.payload.inputs[1]"
+CANDIDATES = "        yield from [node"
+
+
+@pytest.mark.parametrize("at", [ENDS, APPLY, CANDIDATES], ids=["plan", "apply", "candidates"])
+@pytest.mark.parametrize("line", ["sys.exit(0)", "sys.exit('bye')", "1 / 0"])
+def test_what_a_pass_raises_is_its_own_fault(folder: Path, line: str, at: str) -> None:
+    broken(folder, line, at)
+    done = call(folder, "transform", "scale", "m.onnx", "o.onnx", "--report", "r.json")
+    assert done.returncode == 70, done.stderr
+    said = done.stderr.strip().splitlines()
+    assert len(said) == 1
+    assert said[0].startswith("internal error: pass 'scale' of toy failed in the ")
+    assert ("SystemExit" if "exit" in line else "ZeroDivisionError") in said[0]
+    assert "tell its authors" in said[0]
+    assert json.loads((folder / "r.json").read_text())["exit_code"] == 70
+    assert not (folder / "o.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "says"),
+    [
+        ("os._exit(0)", 70, "ended with 0"),
+        ("os._exit(3)", 70, "ended with 3"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 2, "SIGKILL"),
+        ("os.abort()", 2, "SIGABRT"),
+    ],
+)
+def test_a_pass_that_ends_the_process_is_named(folder: Path, line: str, code: int, says: str) -> None:
+    broken(folder, line)
+    before = sorted(os.listdir(folder))
+    done = call(folder, "transform", "scale", "m.onnx", "o.onnx")
+    assert done.returncode == code, done.stderr
+    assert says in done.stderr
+    assert "by pass 'scale' of toy" in done.stderr
+    assert sorted(os.listdir(folder)) == before
+
+
+def test_a_pass_that_ends_the_process_as_it_is_imported(folder: Path) -> None:
+    for line, code, says in (
+        ("import sys; sys.exit(0)", 2, "does not load: SystemExit"),
+        ("import os; os._exit(0)", 70, "while it was importing pass 'scale' of package toy"),
+    ):
+        (folder / "site" / "toy.py").write_text(f"{line}\n{TOY}")
+        done = call(folder, "transform", "scale", "m.onnx", "o.onnx")
+        assert done.returncode == code, done.stderr
+        assert says in done.stderr
+
+
+def test_a_pass_that_hangs_leaves_or_dies_is_a_row_of_its_model_in_a_run(folder: Path) -> None:
+    config = CONFIG.replace("BY", "1e-7").replace('pass = "fcn"\n[[steps]]\n', "")
+    for line, code, says in (
+        ("time.sleep(600)", 2, "timed out after 8 s while it was in the plan of"),
+        ("os._exit(0)", 70, "by pass 'scale' of toy"),
+        ("sys.exit(0)", 70, "pass 'scale' of toy failed in the plan"),
+        ("os.kill(os.getpid(), signal.SIGKILL)", 2, "SIGKILL, perhaps for want of memory, while it was in the plan of"),
+    ):
+        broken(folder, line)
+        limit = "timeout = 8\n" if "sleep" in line else ""
+        reports = '[reports]\njson = "r.json"\n'
+        (folder / "convrewrite.toml").write_text(limit + config + reports)
+        done = call(folder, "run")
+        assert done.returncode == code, done.stderr
+        (row,) = json.loads((folder / "r.json").read_text())["models"]
+        assert (row["status"], row["exit_code"]) == ("error", code)
+        assert says in row["message"]
+        assert list((folder / "out").iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for processes as Linux lists them")
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_the_workers_of_a_run_end_with_it(folder: Path, sent: signal.Signals) -> None:
+    broken(folder, "open('pid', 'w').write(str(os.getpid())); time.sleep(600)")
+    config = CONFIG.replace("BY", "1e-7").replace('pass = "fcn"\n[[steps]]\n', "")
+    (folder / "convrewrite.toml").write_text(config)
+    (folder / "tmp").mkdir()
+    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "TMPDIR": str(folder / "tmp")}
+    with subprocess.Popen([*COMMAND, "run", "-q"], cwd=folder, env=environment, stderr=subprocess.PIPE) as process:
+        deadline = time.monotonic() + 100
+        while not (folder / "pid").exists() or not (folder / "pid").read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        worker = int((folder / "pid").read_text())
+        assert is_alive(worker)
+        process.send_signal(sent)
+    assert process.returncode == (-signal.SIGKILL if sent == signal.SIGKILL else 128 + signal.SIGTERM)
+    assert wait_until_dead(worker)
+    assert call(folder, "transform", "fcn", "m.onnx", "o.onnx", TMPDIR=str(folder / "tmp")).returncode == 0
+    assert leftovers(folder) == []

@@ -283,13 +283,52 @@ def test_weights_from_an_input_are_refused(tmp_path: Path) -> None:
     assert "'W'" in result.stderr
 
 
-def test_a_model_without_convolutions_is_copied(tmp_path: Path) -> None:
+def test_a_model_without_layers_is_copied(tmp_path: Path) -> None:
     net = Net(1, 16)
-    source = save(net.model(net.fc("x", 4)), tmp_path / "in.onnx")
+    source = save(net.model(net.Relu("x")), tmp_path / "in.onnx")
     result = run("separable", source, tmp_path / "out.onnx")
     assert result.returncode == 0
-    assert "no convolution outside of subgraphs" in result.stderr
+    assert "no linear layer and no convolution outside of subgraphs" in result.stderr
     assert (tmp_path / "out.onnx").read_bytes() == source.read_bytes()
+
+
+def low_rank_head() -> onnx.ModelProto:
+    """Two fully connected layers of rank 4, and a transposed convolution ahead of them."""
+    net = Net(2, 8, 3, 4)
+    kernel = np.einsum("ih,ow->iohw", net.rng.standard_normal((8, 3)), net.rng.standard_normal((6, 3)))
+    x = net.node("ConvTranspose", "x", net.const(kernel), outputs=["up"], name="up", strides=[2, 2])
+    x = net.Flatten(net.Relu(x))
+    wide = net.rng.standard_normal((378, 4)) @ net.rng.standard_normal((4, 32))
+    x = net.node("Gemm", x, net.const(wide), net.const(net.rng.standard_normal(32)), outputs=["hidden"], name="hidden")
+    last = net.rng.standard_normal((32, 4)) @ net.rng.standard_normal((4, 16))
+    return net.model(net.node("MatMul", net.Relu(x), net.const(last), outputs=["scores"], name="scores"))
+
+
+def test_a_head_of_low_rank_is_factored(tmp_path: Path) -> None:
+    source, target, told = save(low_rank_head(), tmp_path / "in.onnx"), tmp_path / "out.onnx", tmp_path / "r.json"
+    result = run("separable", source, target, "--report", told)
+    assert result.returncode == 0, result.stderr
+    report = read(told)
+    assert [(s["op"], s["outcome"]) for s in report["sites"]] == [
+        ("ConvTranspose", "rewritten"),
+        ("Gemm", "rewritten"),
+        ("MatMul", "rewritten"),
+    ]
+    assert [(s["form"], s["rank"]) for s in report["sites"][1:]] == [("channel", [4])] * 2
+    assert report["verify"]["verdict"] == "verified"
+    assert report["output"]["macs"] < report["input"]["macs"]
+    again = run("separable", target, tmp_path / "again.onnx")
+    assert again.returncode == 0
+    assert (tmp_path / "again.onnx").read_bytes() == target.read_bytes()
+
+
+@pytest.mark.parametrize(("words", "kept"), [(["--only", "hidden"], "Gemm"), (["--form", "spatial"], "ConvTranspose")])
+def test_layers_are_chosen_by_name_and_form(
+    words: list[str], kept: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, told = save(low_rank_head(), tmp_path / "in.onnx"), tmp_path / "r.json"
+    assert cli_models.call(monkeypatch, "separable", source, tmp_path / "out.onnx", *words, "--report", told) == 0
+    assert [s["op"] for s in read(told)["sites"] if s["outcome"] == "rewritten"] == [kept]
 
 
 def test_a_vacuous_verification_fails(tmp_path: Path) -> None:

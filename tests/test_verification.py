@@ -787,19 +787,6 @@ def test_a_large_map_is_compared_on_a_part_of_its_windows(tmp_path, monkeypatch,
     assert any("of 1845 windows" in case.note for case in result.cases)
 
 
-def test_outputs_that_are_no_tensors_are_a_usage_error(tmp_path):
-    node = helper.make_node("SequenceConstruct", ["image"], ["s"])
-    graph = helper.make_graph(
-        [node],
-        "g",
-        [helper.make_tensor_value_info("image", FLOAT, [1, 4])],
-        [helper.make_tensor_sequence_value_info("s", FLOAT, None)],
-    )
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), tmp_path / "a.onnx")
-    with pytest.raises(UsageError, match="not a tensor"):
-        verify(tmp_path / "a.onnx", tmp_path / "a.onnx")
-
-
 @pytest.mark.parametrize("content", [b"", b"hello world", None])
 def test_a_file_that_is_no_model_is_a_usage_error(tmp_path, content):
     if content is not None:

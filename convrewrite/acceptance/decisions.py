@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite import stored_json
-from convrewrite.atomic import refuse_target, temporary_beside, write_durably, write_errors
+from convrewrite.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
 from convrewrite.errors import UsageError
 from convrewrite.timing import Bench
 
@@ -127,9 +127,9 @@ class Decisions:
         try:
             with write_errors(self.path):
                 write_durably(temporary, [text.encode()])
-                temporary.replace(self.path)
+                publish(temporary, self.path)
         finally:
-            temporary.unlink(missing_ok=True)
+            discard(temporary)
 
 
 def device(provider: str, threads: int) -> str:

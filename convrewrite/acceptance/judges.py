@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-from convrewrite import model_io, timing
+from convrewrite import atomic, model_io, timing
 from convrewrite.acceptance.decisions import Decision, Decisions, device
 from convrewrite.acceptance.regions import Shapes, region
 from convrewrite.rewrite import Declined, Pass, Plan, Reason
@@ -87,7 +86,7 @@ class Faster:
         where = device(self.provider, self.threads)
         decision = self.decisions.get(where, parts.key)
         if decision is None:
-            with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+            with atomic.scratch() as folder:
                 a = model_io.save(parts.before, Path(folder) / "before.onnx")
                 b = model_io.save(parts.after, Path(folder) / "after.onnx")
                 decision = self._time(a, b)

@@ -1,5 +1,7 @@
 """What an approximate rewrite is verified against: the original, with the kernels that the rewrite amounts to.
 
+A kernel is that of a Conv or ConvTranspose, or the constant factor of a Gemm or MatMul.
+
 original   x ── Conv W  ── BatchNormalization ── Relu ── ...        the error against it is stated
 reference  x ── Conv W~ ── BatchNormalization ── Relu ── ...        equal to the rewritten model but for rounding
 """
@@ -14,10 +16,14 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.graph import Constants, unique_name
+from convrewrite.layers import LinearLayer
 
 Array = np.ndarray[Any, Any]
 Kernels = Mapping[str, Callable[[], tuple[Array, Array | None]]]
-"""By the name of a Conv's output: gives its weight in the rewritten model, and what is added to its bias, or None."""
+"""By the name of a layer's output: gives its weight in the rewritten model, and what is added to its bias, or None.
+
+For a Gemm or MatMul, what is added to its result; shaped for that.
+"""
 
 
 def shaken(kernels: Kernels, seed: int = 0) -> Kernels:
@@ -32,16 +38,20 @@ def shaken(kernels: Kernels, seed: int = 0) -> Kernels:
 
 
 def with_kernels(graph: gs.Graph, kernels: Kernels) -> gs.Graph:
-    """A copy of the original in which some convolutions hold other numbers; everything else stays as it is."""
+    """A copy of the original in which some layers hold other numbers; everything else stays as it is."""
     work = graph.copy()
     constants, taken = Constants(work), set(work.tensors())
-    for node in work.nodes:
+    for node in list(work.nodes):
         anchor = node.outputs[0].name if node.outputs else ""
         if anchor not in kernels:
             continue
         weight, shift = kernels[anchor]()
-        node.inputs[1] = gs.Constant(unique_name(f"{anchor}/kernel", taken), np.ascontiguousarray(weight))
-        if shift is not None:
+        layer = LinearLayer.of(node)
+        place = 1 if layer is None else layer.weight
+        node.inputs[place] = gs.Constant(unique_name(f"{anchor}/kernel", taken), np.ascontiguousarray(weight))
+        if shift is not None and layer is not None:
+            _added(work, node, shift, taken)
+        elif shift is not None:
             bias = constants.value(node.inputs[2]) if len(node.inputs) > 2 else None
             total = shift if bias is None else (bias + shift).astype(bias.dtype)
             made = gs.Constant(unique_name(f"{anchor}/bias", taken), total)
@@ -50,3 +60,13 @@ def with_kernels(graph: gs.Graph, kernels: Kernels) -> gs.Graph:
             else:
                 node.inputs.append(made)
     return work.cleanup(remove_unused_graph_inputs=False)
+
+
+def _added(graph: gs.Graph, node: gs.Node, shift: Array, taken: set[str]) -> None:
+    """Add something to the result of a node."""
+    result = node.outputs[0]
+    product = gs.Variable(unique_name(f"{result.name}/product", taken), result.dtype or shift.dtype)
+    node.outputs = [product]
+    more = gs.Constant(unique_name(f"{result.name}/shift", taken), shift)
+    name = unique_name(f"{result.name}/shifted", taken)
+    graph.nodes.insert(graph.nodes.index(node) + 1, gs.Node("Add", name, {}, [product, more], [result]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convrewrite import model_io, plugins, report
+from convrewrite.batch.matching import matching
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import UsageError
 
@@ -32,10 +32,10 @@ def jobs(settings: Settings, folder: Path) -> list[Job]:
     """
     found: dict[Path, None] = {}
     for pattern in settings.models:
-        matches = sorted(glob.glob(str(folder / pattern), recursive=True))
+        matches = matching(folder, pattern)
         if not matches:
             raise UsageError(f"models: '{pattern}' matches no file in {folder}", remedy="mend the pattern")
-        found.update(dict.fromkeys(Path(match) for match in matches))
+        found.update(dict.fromkeys(matches))
     made = [_job(settings, folder, path) for path in found]
     taken: dict[Path, Job] = {}
     for job in made:
@@ -71,7 +71,7 @@ def key(job: Job, settings: Settings) -> str:
         UsageError: the model or its data cannot be read.
     """
     digest = hashlib.sha256()
-    chosen = settings.model_dump(mode="json", exclude={"models", "output", "jobs", "reports", "lock"})
+    chosen = settings.model_dump(mode="json", exclude={"models", "output", "jobs", "timeout", "reports", "lock"})
     packages = [plugins.version(step.name) for step in settings.steps]
     digest.update(json.dumps([chosen, report.versions(), packages], sort_keys=True).encode())
     digest.update(model_io.load(job.source).sha256.encode())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,25 +15,31 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any
 
+from convrewrite import atomic, leftovers
+from convrewrite.board import Board
+from convrewrite.children import environment
+from convrewrite.endings import unanswered
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.runtime import one_line
-from convrewrite.timing.process import environment
 
 COMMAND = [sys.executable, "-P", "-m", "convrewrite.batch.worker"]
 
 LIMITS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
+DEFAULT_LIMIT = 3600.0
+"""Seconds for one model."""
+
 Started = Callable[[int], None]
 
 
 def run_all(
-    tasks: Sequence[Mapping[str, Any]], jobs: int, threads: int, started: Started
+    tasks: Sequence[Mapping[str, Any]], jobs: int, threads: int, started: Started, limit: float = DEFAULT_LIMIT
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Run tasks, so many at a time; yields the index and the result of each as it ends.
 
     Args:
         tasks: as `work.do` takes them. jobs: processes at a time. threads: of linear algebra, for each.
-        started: called with the index of each as it begins.
+        started: called with the index of each as it begins. limit: seconds for each, after which it is ended.
 
     Leaving early (Ctrl-C) ends the processes that run.
     """
@@ -43,7 +51,7 @@ def run_all(
             return {"status": "error", "exit_code": 130, "message": "interrupted"}
         started(index)
         began = time.monotonic()
-        return {**_run(tasks[index], threads, running), "seconds": round(time.monotonic() - began, 3)}
+        return {**_run(tasks[index], threads, limit, running), "seconds": round(time.monotonic() - began, 3)}
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(one, index): index for index in range(len(tasks))}
@@ -53,11 +61,16 @@ def run_all(
         finally:
             stopped.set()
             for worker in list(running):
-                worker.kill()
+                end(worker)
 
 
-def _run(task: Mapping[str, Any], threads: int, running: set[subprocess.Popen[str]]) -> dict[str, Any]:
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as told:
+def _run(task: Mapping[str, Any], threads: int, limit: float, running: set[subprocess.Popen[str]]) -> dict[str, Any]:
+    with (
+        atomic.scratch() as folder,
+        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", dir=folder) as told,
+    ):
+        path = os.path.join(folder, "board")
+        watched = Board.make(path)
         worker = subprocess.Popen(
             COMMAND,
             stdin=subprocess.PIPE,
@@ -65,28 +78,38 @@ def _run(task: Mapping[str, Any], threads: int, running: set[subprocess.Popen[st
             stderr=told,
             text=True,
             encoding="utf-8",
-            env={**environment(), **dict.fromkeys(LIMITS, str(threads))},
+            env={**environment(path), **dict.fromkeys(LIMITS, str(threads))},
             start_new_session=True,
         )
         running.add(worker)
+        error: ConvrewriteError | None = None
+        answer = ""
         try:
-            answer, _ = worker.communicate(json.dumps(task))
+            answer, _ = worker.communicate(json.dumps(task), timeout=limit)
+        except subprocess.TimeoutExpired:
+            meanwhile = f" while it was {watched.activity}" if watched.activity else ""
+            error = UsageError(f"timed out after {limit:g} s{meanwhile}", remedy="raise 'timeout', or leave it out")
         finally:
+            end(worker)
             running.discard(worker)
-        try:
+        with contextlib.suppress(ValueError):
             result: dict[str, Any] = json.loads(answer)
             return result
-        except ValueError:
-            told.seek(0)
-            error = _died(worker.returncode, told.read())
+        for other in watched.folders:
+            leftovers.sweep(other, again=True)
+        told.seek(0)
+        last = [line for line in told.read().splitlines() if line.strip()][-1:]
+        said = one_line(last[0]) if last else ""
+        remedy = "try fewer jobs, or this model alone"
+        error = error or unanswered("its process", worker.returncode, watched.activity, said, remedy)
     return {"status": "error", "exit_code": error.exit_code, "message": str(error)}
 
 
-def _died(code: int, told: str) -> ConvrewriteError:
-    """Why a process left no answer."""
-    if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else str(-code)
-        why = ", perhaps for want of memory" if -code == signal.SIGKILL else ""
-        return UsageError(f"its process was ended by {name}{why}", remedy="try fewer jobs, or this model alone")
-    last = [line for line in told.splitlines() if line.strip()][-1:]
-    return ConvrewriteError(f"its process ended with {code}: {one_line(last[0]) if last else 'without a word'}")
+def end(worker: subprocess.Popen[str]) -> None:
+    """End a process, and what it has started."""
+    if worker.poll() is None:
+        with contextlib.suppress(OSError):
+            if hasattr(os, "killpg"):
+                os.killpg(worker.pid, signal.SIGKILL)  # it leads a session of its own
+            worker.kill()
+        worker.wait()

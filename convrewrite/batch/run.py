@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,14 +112,14 @@ def _work(
     tell: Tell,
 ) -> None:
     many = processes(settings, how.jobs, len(todo))
-    with tempfile.TemporaryDirectory(prefix="convrewrite-") as scratch:
+    with atomic.scratch() as scratch:
         tasks = [_task(job, settings, how, lock, Path(scratch) / f"{i}.json") for i, job in enumerate(todo)]
 
         def started(index: int) -> None:
             tell(todo[index].name, len(found), len(found) + len(todo))
 
         done = 0
-        for index, facts in run_all(tasks, many, max(1, timing.cores() // many), started):
+        for index, facts in run_all(tasks, many, max(1, timing.cores() // many), started, settings.timeout):
             job, done = todo[index], done + 1
             try:
                 lock.learn(Path(tasks[index]["timings"]))

@@ -183,6 +183,7 @@ class Settings(_Section):
     output: Template = "optimized/{name}.onnx"
     steps: Annotated[list[Step], Field(min_length=1)]
     jobs: Count | None = None
+    timeout: Annotated[float, Field(gt=0), AfterValidator(_finite)] = 3600.0
     allow_refused: bool = False
     lock: FilePath = "convrewrite.lock"
     verification: Verification = Verification()

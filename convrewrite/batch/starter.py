@@ -6,6 +6,7 @@ STARTER = """\
 models = ["models/*.onnx"]            # globs; ** goes through folders
 output = "optimized/{name}.onnx"      # {name} without .onnx, {folder} of the model
 # jobs = 2                            # processes at a time; by default one per core, or one where something is timed
+# timeout = 3600                      # seconds for one model, all steps taken together; then it is ended (exit code 2)
 # allow_refused = true                # let a model that cannot be rewritten as asked pass (exit code 0, not 3)
 # lock = "convrewrite.lock"           # what was done, and timings that decided it: keep it under version control
 

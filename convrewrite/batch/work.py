@@ -6,7 +6,6 @@ source ──fcn──> 0.onnx ──separable──> 1.onnx ──gates: agains
 from __future__ import annotations
 
 import math
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,7 +79,7 @@ def _do(task: Mapping[str, Any], finding: Finding) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
         atomic.check_target(target, "output", [source])
     data = None if task["data"] is None else read_data(task["data"])
-    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+    with atomic.scratch() as folder:
         last = source
         reports: list[dict[str, Any]] = []
         views: list[dict[str, Any]] = []

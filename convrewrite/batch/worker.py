@@ -6,11 +6,14 @@ import json
 import os
 import sys
 
+from convrewrite import board, children
 from convrewrite.batch.work import do
 
 
 def main() -> None:
     """Do one task; whatever else prints goes to standard error."""
+    children.die_with(os.getppid())
+    board.join()
     answer = os.dup(1)
     os.dup2(2, 1)
     result = do(json.load(sys.stdin))

@@ -23,9 +23,11 @@ import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, TensorProto
 
 from convrewrite.atomic import discard, refuse_target, same_path, temporary_beside, write_durably, write_errors
+from convrewrite.board import doing
 from convrewrite.errors import UsageError
 from convrewrite.model_io.checks import DEFAULT_DOMAIN, dangling_input, names_are_text, refuse_unusable, run_checker
 from convrewrite.model_io.external_data import locations, move_weights_out, settle_tensors
+from convrewrite.model_io.functions import inlined
 from convrewrite.model_io.likeness import alike
 from convrewrite.model_io.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
 from convrewrite.model_io.protograph import export_graph, import_graph, sort_nodes, tensors
@@ -63,7 +65,7 @@ class Model:
         ir_version: kept on saving.
         path: where it was read from; None for standard input and for a model made in memory.
         metadata: `metadata_props`, in order.
-        shell: the rest of the file: producer, doc_string, functions, training_info.
+        shell: the rest of the file: producer, doc_string, training_info, functions that could not be inlined.
         origin: what was read; None for a model made in memory.
     """
 
@@ -88,6 +90,14 @@ class Model:
     def nbytes(self) -> int:
         """Size of the file as it was read, external data files included."""
         return sum(s.size for s in [self.origin.source, *self.origin.external.values()]) if self.origin else 0
+
+    @property
+    def defaults(self) -> tuple[str, ...]:
+        """Initializers that the file lists as inputs, so that a caller may give other values (from IR version 4 on)."""
+        if self.origin is None or self.ir_version < 4:
+            return ()
+        held = {tensor.name for tensor in self.origin.graph.initializer}
+        return tuple(info.name for info in self.origin.graph.input if info.name in held)
 
     @property
     def has_external_data(self) -> bool:
@@ -120,6 +130,11 @@ def load(source: str | Path | bytes) -> Model:
     """
     path = None if isinstance(source, bytes) else Path(source)
     label = "standard input" if path is None else str(path)
+    with doing(f"reading {label}"):
+        return _load(source, path, label)
+
+
+def _load(source: str | Path | bytes, path: Path | None, label: str) -> Model:
     data = Memory(source) if isinstance(source, bytes) else _map(Path(source))
     if not data.size:
         raise UsageError(f"{label}: the file is empty")
@@ -135,6 +150,7 @@ def load(source: str | Path | bytes) -> Model:
     try:
         sort_nodes(proto.graph)
         run_checker(proto)
+        proto = inlined(proto)
         graph = import_graph(proto, payloads)
     except Exception as error:  # the checker and graphsurgeon raise what they like on a model that is wrong
         raise UsageError(
@@ -249,18 +265,20 @@ def staged(model: Model, target: str | Path) -> Iterator[Staged]:
     target = refuse_target(Path(target))
     _refuse_own_data(model, target)
     with ExitStack() as stack:
-        with write_errors(target):
+        with write_errors(target), doing(f"writing {target}"):
             proto, payloads = _export(model)
             segments = _segments(proto, payloads)
-            path, data = temporary_beside(target, ".onnx"), {}
+            data: dict[Path, Path] = {}
             if model.has_external_data or not _fits_one_file(segments):
                 folder = stack.enter_context(private_folder(target))
                 path, moved = folder / "model.onnx", move_weights_out(proto.graph, payloads, folder, target)
                 data = {} if moved is None else {moved: target.with_name(moved.name)}
                 segments = _segments(proto, payloads)
+            else:
+                path = temporary_beside(target, ".onnx")
+                stack.callback(discard, path)
             if not _fits_one_file(segments):
                 raise UsageError(f"cannot write {target}: over 2 GB of constants inside nodes")
-            stack.callback(discard, path)
             write_durably(path, chunks(segments))
         yield Staged(path, target, data)
 
@@ -303,7 +321,7 @@ def copy_bytes(model: Model, target: str | Path | BinaryIO) -> None:
         save(model, target)
         return
     with write_errors(target), ExitStack() as stack:
-        path, data = temporary_beside(target, ".onnx"), {}
+        data: dict[Path, Path] = {}
         if companions:
             folder = stack.enter_context(private_folder(target))
             path = folder / "model.onnx"
@@ -312,7 +330,9 @@ def copy_bytes(model: Model, target: str | Path | BinaryIO) -> None:
                 written = folder / f"{number}.data"
                 write_durably(written, source.chunks(0, source.size))
                 data[written] = to
-        stack.callback(discard, path)
+        else:
+            path = temporary_beside(target, ".onnx")
+            stack.callback(discard, path)
         write_durably(path, origin.source.chunks(0, origin.source.size))
         publish((path, target), data)
 

@@ -8,6 +8,7 @@ from onnx import GraphProto, ModelProto
 from convrewrite.errors import UsageError
 from convrewrite.model_io.protofile import marked
 from convrewrite.model_io.protograph import tensors
+from convrewrite.skeletons import tolerant
 
 DEFAULT_DOMAIN = ("", "ai.onnx")
 
@@ -62,12 +63,7 @@ def run_checker(proto: ModelProto) -> None:
     Tolerated, because real files have it: an empty graph name, outputs without a shape, and below IR version 4
     initializers that are not listed as inputs (a save lists them).
     """
-    copy = ModelProto()
-    copy.CopyFrom(proto)
-    copy.graph.name = copy.graph.name or "graph"
-    for info in copy.graph.output:
-        if info.type.HasField("tensor_type"):
-            info.type.tensor_type.shape.SetInParent()
+    copy = tolerant(proto)
     if copy.ir_version < 4:
         listed = {info.name for info in copy.graph.input}
         for tensor in copy.graph.initializer:

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, ValueInfoProto
-from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter, get_onnx_tensor_shape
+from onnx import AttributeProto, GraphProto, NodeProto, TensorProto, TypeProto, ValueInfoProto
+from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter, get_numpy_type, get_onnx_tensor_shape
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
 from convrewrite.model_io.protofile import LARGE, Memory, Payload, located, mark, marked
-from convrewrite.model_io.stored import StoredSparse, StoredValues, elem_type, is_packed
+from convrewrite.model_io.stored import StoredSparse, StoredValues, is_packed
+from convrewrite.skeletons import described, elem_type, is_tensor
 
 # graphsurgeon prints its log to standard output, which may carry a model.
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1
@@ -87,7 +88,7 @@ def _names_read(node: NodeProto) -> set[str]:
 
 
 def import_graph(model: onnx.ModelProto, stored: Sequence[Payload]) -> gs.Graph:
-    """The graphsurgeon graph of a skeleton; functions stay outside, where no pass rewrites them."""
+    """The graphsurgeon graph of a skeleton; functions that are left stay outside, where no pass rewrites them."""
     graph_proto = GraphProto()
     graph_proto.CopyFrom(model.graph)
     _strip_attributes(graph_proto)
@@ -99,6 +100,7 @@ def import_graph(model: onnx.ModelProto, stored: Sequence[Payload]) -> gs.Graph:
         producer_version=model.producer_version,
         ir_version=model.ir_version,
     )
+    _complete(graph, model.graph)
     for constant in _constants(graph):
         values = constant._values
         if isinstance(values, SparseValues):
@@ -119,7 +121,7 @@ def _constants(graph: gs.Graph) -> Iterator[gs.Constant]:
 
 
 def _strip_attributes(graph: GraphProto) -> None:
-    """Take away the attributes that graphsurgeon cannot hold; `export_graph` puts them back from the origin."""
+    """Take away the attributes that graphsurgeon cannot read; `_complete` puts them back."""
     for node in graph.node:
         kept = [attribute for attribute in node.attribute if _is_importable(attribute)]
         if len(kept) < len(node.attribute):
@@ -129,6 +131,50 @@ def _strip_attributes(graph: GraphProto) -> None:
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 _strip_attributes(attribute.g)
+
+
+def _complete(graph: gs.Graph, proto: GraphProto) -> None:
+    """Put what graphsurgeon lost or mistook on the graph: attributes of rarer types, types, unknown dimensions.
+
+    Inputs and outputs are what they are declared as: an entry of `value_info` beside them may be stale, as after a
+    conversion to float16 that keeps the ends in float32.
+    """
+    for node, origin in zip(graph.nodes, proto.node, strict=True):
+        for attribute in origin.attribute:
+            if not _is_importable(attribute):
+                held = attribute
+                if attribute.type == AttributeProto.SPARSE_TENSOR:
+                    held = gs.Constant(origin.output[0], StoredSparse(attribute.sparse_tensor))
+                node.attrs[attribute.name] = held
+            elif attribute.type == AttributeProto.GRAPH:
+                _complete(node.attrs[attribute.name], attribute.g)
+    tensors_by_name = {tensor.name: tensor for tensor in (*graph.inputs, *graph.outputs)} | graph.tensors()
+    for info in (*proto.value_info, *proto.input, *proto.output):
+        tensor = tensors_by_name.get(info.name)
+        if isinstance(tensor, gs.Variable):
+            dtype, shape = _dtype_of(info), _shape_of(info)
+            tensor.dtype = tensor.dtype if dtype is None else dtype
+            tensor.shape = tensor.shape if shape is None else shape
+
+
+def _dtype_of(info: ValueInfoProto) -> Any:
+    """The type of a tensor, the whole `TypeProto` of another value; None where the file tells none."""
+    kind = info.type.WhichOneof("value")
+    if kind is None:
+        return None
+    if kind != "tensor_type":
+        return TypeProto.FromString(info.type.SerializeToString())
+    code = info.type.tensor_type.elem_type
+    known = get_numpy_type(code)
+    return (known if known is not None else code) if code else None
+
+
+def _shape_of(info: ValueInfoProto) -> list[int | str | None] | None:
+    """The shape of a tensor: a dimension that is -1 or has an empty name is as unknown as one that is not there."""
+    shape = get_onnx_tensor_shape(info) if info.type.HasField("tensor_type") else None
+    if shape is None:
+        return None
+    return [None if dim == "" or (isinstance(dim, int) and dim < 0) else dim for dim in shape]
 
 
 def _is_importable(attribute: AttributeProto) -> bool:
@@ -254,17 +300,15 @@ class _Exporter:
         former = {attribute.name: attribute for attribute in origin.attribute}
         for key, value in node.attrs.items():
             proto.attribute.append(self.attribute(key, value, former.get(key, AttributeProto()), outer))
-        for key, attribute in former.items():
-            if key not in node.attrs and not _is_importable(attribute):
-                proto.attribute.append(attribute)
-                for tensor in tensors(GraphProto(node=[NodeProto(attribute=proto.attribute[-1:])])):
-                    self._mark_anew(tensor)
         return proto
 
     def attribute(self, key: str, value: Any, origin: AttributeProto, outer: frozenset[str]) -> AttributeProto:
         """An attribute of a node."""
+        if isinstance(value, AttributeProto):
+            return value
         if isinstance(value, gs.Tensor):
-            value = self.tensor(value)
+            sparse = isinstance(value._values, SparseValues)
+            value = value._values.tensor if sparse else self.tensor(value)
         elif isinstance(value, gs.Graph):
             value = self.graph(value, origin.g, outer)
         elif isinstance(value, type):
@@ -302,15 +346,16 @@ class _Exporter:
 
 
 def value_info(tensor: gs.Tensor, infos: Mapping[str, ValueInfoProto]) -> ValueInfoProto:
-    """Name, type and shape of a tensor: as in the origin where a pass did not change them, or cannot have."""
+    """Name, type and shape of a value: as in the origin where a pass did not change them, or cannot have."""
     shape = None if tensor.shape is None else list(tensor.shape)
     if tensor.name in infos:
         former = infos[tensor.name]
         if not former.type.HasField("tensor_type"):
             return former
-        code = former.type.tensor_type.elem_type
-        if tensor.dtype is None or (elem_type(tensor.dtype) == code and get_onnx_tensor_shape(former) == shape):
+        if tensor.dtype is None or (_same_type(tensor, former) and _shape_of(former) == shape):
             return former
-    if tensor.dtype is None:
-        return ValueInfoProto(name=tensor.name)
-    return onnx.helper.make_tensor_value_info(tensor.name, elem_type(tensor.dtype), shape)
+    return described(tensor, shape)
+
+
+def _same_type(tensor: gs.Tensor, info: ValueInfoProto) -> bool:
+    return is_tensor(tensor) and elem_type(tensor.dtype) == info.type.tensor_type.elem_type

@@ -1,6 +1,6 @@
 """Data files that go with a model: private until the model takes its place, and never in the place of another file.
 
-    .<hex>.staged/           written, run and verified here, under the names that they will have
+    .convrewrite-<hex>-.../  written, run and verified here, under the names that they will have
       out.onnx
       out-4f1c....data
     out-4f1c....data         then, under a lock: moved here, unless the same bytes are here already
@@ -17,11 +17,13 @@ import filecmp
 import os
 import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from convrewrite.atomic import discard, same_path, sync_folder, temporary_beside
+from convrewrite import atomic, leftovers
+from convrewrite.atomic import discard, same_path, sync_folder
 from convrewrite.errors import UsageError
 
 if sys.platform != "win32":
@@ -34,12 +36,14 @@ PATIENCE = 20.0
 @contextlib.contextmanager
 def private_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside a target, which goes with all that is left in it."""
-    folder = temporary_beside(target, ".staged")
-    folder.mkdir()
+    leftovers.sweep(target.parent)
+    folder = Path(tempfile.mkdtemp(prefix=f"{leftovers.hidden_name('')}-", dir=target.parent))
     try:
+        leftovers.hold_folder(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        leftovers.release(folder)
 
 
 def free_for(written: Path, path: Path) -> bool:
@@ -67,7 +71,7 @@ def publish(model: tuple[Path, Path], data: Mapping[Path, Path]) -> None:
                     made.append(path)
                 if same_path(path, target):  # names that differ in case, where the file system knows no cases
                     raise UsageError(f"cannot write {target}: its data has that name", remedy="choose another name")
-            os.replace(source, target)
+            atomic.publish(source, target)
         except BaseException:
             for path in made if alone else ():
                 discard(path)

@@ -23,11 +23,6 @@ _BITS = {
 _VALUE_FIELDS = ("float_data", "int32_data", "string_data", "int64_data", "double_data", "uint64_data")
 
 
-def elem_type(dtype: Any) -> int:
-    """The ONNX code of a NumPy type; graphsurgeon uses the code itself where NumPy lacks the type."""
-    return dtype if isinstance(dtype, int) else int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
-
-
 def is_packed(code: int) -> bool:
     """Whether values of this type share bytes, or have no fixed size: strings."""
     return not _BITS[code] or _BITS[code] % 8 != 0

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import io
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from convrewrite import model_io, runtime
+from convrewrite import atomic, model_io, runtime
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
 from convrewrite.windows import UPSAMPLED_KEY, Window
@@ -90,7 +89,7 @@ def class_map(model: Model, window: Window, data: Mapping[str, Array] | None, im
     sample = _sample(window, channels, fixed, data, image)
     feed = _arranged(sample.image, window.axes, shape).astype(info.dtype)
     try:
-        with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+        with atomic.scratch() as folder:
             session = runtime.open_session(model_io.save(model, Path(folder) / "map.onnx"), "cpu")
             scores = session.run({window.input: feed}, [name])[name]
     except ConvrewriteError as error:

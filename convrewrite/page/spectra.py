@@ -7,10 +7,12 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.layers import LinearLayer
 from convrewrite.page import charts
 from convrewrite.passes.separable.forms import decompositions
+from convrewrite.passes.separable.matrices import read_matrix
 from convrewrite.passes.separable.site import read_site
-from convrewrite.rewrite import Refusal, Site
+from convrewrite.rewrite import Declined, Refusal, Site
 
 USUAL = ("vertical-horizontal", "horizontal", "channel", "channel-out")
 """The form that is drawn where none was chosen: the first of these that the kernel has."""
@@ -33,10 +35,11 @@ def spectra(graph: gs.Graph, sites: Sequence[Site]) -> dict[str, list[dict[str, 
 
 
 def _curves(graph: gs.Graph, node: gs.Node, site: Site) -> list[dict[str, Any]]:
-    conv = read_site(graph, node)
-    if isinstance(conv, Refusal):
+    layer = LinearLayer.of(node)
+    read = read_site(graph, node) if layer is None else read_matrix(graph, node, layer, rank=2)
+    if isinstance(read, Refusal | Declined):
         return []
-    made = {found.name: found for found in decompositions(conv.weight, conv.group)}
+    made = {found.name: found for found in decompositions(read.weight, read.group)}
     name = site.form or next((form for form in USUAL if form in made), next(iter(made), ""))
     if name not in made:
         return []

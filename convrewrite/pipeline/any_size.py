@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,7 +19,7 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite import costs, model_io, runtime, verification
+from convrewrite import atomic, costs, model_io, runtime, verification
 from convrewrite.errors import UsageError
 from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
@@ -31,6 +30,7 @@ from convrewrite.pipeline.denser import Denser
 from convrewrite.pipeline.files import (
     as_file,
     copied,
+    fixed_defaults,
     input_facts,
     load,
     output_facts,
@@ -189,8 +189,9 @@ def _publish(run: _Run) -> None:
     after, window, log = run.result, run.cells_window, run.log
     inputs = {} if window is None else _native_inputs(after.graph, window)
     log.note(ends=Ends(run.original, after, inputs, run.options.data))
+    log.note(warnings=fixed_defaults(run.original, after))
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="convrewrite-")))
+        folder = Path(stack.enter_context(atomic.scratch()))
         path = folder / "rewritten.onnx" if run.target == STREAM else Path(run.target)
         staged = stack.enter_context(model_io.staged(after, path))
         facts = _with_macs(output_facts(after, staged.path, run.target), after.graph, window)

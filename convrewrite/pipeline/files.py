@@ -13,6 +13,10 @@ from convrewrite import costs, model_io
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, FileFacts, Log
+from convrewrite.streams import refuse_closed_output
+
+NAMED = 3
+"""Names in a line that could have hundreds."""
 
 
 def load(source: str) -> Model:
@@ -26,7 +30,9 @@ def load(source: str) -> Model:
 
 def refuse_stream_target(target: str) -> None:
     """Raise UsageError where standard output is a terminal."""
-    if target == STREAM and (sys.stdout is None or sys.stdout.isatty()):
+    if target == STREAM:
+        refuse_closed_output()
+    if target == STREAM and sys.stdout.isatty():
         raise UsageError(
             "binary data is not written to a terminal", remedy="give IN and OUT, or redirect with > out.onnx"
         )
@@ -68,6 +74,18 @@ def output_facts(model: Model, staged: Path, target: str) -> FileFacts:
         return FileFacts(target, lambda: _digest(Path(target)), size, parameters, None)
     found = _digest(staged)  # it is gone once the stream has it
     return FileFacts(target, lambda: found, size, parameters, None)
+
+
+def fixed_defaults(before: Model, after: Model) -> tuple[str, ...]:
+    """A line on the inputs with a default value that a rewrite took as constants, where there are any."""
+    graph = after.graph
+    kept = {name for part in (graph, *graph.subgraphs(recursive=True)) for name in part.tensors()}
+    lost = [name for name in before.defaults if name not in kept]
+    if not lost:
+        return ()
+    names = ", ".join(f"'{name}'" for name in lost[:NAMED])
+    more = f" and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+    return (f"inputs with a default value became constants: {names}{more}; whoever feeds one needs the original",)
 
 
 def _digest(path: Path) -> str:

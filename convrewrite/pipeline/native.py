@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,6 +16,7 @@ from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
 from convrewrite.runtime import TensorInfo
 from convrewrite.sampling import fill
+from convrewrite.skeletons import is_tensor
 from convrewrite.windows import Window
 
 USUAL = (224, 256, 299, 128, 64, 32, 28, 512)
@@ -45,13 +47,14 @@ class Native:
             return None
 
 
-def native(model: Model, size: Sequence[int] | None) -> Native:
-    """The shapes at which a model is verified, counted and timed.
+def native(model: Model, size: Sequence[int] | None, data: Mapping[str, np.ndarray[Any, Any]] | None = None) -> Native:
+    """The shapes at which a model is verified, counted and timed; `data` has real inputs, which have their own.
 
     Raises:
         UsageError: the given size does not fit an input.
     """
     infos = [_info(tensor) for tensor in model.graph.inputs]
+    infos = infos if size is not None else [_shaped(info, (data or {}).get(info.name)) for info in infos]
     wanted = None if size is None else tuple(size)
     if wanted is not None or not any(_is_open(info) for info in infos):
         return _at(model.graph, infos, wanted, assumed=False)
@@ -63,9 +66,25 @@ def native(model: Model, size: Sequence[int] | None) -> Native:
             found = _at(model.graph, infos, guess, assumed=True)
         except UsageError:
             continue
-        if found.tensors and all(extent > 0 for shape in found.tensors.values() for extent in shape):
+        if found.tensors and _runs(model.graph, found.tensors):
             return found
     return Native()
+
+
+def _runs(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether something is left of every map; an operand without entries, as a Resize has, is no map."""
+    constants = {name for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)}
+    constants |= {tensor.name for node in graph.nodes if node.op == "Constant" for tensor in node.outputs}
+    return all(extent > 0 for name, shape in shapes.items() if name not in constants for extent in shape)
+
+
+def _shaped(info: TensorInfo, array: np.ndarray[Any, Any] | None) -> TensorInfo:
+    """The input with the extents that real data has behind the first axis, where the file leaves them open."""
+    if array is None or array.ndim - len(info.shape) not in (0, 1):
+        return info
+    given = array.shape[array.ndim - len(info.shape) :]
+    dims = (own if own is not None or not axis else given[axis] for axis, own in enumerate(info.shape))
+    return replace(info, shape=tuple(dims))
 
 
 def _at(graph: gs.Graph, infos: Sequence[TensorInfo], size: tuple[int, ...] | None, *, assumed: bool) -> Native:
@@ -83,6 +102,8 @@ def _at(graph: gs.Graph, infos: Sequence[TensorInfo], size: tuple[int, ...] | No
 
 def _info(tensor: gs.Variable) -> TensorInfo:
     shape = tuple(d if isinstance(d, int) and d > 0 else None for d in tensor.shape or ())
+    if not is_tensor(tensor):
+        return TensorInfo(tensor.name, np.dtype("object"), shape, "no tensor")
     known = tensor.dtype is not None and not isinstance(tensor.dtype, int)
     return TensorInfo(tensor.name, np.dtype(tensor.dtype if known else np.float32), shape, "?")
 

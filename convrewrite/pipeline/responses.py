@@ -1,15 +1,15 @@
-"""What the convolutions of a model see and give on real inputs: moments of activations, collected in bounded memory.
+"""What the layers of a model see and give on real inputs: moments of activations, collected in bounded memory.
 
     the original, as it is        ... ── Conv ── BN ── y       y: the response that is wanted
     the graph, rewritten so far   ... ── x~ ── Conv ...        x~: what the convolution will really see
 
 For every sample both are run up to that layer, some places of its output are drawn at random (the same in both), and
 the patches of x~ that these cells look at are added to the moments. A layer sees the errors of those before it.
+A linear layer looks at one vector for each place; a cell that a ConvTranspose gives looks at the cells that reach it.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite import model_io
-from convrewrite.layers import Sliding
+from convrewrite import atomic, model_io
+from convrewrite.layers import Sliding, Spreading
 from convrewrite.model_io import Model
 from convrewrite.passes.separable.refine import Moments
-from convrewrite.passes.separable.site import ConvSite
+from convrewrite.passes.separable.site import LayerSite
 from convrewrite.pipeline.native import Native
 from convrewrite.runtime import Session, TensorInfo, open_session
 from convrewrite.sampling import Feeds, InputSpec, cut_data
@@ -56,18 +56,19 @@ class Collected:
         ]
         return cls(model, tuple(sample.feeds for sample in cut_data(data, specs)), provider, seed)
 
-    def __call__(self, graph: gs.Graph, site: ConvSite) -> Moments | None:
-        """Moments of one convolution of the graph; `graph` is the model, rewritten so far."""
-        conv = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == site.anchor)
+    def __call__(self, graph: gs.Graph, site: LayerSite) -> Moments | None:
+        """Moments of one layer of the graph; `graph` is the model, rewritten so far."""
+        node = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == site.anchor)
         size = site.weight[0].size
         if site.group * size * size > LARGEST:
             return None
         wanted = max(PATCHES, PER_ENTRY * size)
         rng = np.random.default_rng(self.seed)
         sums = _Sums(site)
-        pairs = zip(self._values(graph, conv.inputs[0].name), self._values(self.model.graph, site.target), strict=True)
+        data = node.inputs[site.data].name
+        pairs = zip(self._values(graph, data), self._values(self.model.graph, site.target), strict=True)
         for seen, given in pairs:
-            cells = given.shape[0] * int(np.prod(given.shape[2:]))
+            cells = given.size // site.channels[0]
             share = min(cells, -(-wanted // len(self.samples)))
             chosen = np.sort(rng.choice(cells, share, replace=False)) if share < cells else np.arange(cells)
             step = max(1, CHUNK // (size * site.group))
@@ -85,7 +86,7 @@ class Collected:
         tensor.shape = None
         part.outputs = [tensor]
         part.cleanup(remove_unused_graph_inputs=False)
-        with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+        with atomic.scratch() as folder:
             path = model_io.save(replace(self.model, graph=part), Path(folder) / "part.onnx")
             session: Session = open_session(path, self.provider)
             taken: Sequence[TensorInfo] = session.inputs
@@ -93,18 +94,16 @@ class Collected:
                 yield session.run({info.name: feeds[info.name] for info in taken})[name]
 
 
-def _places(seen: Array, given: Array, site: ConvSite, chosen: Array) -> tuple[Array, Array]:
+def _places(seen: Array, given: Array, site: LayerSite, chosen: Array) -> tuple[Array, Array]:
     """Patches [g, p, D] of the input at some cells of the output, and the response there, [p, O]."""
-    batch, channels, *size = seen.shape
-    geometry = Sliding.read(site.attrs, site.kernel, size)
-    pads = [(0, 0), (0, 0), *zip(geometry.begin, geometry.end, strict=True)]
-    padded = np.pad(seen, pads)
+    if site.layer is not None:
+        vectors = np.moveaxis(seen, site.layer.axis, -1).reshape(-1, site.channels[1])
+        results = np.moveaxis(given, site.layer.output_axis, -1).reshape(-1, site.channels[0])
+        return vectors[chosen][None].astype(np.float64), results[chosen].astype(np.float64)
+    batch, channels, *_ = seen.shape
     sample, *cell = np.unravel_index(chosen, (batch, *given.shape[2:]))
     taps = np.indices(site.kernel).reshape(len(site.kernel), -1)
-    where = [
-        at[:, None] * stride + tap[None, :] * dilation
-        for at, stride, tap, dilation in zip(cell, geometry.strides, taps, geometry.dilations, strict=True)
-    ]
+    padded, where = _reached(seen, site, cell, taps) if site.transposed else _looked_at(seen, site, cell, taps)
     seen_there: tuple[Any, ...] = (sample[:, None], slice(None), *where)
     given_there: tuple[Any, ...] = (sample, slice(None), *cell)
     patches = padded[seen_there]  # [p, taps, channels]: the slice goes last
@@ -113,10 +112,32 @@ def _places(seen: Array, given: Array, site: ConvSite, chosen: Array) -> tuple[A
     return wide, given[given_there].astype(np.float64)
 
 
+def _looked_at(seen: Array, site: LayerSite, cell: Sequence[Array], taps: Array) -> tuple[Array, list[Array]]:
+    """The padded input, and where in it each tap [T] of a Conv looks from each cell [p]: indices [p, T] by axis."""
+    geometry = Sliding.read(site.attrs, site.kernel, seen.shape[2:])
+    pads = [(0, 0), (0, 0), *zip(geometry.begin, geometry.end, strict=True)]
+    where = [
+        at[:, None] * stride + tap[None, :] * dilation
+        for at, stride, tap, dilation in zip(cell, geometry.strides, taps, geometry.dilations, strict=True)
+    ]
+    return np.pad(seen, pads), where
+
+
+def _reached(seen: Array, site: LayerSite, cell: Sequence[Array], taps: Array) -> tuple[Array, list[Array]]:
+    """The input with a cell of zeros behind it, and from where in it a ConvTranspose reaches each cell by each tap."""
+    geometry = Spreading.read(site.attrs, site.kernel, seen.shape[2:])
+    where = []
+    for axis, size in enumerate(seen.shape[2:]):
+        far = cell[axis][:, None] + geometry.begin[axis] - taps[axis][None, :] * geometry.dilations[axis]
+        at, beside = np.divmod(far, geometry.strides[axis])
+        where.append(np.where((beside == 0) & (at >= 0) & (at < size), at, size))
+    return np.pad(seen, [(0, 0), (0, 0), *[(0, 1)] * len(where)]), where
+
+
 class _Sums:
     """Sums over patches x and responses y: what moments are made of."""
 
-    def __init__(self, site: ConvSite) -> None:
+    def __init__(self, site: LayerSite) -> None:
         out, entries = site.weight.shape[0], site.weight[0].size
         self.site, self.count = site, 0
         self.x = np.zeros((site.group, entries))

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from convrewrite import acceptance, model_io, runtime, timing, verification
+from convrewrite import acceptance, atomic, model_io, runtime, timing, verification
 from convrewrite.acceptance import Decisions, Faster
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
@@ -28,7 +27,16 @@ from convrewrite.passes.dense import Dense
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.upsample import Upsample
-from convrewrite.pipeline.files import as_file, copied, input_facts, load, output_facts, refuse_stream_target, same_file
+from convrewrite.pipeline.files import (
+    as_file,
+    copied,
+    fixed_defaults,
+    input_facts,
+    load,
+    output_facts,
+    refuse_stream_target,
+    same_file,
+)
 from convrewrite.pipeline.native import Native, native
 from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, meaning, obtained, refusal
@@ -171,11 +179,11 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
     decisions = Decisions.read(how.timings)
     model = load(source)
     check_patterns(model.graph, options)
-    at = native(model, how.size)
+    at = native(model, how.size, options.data)
     log.note(input=replace(input_facts(model, source), macs=at.macs(model.graph)))
     if how.accept == "faster" and (at.assumed or not at.tensors):
         raise UsageError("--accept faster times layers at their real shapes, and the input is open", remedy=_SIZE)
-    with tempfile.TemporaryDirectory(prefix="convrewrite-") as name:
+    with atomic.scratch() as name:
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
         pass_ = _with(pass_, shapes=at.tensors)
@@ -229,6 +237,7 @@ def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
     after = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
     run.log.note(ends=Ends(run.model, after, run.at.inputs, run.options.data))
+    run.log.note(warnings=fixed_defaults(run.model, after))
     path = run.folder / "rewritten.onnx" if target == STREAM else Path(target)
     with model_io.staged(after, path) as staged:
         facts = replace(output_facts(after, staged.path, target), macs=run.at.macs(after.graph))
@@ -281,7 +290,8 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
 def _nothing(pass_: Pass, result: PassResult) -> str:
     """Why the file was copied."""
     if not result.sites:
-        what = "convolution" if isinstance(pass_, Separable | Groups) else f"place for {pass_.name}"
+        what = "convolution" if isinstance(pass_, Groups) else f"place for {pass_.name}"
+        what = "linear layer and no convolution" if isinstance(pass_, Separable) else what
         return f"nothing to do: no {what} outside of subgraphs; copied byte for byte"
     first = {site.reason: site for site in result.sites}
     if len(result.sites) == 1:

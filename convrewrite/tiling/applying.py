@@ -10,7 +10,6 @@ import math
 import os
 import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite import model_io, runtime
+from convrewrite import atomic, model_io, runtime
 from convrewrite.errors import Interrupted, UsageError
 from convrewrite.guards import Files
 from convrewrite.model_io import Model
@@ -51,7 +50,7 @@ def apply(source: str | Path | Model, image: str, target: str, how: How, tell: T
     """
     runtime.check_installation()
     model = source if isinstance(source, Model) else model_io.load(source)
-    with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
+    with atomic.scratch() as folder:
         return _Run(model, image, target.removeprefix("file://"), how, Path(folder)).done(tell)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.atomic import discard, refuse_target, temporary_beside, write_errors
+from convrewrite.atomic import discard, publish, refuse_target, temporary_beside, write_errors
 from convrewrite.errors import UsageError
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.images import PICTURES, TIFFS
@@ -71,7 +71,7 @@ def export(kind: str, array: Any, target: str, only: Target, chosen: int | None)
     try:
         with write_errors(path):
             {"npy": _npy, "tiff": _tiff, "png": _png}[kind](array, temporary, only, chosen)
-            temporary.replace(path)
+            publish(temporary, path)
     finally:
         discard(temporary)
 

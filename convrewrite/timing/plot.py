@@ -53,7 +53,7 @@ def draw(result: Bench, target: str | Path) -> None:
     try:
         with atomic.write_errors(target):
             figure.savefig(temporary)
-            temporary.replace(path)
+            atomic.publish(temporary, path)
     finally:
         atomic.discard(temporary)
 

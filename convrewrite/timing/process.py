@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, TextIO
 
+from convrewrite import children
+from convrewrite.endings import signal_name
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.runtime import one_line
 from convrewrite.timing.protocol import Task
@@ -52,7 +52,7 @@ def events(task: Task) -> Iterator[Event]:
             stderr=None if task.verbose else errors,
             text=True,
             encoding="utf-8",
-            env=environment(),
+            env=children.environment(),
             start_new_session=True,
         )
         assert worker.stdin is not None
@@ -76,12 +76,6 @@ def events(task: Task) -> Iterator[Event]:
             raise _died(code, errors)
 
 
-def environment() -> dict[str, str]:
-    """The worker imports this very convrewrite, wherever it was found."""
-    here = str(Path(__file__).resolve().parents[2])
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
-
-
 def _told(event: Event) -> ConvrewriteError:
     if not event.get("ran"):
         return UsageError(event["message"], remedy=event.get("remedy"))
@@ -96,6 +90,6 @@ def _died(code: int, errors: TextIO) -> CellFailed:
     errors.seek(0)
     lines = [line for line in errors.read().splitlines() if line.strip()]
     said = f" ({one_line(lines[-1])})" if lines else ""
-    with contextlib.suppress(ValueError):
-        return CellFailed(f"its process was ended by {signal.Signals(-code).name}{said}")
-    return CellFailed(f"its process ended with exit code {code}{said}")
+    name = signal_name(code)
+    how = f"was ended by {name}" if name else f"ended with exit code {code}"
+    return CellFailed(f"its process {how}{said}")

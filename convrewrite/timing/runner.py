@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from convrewrite import runtime
+from convrewrite import atomic, runtime
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, UsageError
 from convrewrite.timing.process import CellFailed, Event, events
 from convrewrite.timing.protocol import Part, Subject, Task
@@ -215,7 +214,7 @@ def _measure(
                 tell(event["finished"], event["sets"])
         complete = True
         if profile:
-            with tempfile.TemporaryDirectory(prefix="convrewrite-bench-") as folder:
+            with atomic.scratch() as folder:
                 profiled = [replace(task, kind="profile", first=s, folder=folder) for s in plan.subjects]
                 nodes = [tuple(_once(one).get("nodes", ())) for one in profiled]
     finally:

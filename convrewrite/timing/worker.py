@@ -22,7 +22,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from convrewrite import runtime
+from convrewrite import children, runtime
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.runtime import BoundRun, RunFailed, Session
 from convrewrite.sampling import InputSpec, Scale, random_array
@@ -212,6 +212,7 @@ WORK: dict[str, Callable[[Task, Emit], None]] = {"time": time_models, "memory": 
 
 def main() -> None:
     """Read the task, do it, tell what came of it."""
+    children.die_with(os.getppid())
     out = _claim_stdout()
 
     def emit(event: str, **facts: Any) -> None:

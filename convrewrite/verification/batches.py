@@ -85,5 +85,6 @@ def check(
             found = "x".join(map(str, got[name].shape))
             ledger.fail(CHECK, f"{found} where {'x'.join(map(str, want.shape))} was expected", name)
             continue
-        mask = undecided(reference.probes, name, {n: np.concatenate([w[n] for w in wants]) for n in wants[0]}, ledger)
+        stacked = {n: np.concatenate([want[n] for want in wants]) for n, value in wants[0].items() if value.ndim}
+        mask = undecided(reference.probes, name, stacked, ledger)
         ledger.compare(CHECK, name, value, want, note=first.source, uncertain=mask)

@@ -38,9 +38,13 @@ LARGEST_STEP = 0.1
 """One step of an output that is stored in integers is tolerated up to this share of its largest value."""
 
 
-def floor(dtype: np.dtype[Any]) -> float:
-    """The smallest default tolerance of a type: eight units in the last place of a narrow one."""
-    return max(TOLERANCE, 8 * float(np.finfo(dtype).eps)) if dtype.kind == "f" and dtype.itemsize < 4 else TOLERANCE
+def floor(dtype: np.dtype[Any], unit: float = 0.0) -> float:
+    """The smallest default tolerance of a type: eight units in the last place of a narrow one.
+
+    `unit`: in the last place of the narrowest type that led there, where that is narrower.
+    """
+    unit = max(unit, float(np.finfo(dtype).eps)) if dtype.kind == "f" and dtype.itemsize < 4 else unit
+    return max(TOLERANCE, 8 * unit)
 
 
 def relative_error(got: Array, want: Array, scale: float | None = None) -> float:
@@ -69,6 +73,7 @@ class Ledger:
         limits: the user's tolerance for single outputs, before `limit`.
         noise: of the original, per output. peak: the original's largest magnitude, per output.
         carried: noise that a final Softmax makes of the noise ahead of it, per output whose operand is compared too.
+        units: in the last place, where the way to an output led through a narrower type than its own.
         least: smallest default tolerance, where the model itself rounds to less than its type. steps: by which the
             values of an output differ at the least, as its last QuantizeLinear has them.
         inputs: what the comparisons that follow ran on. failing: where the worst failure was seen.
@@ -80,6 +85,7 @@ class Ledger:
     peak: dict[str, float] = field(default_factory=dict)
     carried: dict[str, float] = field(default_factory=dict)
     limits: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, float] = field(default_factory=dict)
     least: float = 0.0
     steps: Mapping[str, float] = field(default_factory=dict)
     inputs: Mapping[str, Array] | None = None
@@ -96,7 +102,9 @@ class Ledger:
             return 0.0
         noise = max(self.noise.get(output, 0.0), self.carried.get(output, 0.0))
         step = min(LARGEST_STEP, 1.5 * self.steps.get(output, 0.0) / (self.peak.get(output) or 1.0))
-        return max(floor(dtype), self.least, step, min(LARGEST_TOLERANCE, NOISE_FACTOR * noise))
+        return max(
+            floor(dtype, self.units.get(output, 0.0)), self.least, step, min(LARGEST_TOLERANCE, NOISE_FACTOR * noise)
+        )
 
     def compare(
         self,

@@ -23,6 +23,7 @@ import onnx
 
 from convrewrite.errors import UsageError
 from convrewrite.model_io import protofile
+from convrewrite.model_io.functions import inlined
 
 FINAL_OPS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Hardmax", "ArgMax"})
 """Operators that hide differences of their operand."""
@@ -57,11 +58,12 @@ class Sketch:
 
     Attributes:
         model: large `raw_data` are marks (see `protofile`); external data stays external.
-        payloads: what the marks stand for.
+        payloads: what the marks stand for. inlined: the file has local functions, which `model` has not.
     """
 
     model: onnx.ModelProto
     payloads: list[protofile.Payload]
+    inlined: bool = False
 
     def serialize(self, variant: onnx.ModelProto) -> bytes:
         """A variant of the model in full."""
@@ -75,7 +77,9 @@ def read_sketch(path: str | Path) -> Sketch:
     """Read a model without its weights. Raises UsageError where it is none."""
     try:
         skeleton, payloads = protofile.cut(protofile.MappedFile(Path(path)))
-        return Sketch(onnx.load_model_from_string(skeleton), payloads)
+        model = onnx.load_model_from_string(skeleton)
+        flat = inlined(model)
+        return Sketch(flat, payloads, flat is not model)
     except OSError as error:
         raise UsageError(f"cannot read {path} ({error.strerror or type(error).__name__})") from None
     except Exception as error:  # protobuf raises several unrelated classes

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.atomic import discard, refuse_target, temporary_beside, write_durably, write_errors
+from convrewrite.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
 
 Array = np.ndarray[Any, Any]
 
@@ -49,6 +49,6 @@ class Failing:
         try:
             with write_errors(path):
                 write_durably(temporary, [buffer.getvalue()])
-                temporary.replace(path)
+                publish(temporary, path)
         finally:
             discard(temporary)

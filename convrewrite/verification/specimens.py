@@ -16,12 +16,14 @@ import numpy as np
 import onnx
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import RunFailed, Session, TensorInfo, open_session
+from convrewrite.runtime import RunFailed, TensorInfo, open_session
 from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
 from convrewrite.verification import exposure
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, ONE_STEP, TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
+from convrewrite.verification.precision import roundings
 from convrewrite.verification.ranges import integer_limits
+from convrewrite.verification.values import all_tensors
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
@@ -63,6 +65,7 @@ class Specimen:
         moving: outputs that depend on an input's values.
         below: numbers that the values of integer inputs stay below, where the graph says so.
         optimized: whether its sessions run with graph optimizations. steps: by which outputs stored in integers differ.
+        units: in the last place, of outputs and probes that a narrower type than their own led to.
     """
 
     path: str
@@ -75,6 +78,7 @@ class Specimen:
     below: Mapping[str, int] = field(default_factory=dict)
     optimized: bool = True
     steps: Mapping[str, float] = field(default_factory=dict)
+    units: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def session(self) -> Runner:
@@ -96,6 +100,7 @@ class Specimen:
 def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True, reference: bool = False) -> Specimen:
     """Open a model and its probed copy; a `reference` runs as one session where it has probes.
 
+    (Two where it has local functions: the copy has them inlined, and the outputs are to be the file's own.)
     With `usual`, graph optimizations are on, or off for a model that rounds inside; without, the other way round.
     Where the probed copy cannot be opened, the model goes without, and `unprobed` says why.
     """
@@ -105,32 +110,32 @@ def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True
     moving = frozenset(exposure.moving_outputs(sketch.model))
     below, steps = integer_limits(sketch.model), exposure.last_steps(sketch.model)
     probes = exposure.add_probes(sketch.model)
-    probed, unprobed = None, ""
+    units = roundings(sketch.model)
+    probed: Runner | None = None
+    unprobed = ""
     if probes:
         try:
             probed = session_of(sketch, sketch.model, path, provider, optimize=optimize)
         except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
             probes, unprobed = (), f"its probed copy does not load: {error}"
-    plain = None if probed is not None and reference else open_session(path, provider, optimize)
+    one_session = probed is not None and reference and not sketch.inlined
+    plain = None if one_session else all_tensors(open_session(path, provider, optimize))
     described = probed if plain is None else plain
     assert described is not None
-    for info in described.outputs:
-        if not info.kind.startswith("tensor("):
-            raise UsageError(f"output '{info.name}' of {path} is {info.kind}, not a tensor; it cannot be verified")
     added = {probe.name for probe in probes}
     outputs = tuple(info.name for info in described.outputs if info.name not in added)
-    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, optimize, steps)
+    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, optimize, steps, units)
 
 
 def session_of(
     sketch: exposure.Sketch, variant: onnx.ModelProto, path: str, provider: str, *, optimize: bool | None = None
-) -> Session:
+) -> Runner:
     """A session on a temporary variant of the model at `path`; its external data is read where it lies."""
     folder = Path(path).resolve().parent if exposure.has_external_data(variant) else None
     content = sketch.serialize(variant)
     if optimize is None:
         optimize = not exposure.rounds_inside(sketch.model)
-    return open_session(content, provider, optimize, label=f"a variant of {path}", data_folder=folder)
+    return all_tensors(open_session(content, provider, optimize, label=f"a variant of {path}", data_folder=folder))
 
 
 @dataclass
@@ -171,7 +176,7 @@ class Evidence:
         """A ledger that knows the original's noise. Raises UsageError for the tolerance of an unknown output."""
         ledger = Ledger(seed, None, dict(self.noise), dict(self.peak))
         ledger.least = 0.0 if reference.optimized else ONE_STEP
-        ledger.steps = reference.steps
+        ledger.steps, ledger.units = reference.steps, reference.units
         if not isinstance(tolerance, Mapping):
             ledger.limit = tolerance
             return ledger

@@ -19,11 +19,11 @@ import numpy as np
 import onnx
 
 from convrewrite.errors import ConvrewriteError
-from convrewrite.runtime import RunFailed, Session
+from convrewrite.runtime import RunFailed
 from convrewrite.sampling import Feeds
 from convrewrite.verification import exposure
 from convrewrite.verification.comparison import relative_error
-from convrewrite.verification.specimens import session_of
+from convrewrite.verification.specimens import Runner, session_of
 from convrewrite.verification.subjects import LargeImage, Position, Subject, Values
 from convrewrite.verification.verdicts import Deviation
 from convrewrite.verification.window_checks import compare_cells, run_converted, run_crops, run_each
@@ -55,8 +55,8 @@ class TrunkOracle:
 
     subject: Subject
     cut: tuple[CutTensor, ...]
-    trunk: Session
-    head: Session
+    trunk: Runner
+    head: Runner
     features: Mapping[str, Array]
     held: Feeds
     provider: str

@@ -31,18 +31,20 @@ Source: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import onnx
 import onnx_graphsurgeon as gs
 
+from convrewrite.branches import settled
 from convrewrite.errors import UsageError
-from convrewrite.graph import Constants, infer_shapes, live_nodes, subgraph_tensors
+from convrewrite.graph import Constants, infer_shapes, live_nodes, producer, skeleton, subgraph_tensors
 from convrewrite.passes.fcn.lifter import Lifted, Lifter
 from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal
+from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.skeletons import is_tensor
 from convrewrite.windows import METADATA_KEY
 
 LAYOUTS = {
@@ -89,6 +91,8 @@ class Fcn:
         """Lift the graph; pure, since the new nodes are built beside the old ones."""
         if graph.opset < 7:
             return Refusal(REASONS["fcn/opset-too-old"], f"the model uses opset {graph.opset}")
+        if no_tensor := _not_a_tensor(graph):
+            return Refusal(REASONS["fcn/not-a-tensor"], no_tensor)
         image = image_input(graph)
         if image is None:
             return Refusal(REASONS["fcn/no-image-input"], "no input has an image's axes")
@@ -121,14 +125,16 @@ class Fcn:
         best: tuple[int, Refuse] | None = None
         for axes, shape in self._readings(image):
             try:
-                shapes = {t.name: [d if isinstance(d, int) else shape[0] for d in t.shape or ()] for t in graph.inputs}
-                native = infer_shapes(graph, {**shapes, image.name: shape})
+                variants = self._variants(graph, image, axes, shape)
+                flat, taken = settled(graph, variants)
+                native = infer_shapes(flat, variants[0])
             except onnx.shape_inference.InferenceError as error:
                 text = " ".join(str(error).split())[:160]
                 attempt = 0, Refuse("fcn/dynamic-shape", f"shapes do not follow from the input's: {text}")
             else:
                 try:
-                    return self._walk(graph, image, axes, native)
+                    lifted = self._walk(flat, image_input(flat) or image, axes, native)
+                    return replace(lifted, sites=(*lifted.sites, *map(_branch_site, taken))) if lifted.sites else lifted
                 except _Stopped as stopped:
                     attempt = stopped.progress, stopped.refusal
             if best is None or attempt[0] > best[0]:
@@ -175,6 +181,20 @@ class Fcn:
                     yield axes, shape
                 if isinstance(image.shape[axes.find("N")], int) or "N" not in axes:
                     break
+
+    def _variants(
+        self, graph: gs.Graph, image: gs.Variable, axes: str, shape: list[int]
+    ) -> list[dict[str, Sequence[int]]]:
+        """Shapes of all inputs, and those of other batches where the batch is open."""
+        place = axes.find("N")
+        batches = {shape[0]: shape}
+        if place == 0 and not isinstance(image.shape[place], int):
+            batches |= {batch: [batch, *shape[1:]] for batch in (1, SAMPLE) if batch != shape[0]}
+        return [
+            {t.name: [d if isinstance(d, int) else batch for d in t.shape or ()] for t in graph.inputs}
+            | {image.name: given}
+            for batch, given in batches.items()
+        ]
 
     def _walk(self, graph: gs.Graph, image: gs.Variable, axes: str, native: dict[str, tuple[int, ...]]) -> Lifted:
         """Lift with trailing pads that no window sees left out; with them, where the net is padded all the same."""
@@ -246,6 +266,34 @@ class _Stopped(Exception):
         super().__init__()
         self.progress = progress
         self.refusal = refusal
+
+
+def _branch_site(output: str) -> Site:
+    """An `If` that was decided by shapes."""
+    return Site(
+        "fcn", output, "If", "rewritten", detail="the branch that is taken at the native size", equivalence="exact"
+    )
+
+
+def _not_a_tensor(graph: gs.Graph) -> str:
+    """Which output is a sequence, map or optional, and the tensors that it is made of; empty where none is."""
+    output = next((output for output in graph.outputs if not is_tensor(output)), None)
+    if output is None:
+        return ""
+    inferred = onnx.shape_inference.infer_shapes(skeleton(graph)).graph
+    others = {i.name for i in (*inferred.value_info, *inferred.output) if not i.type.HasField("tensor_type")}
+    todo, makers, found = [output], [], []
+    while todo:
+        node = producer(todo.pop(0))
+        if node is not None:
+            makers.append(node.op)
+            read = [t for t in node.inputs if t.name and not isinstance(t, gs.Constant)]
+            todo += [t for t in read if t.name in others]
+            found += [
+                f"'{t.name}'" for t in read if t.name not in others and getattr(producer(t), "op", "") != "Constant"
+            ]
+    made = f"{' and '.join(dict.fromkeys(makers))} makes it of {' and '.join(dict.fromkeys(found))}"
+    return f"output '{output.name}' is no tensor: {made if found else 'it is not made of tensors'}"
 
 
 def _only_channels_open(image: gs.Variable) -> bool:

@@ -37,15 +37,15 @@ def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
                 detail = f"{lifter.label(node)} multiplies by '{tensor.name}', which is not constant"
                 raise Refuse("fcn/weight-not-constant", detail)
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} multiplies two tensors that depend on the image")
-    layer = LinearLayer.from_node(node, weight=static[0])
+    stored, rank = lifter.shape(node.inputs[static[0]]), len(lifter.shape(node.inputs[1 - static[0]]))
+    layer = LinearLayer.from_node(node, weight=static[0], stored=stored, rank=rank)
     if lifter.graph.opset < 22 and str(node.inputs[layer.weight].dtype) in ("bfloat16", "16"):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} has bfloat16 weights, which Conv takes from opset 22 on")
     data = states[layer.data]
     scaled = _scaled_identity(lifter, node, layer, data) if isinstance(data, View) else None
     if scaled is not None:
         return [scaled]
-    stored = lifter.shape(node.inputs[layer.weight])
-    if any(size != 1 for size in stored[:-2]):
+    if len(stored) > 1 and not layer.is_matrix:
         raise Refuse("fcn/uncontracted-channels", f"{lifter.label(node)} multiplies by a stack of matrices")
     result = _product(lifter, node, layer, data)
     missing = len(lifter.shape(node.outputs[0])) - len(result.axes)  # a weight [1, F, K] adds an axis of extent 1
@@ -56,7 +56,7 @@ def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
 
 def _product(lifter: Lifter, node: gs.Node, layer: LinearLayer, data: State) -> View:
     anchor = node.outputs[0].name
-    outputs = _outputs(lifter, node, layer)
+    outputs = layer.outputs
     if isinstance(data, Parts):
         if data.axis != data.rank + layer.axis:
             raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} contracts another axis than the joined one")
@@ -78,17 +78,10 @@ def _product(lifter: Lifter, node: gs.Node, layer: LinearLayer, data: State) -> 
             terms.append(_vector_product(lifter, node, layer, member, part, knew))
     view = _summed(lifter, node, terms)
     view = _with_bias(lifter, node, layer, view)
-    entries = math.prod(lifter.shape(node.inputs[layer.weight]))
+    entries = math.prod(layer.stored)
     detail = f"{node.op} [{outputs}, {sum(extents)}] -> {_kernel_text(lifter, members, layer.axis, outputs)}"
     lifter.rewrote(node, detail, "reassociated", params=(entries, entries))
     return view
-
-
-def _outputs(lifter: Lifter, node: gs.Node, layer: LinearLayer) -> int:
-    stored = lifter.shape(node.inputs[layer.weight])[-2:]
-    if len(stored) == 1:
-        return 1
-    return stored[0] if layer.rows_are_outputs else stored[1]
 
 
 def _kernel_text(lifter: Lifter, members: Sequence[View | Fixed], axis: int, outputs: int) -> str:
@@ -137,23 +130,15 @@ def _contracted(
         for i, other in enumerate(view.axes)
         if i != place
     ]
-    return replace(view, tensor=tensor, base=base, axes=_output_axes(node, layer, rest, knew), fields=fields)
+    return replace(view, tensor=tensor, base=base, axes=_output_axes(layer, rest, knew), fields=fields)
 
 
-def _output_axes(node: gs.Node, layer: LinearLayer, rest: Sequence[Axis], knew: Atom) -> Layout:
-    """Axes of the product: the new axis stands where the contracted one stood, but for a Gemm on transposed data."""
+def _output_axes(layer: LinearLayer, rest: Sequence[Axis], knew: Atom) -> Layout:
+    """Axes of the product: where the layer puts its outputs; none for a vector."""
     others = list(rest)
-    if len(_shape_of(node.inputs[layer.weight])) == 1:
+    if len(layer.stored) == 1:
         return tuple(others)
-    if layer.data == 0:
-        return (*others, (knew,))
-    if node.op == "Gemm":
-        return ((knew,), *others)
-    return (*others[:-1], (knew,), others[-1])
-
-
-def _shape_of(tensor: gs.Tensor) -> Sequence[int]:
-    return tensor.shape if tensor.shape is not None else (0, 0)
+    return (*others, (knew,)) if layer.output_axis == -1 else (*others[:-1], (knew,), *others[-1:])
 
 
 def _text(axis: Sequence[Atom]) -> str:
@@ -174,7 +159,7 @@ def _weight(
     fan_in, kernel = sizes
     tensor = node.inputs[layer.weight]
     made = producer(tensor)
-    outputs = _outputs(lifter, node, layer)
+    outputs = layer.outputs
     shape = [outputs, int(fan_in) or 1, *(kernel[letter] for letter in view.letters)]
     plain = part == slice(None) and layer.alpha == 1.0
     if plain and made is not None and made.op == "ConstantOfShape" and not isinstance(tensor, gs.Constant):
@@ -184,7 +169,7 @@ def _weight(
     order += [i for letter in view.letters for i, a in enumerate(axis) if a.letter == letter]
 
     def kernels(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        matrix = replace(layer, alpha=1.0).matrix(stored.reshape(stored.shape[-2:]))[:, part]
+        matrix = replace(layer, alpha=1.0).matrix(stored)[:, part]
         apart = matrix.reshape(outputs, *(a.extent for a in axis))
         return apart.transpose(0, *(i + 1 for i in order)).reshape(shape)
 
@@ -209,7 +194,7 @@ def _vector_product(
 ) -> gs.Variable:
     """A second input without positions: its share of the product, [N, K]."""
     values = lifter.value(node.inputs[layer.weight], node)
-    matrix = layer.matrix(values.reshape(values.shape[-2:]))[:, part]
+    matrix = layer.matrix(values)[:, part]
     anchor = node.outputs[0].name
     weight = lifter.emitter.constant(f"{anchor}/vector/weight", matrix.T)
     return lifter.emitter.emit("MatMul", [vector.tensor, weight], output=f"{anchor}/vector", dtype=vector.tensor.dtype)
@@ -282,7 +267,7 @@ def _scaled_identity(lifter: Lifter, node: gs.Node, layer: LinearLayer, view: Vi
     """A MatMul over the width by s * I (one s, or one per channel) is a multiplication by s."""
     if node.op != "MatMul" or not large(view.axes[layer.axis]):
         return None
-    stored = lifter.shape(node.inputs[layer.weight])
+    stored = layer.stored
     if len(stored) < 2 or stored[-1] != stored[-2] or len(view.axes[layer.axis]) != 1:
         return None
     values = lifter.constants.value(node.inputs[layer.weight])

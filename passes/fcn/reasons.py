@@ -23,6 +23,11 @@ REASONS = {
             "export the model with an image input, [N, C, H, W] or [N, H, W, C]",
         ),
         Reason(
+            "fcn/not-a-tensor",
+            "an output is a sequence or a map of numbers, which has no place for the positions of a class map",
+            "cut the model there: onnx.utils.extract_model(IN, OUT, [its inputs], [that tensor])",
+        ),
+        Reason(
             "fcn/window-needed",
             "the input size is symbolic, so the window the classifier was made for is not in the file",
             "name it with --window HxW",

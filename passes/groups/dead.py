@@ -19,6 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.layers import LinearLayer
 from convrewrite.passes.groups.absorb import Take, perform, takes
 from convrewrite.passes.groups.detection import Array, kernel_norms
 from convrewrite.passes.groups.neighbours import find_space
@@ -170,7 +171,7 @@ def trim(graph: gs.Graph, plan: Trim) -> None:
 def _takes_rows(net: Network, take: Take) -> bool:
     node = net.node(take.anchor)
     if node.op == "Gemm":
-        return take.axis == (0 if node.attrs.get("transB", 0) else 1)
+        return take.axis == (0 if LinearLayer.from_node(node, weight=1).rows_are_outputs else 1)
     return take.axis == (1 if node.op in ("ConvTranspose", "MatMul") else 0)
 
 
@@ -258,6 +259,6 @@ def _gemm_scale(net: Network, node: gs.Node) -> tuple[bool, float]:
     if len(node.inputs) < 3 or not node.inputs[2].name:
         return beta == 1.0, alpha
     shape, weight = net.shape(node.inputs[2]), net.shape(node.inputs[1])
-    out = None if weight is None else weight[0 if node.attrs.get("transB", 0) else 1]
+    out = None if weight is None else weight[0 if LinearLayer.from_node(node, weight=1).rows_are_outputs else 1]
     full = shape is not None and len(shape) > 0 and shape[-1] == out
     return bool(full and beta != 0.0), alpha / (beta or 1.0)

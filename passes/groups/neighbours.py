@@ -14,6 +14,7 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.layers import LinearLayer
 from convrewrite.passes.groups.network import Network, known
 from convrewrite.passes.groups.spaces import Range, Search, Space, on_made, on_read
 
@@ -110,7 +111,7 @@ def _transposed_read(s: Search, node: gs.Node, position: int, own: Range) -> Non
 def _gemm_made(s: Search, node: gs.Node, own: Range) -> None:
     if not _constant(s, node, 1, 2):
         return
-    s.edit(node, 1, 0 if node.attrs.get("transB", 0) else 1, own)
+    s.edit(node, 1, 0 if LinearLayer.from_node(node, weight=1).rows_are_outputs else 1, own)
     if len(node.inputs) > 2 and node.inputs[2].name:
         shape = s.net.shape(node.inputs[2])
         if shape and shape[-1] != 1:
@@ -119,10 +120,11 @@ def _gemm_made(s: Search, node: gs.Node, own: Range) -> None:
 
 @on_read("Gemm")
 def _gemm_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
-    if position or node.attrs.get("transA", 0) or not _constant(s, node, 1):
+    layer = LinearLayer.from_node(node, weight=1)
+    if position or layer.axis != -1 or not _constant(s, node, 1):
         s.stop("groups/order-fixed", s.net.label(node))
     else:
-        s.columns(node, 1 if node.attrs.get("transB", 0) else 0, own)
+        s.columns(node, 1 if layer.rows_are_outputs else 0, own)
 
 
 @on_made("MatMul")

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.graph import Constants
+from convrewrite.layers import LinearLayer
 from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.neighbours import ELEMENTWISE, RESHAPES, UNARY
 from convrewrite.passes.groups.network import Network
@@ -104,9 +105,10 @@ def _matrix(net: Network, node: gs.Node) -> Steady | None:
     weight, bias = _operand(net, node, 1), _operand(net, node, 2)
     if weight is None or weight.ndim != 2 or (bias is None and _given(node, 2)):
         return None
-    rows = weight if node.op == "Gemm" and node.attrs.get("transB", 0) else weight.T
+    layer = LinearLayer.from_node(node, weight=1, stored=weight.shape)
+    rows = weight if layer.rows_are_outputs else weight.T
     known = np.asarray(~rows.any(1))
-    offset = np.zeros((), weight.dtype) if bias is None else bias * np.asarray(node.attrs.get("beta", 1.0), bias.dtype)
+    offset = np.zeros((), weight.dtype) if bias is None else bias * np.asarray(layer.beta, bias.dtype)
     if offset.size not in (1, len(rows)):
         return None
     return Steady(known, np.where(known, offset.ravel(), 0).astype(weight.dtype))

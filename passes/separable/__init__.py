@@ -1,4 +1,4 @@
-"""separable: a convolution becomes a chain of smaller ones, by singular value decomposition, within a tolerance.
+"""separable: a convolution or a linear layer becomes a chain of smaller ones, by singular values, within a tolerance.
 
 Before                                  After
     x ── Conv k x k, I -> O ── y            one of
@@ -6,6 +6,7 @@ Before                                  After
                                             x ── depthwise k x k ── 1 x 1 ──(+)── y           depthwise, R times, added
                                             x ── k x k, I -> R ── 1 x 1, R -> O ── y          channel
                                             x ── 1 x 1 ── k x k, P -> R ── 1 x 1 ── y         tucker
+    x ── Gemm or MatMul, F -> K ── y        x ── Gemm or MatMul, F -> R ── the same, R -> K ── y   channel
 
 Algebra. Written as a matrix, with some of its axes as rows and the others as columns, the kernel W has singular values
 s1 >= s2 >= ...; cut off behind the R-th it is the nearest kernel of rank R, and
@@ -16,13 +17,18 @@ so the error is known before anything is built. Rows (in, k vertical) and column
 form, with R k (I + O) instead of k^2 I O multiplications per cell: O(m n) becomes O(m + n) for a kernel of rank one,
 such as Sobel's [1 2 1]^T [1 0 -1]. Each axis of the kernel belongs to one convolution of the chain, which takes its
 stride, dilation and pads; the bias goes to the last one. A BatchNormalization that follows directly is folded in first.
+A ConvTranspose spreads and crops each axis by itself, so it is cut in the same ways; its 1 x 1 stages are plain Convs.
+
+A Gemm, or a MatMul with a constant matrix on either side, is a 1 x 1 convolution of the vectors that it multiplies: its
+form is "channel", with R (F + K) instead of F K multiplications for each of them. A Gemm stays a Gemm and a MatMul a
+MatMul. A product of two activations, as in attention, and a Gather from an embedding are no sites.
 
 `tol` bounds that relative error of each kernel, after the fold; 0 means what rounding costs. The forms and ranks within
 it are ranked by their cost, and a judge accepts one or leaves the layer as it is: trained kernels are rarely of low
 rank. Where real inputs are given, the factors are fitted to the layer's responses on them, within the same bound.
 
-Requires a Conv with 1, 2 or 3 spatial axes whose weight is constant: an initializer, a Constant, or computed from them
-(through Reshape, Transpose, DequantizeLinear ...).
+Requires a Conv or ConvTranspose with 1, 2 or 3 spatial axes, a Gemm or a MatMul, whose weight is constant: an
+initializer, a Constant, or computed from them (through Reshape, Transpose, DequantizeLinear ...).
 Refuses weights that are computed from an input, that are not floating-point, or that hold NaN.
 Sources: Jaderberg, Vedaldi and Zisserman, "Speeding up Convolutional Neural Networks with Low Rank Expansions", BMVC
 2014 (spatial); Guo, Li, Lin and Chen, "Network Decoupling", BMVC 2018 (depthwise); Zhang, Zou, He and Sun,
@@ -35,34 +41,38 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol, overload
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import infer_shapes
+from convrewrite.graph import has_fixed_inputs, infer_shapes
+from convrewrite.layers import LinearLayer
 from convrewrite.passes.separable.emission import Replacement, emit
 from convrewrite.passes.separable.factors import rounding
+from convrewrite.passes.separable.matrices import read_matrix
 from convrewrite.passes.separable.plans import Offers, Option, offers
 from convrewrite.passes.separable.reasons import REASONS
 from convrewrite.passes.separable.refine import Moments
-from convrewrite.passes.separable.site import ConvSite, read_site
+from convrewrite.passes.separable.site import LayerSite, read_site
+from convrewrite.passes.separable.transposed import explicit
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
 FORMS = ("spatial", "depthwise", "channel", "tucker")
 """What `form` may be, beside "auto" for all of them."""
+
+CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 FACTOR = re.compile(r"/separable/\d+\.\d+(_\d+)?$")
 """The end of the name of a node that this pass made."""
 
 
 class Responses(Protocol):
-    """What a convolution sees and gives on real inputs: how the pipeline hands activations to the pass."""
+    """What a layer sees and gives on real inputs: how the pipeline hands activations to the pass."""
 
-    def __call__(self, graph: gs.Graph, site: ConvSite) -> Moments | None:
-        """Moments of the inputs of a Conv as the graph now computes them, and of what the original gives there.
+    def __call__(self, graph: gs.Graph, site: LayerSite) -> Moments | None:
+        """Moments of the inputs of a layer as the graph now computes them, and of what the original gives there.
 
         None where they would be too large to hold: the factors then stay as the decomposition gives them.
         """
@@ -88,7 +98,7 @@ class Lazily(Sequence[Plan]):
         return self._make(self._options[place])
 
 
-def _worth_fitting(site: ConvSite, found: Offers) -> bool:
+def _worth_fitting(site: LayerSite, found: Offers) -> bool:
     """Whether some option is approximate, and has fewer MACs."""
     limit = rounding(site.dtype)
     return any(option.error > limit and option.cost.macs < found.before.macs for option in found.options)
@@ -112,42 +122,58 @@ class Separable:
     responses: Responses | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
-        """Every Conv."""
+        """Every Conv and ConvTranspose, and every Gemm and MatMul with one constant factor."""
         for node in graph.nodes:
-            if node.op == "Conv" and (node.domain or "ai.onnx") == "ai.onnx":
+            convolves = node.op in CONVOLUTIONS and (node.domain or "ai.onnx") == "ai.onnx"
+            if convolves or LinearLayer.of(node) is not None:
                 yield node
 
     def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Find the forms and ranks within the tolerance, the fastest first."""
-        label = f"Conv '{node.name or node.outputs[0].name}'"
+        label = f"{node.op} '{node.name or node.outputs[0].name}'"
         if FACTOR.search(node.name):
             return Declined(REASONS["separable/already-factored"], label)
-        site = read_site(graph, node)
-        if isinstance(site, Refusal):
+        layer = LinearLayer.of(node)
+        shape = self._shape(graph, node.inputs[0 if layer is None else layer.data].name)
+        rank = None if shape is None else len(shape)
+        site = read_site(graph, node) if layer is None else read_matrix(graph, node, layer, rank)
+        if isinstance(site, Refusal | Declined):
             return site
         if not site.weight.any():
             return Declined(REASONS["separable/zero-kernel"], label)
-        shape = self._shape(graph, node.inputs[0].name)
         size, batch = (None, 1) if shape is None else (shape[2:], shape[0])
-        found = offers(site, self.tol, FORMS if self.form == "auto" else (self.form,), size, batch)
+        if site.layer is not None:
+            size, batch = None, 1 if shape is None else site.layer.rows(shape)
+        site = replace(site, size=size)
+        if site.transposed and size is not None and has_fixed_inputs(graph):
+            site = replace(site, attrs=explicit(site.attrs, site.kernel, size))
+        found = offers(site, self.tol, self._forms(site), batch)
         if found is None:
             return Declined(REASONS["separable/no-form"], f"{label}: {site}")
-        moments = self.responses(graph, site) if self.responses is not None and _worth_fitting(site, found) else None
+        asked = self.responses is not None and site.fits and _worth_fitting(site, found)
+        moments = self.responses(graph, site) if self.responses is not None and asked else None
         return Lazily(found.options, lambda option: self._plan(site, found, option, moments))
 
+    def _forms(self, site: LayerSite) -> Sequence[str]:
+        """Those that were asked for, as far as they can be placed."""
+        forms = FORMS if self.form == "auto" else (self.form,)
+        # The extents between two stages that both spread would follow from those of the map, which are open.
+        open_map = site.transposed and site.attrs.get("output_shape")
+        return [form for form in forms if form in ("channel", "tucker")] if open_map else forms
+
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
-        """Put the chain in the place of the Conv, and of the BatchNormalization that it holds."""
+        """Put the chain in the place of the layer, and of the BatchNormalization that it holds."""
         emit(graph, plan.payload)
 
-    def _plan(self, site: ConvSite, found: Offers, option: Option, moments: Moments | None) -> Plan:
+    def _plan(self, site: LayerSite, found: Offers, option: Option, moments: Moments | None) -> Plan:
         moments = moments if option.error > rounding(site.dtype) else None
         replacement = Replacement(site, option, moments, max(self.tol, rounding(site.dtype)))
         error, response = replacement.errors
-        biases = 0 if site.bias is None else len(site.bias)
+        biases = 0 if site.bias is None or (site.layer is not None and moments is None) else len(site.bias)
         told = Site(
             self.name,
             site.anchor,
-            "Conv",
+            site.op,
             "rewritten",
             detail=f"{site} -> {option}",
             equivalence="reassociated" if error <= rounding(site.dtype) else "approximate",
@@ -168,9 +194,9 @@ class Separable:
         """Shape of a tensor, if it is known."""
         if self.shapes is not None:
             return self.shapes.get(name)
-        given: dict[str, list[Any]] = {t.name: list(t.shape or ()) for t in graph.inputs}
-        if any(not isinstance(dim, int | np.integer) for dims in given.values() for dim in dims):
+        if not has_fixed_inputs(graph):
             return None
+        given: dict[str, list[Any]] = {t.name: list(t.shape or ()) for t in graph.inputs}
         try:
             return infer_shapes(graph, given).get(name)
         except onnx.shape_inference.InferenceError:

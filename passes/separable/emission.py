@@ -7,6 +7,7 @@ against the original with that kernel in it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,10 +18,12 @@ import onnx_graphsurgeon as gs
 from convrewrite.errors import ConvrewriteError
 from convrewrite.graph import unique_name
 from convrewrite.passes.separable.factors import Array, Factor, Factorization, rounding
-from convrewrite.passes.separable.geometry import placed
+from convrewrite.passes.separable.matrices import emit_matrices
+from convrewrite.passes.separable.placing import placed
 from convrewrite.passes.separable.plans import Option
 from convrewrite.passes.separable.refine import Moments, Refined, refine
-from convrewrite.passes.separable.site import ConvSite
+from convrewrite.passes.separable.site import LayerSite
+from convrewrite.passes.separable.transposed import swapped
 
 SLACK = 1.02
 """Between the error of a kernel that was foretold and that of the factors that were built."""
@@ -35,7 +38,7 @@ class Replacement:
             error of the kernel.
     """
 
-    site: ConvSite
+    site: LayerSite
     option: Option
     moments: Moments | None
     tol: float
@@ -78,7 +81,7 @@ class Replacement:
         return self.site.bias + self.shift
 
     def reconstruction(self) -> tuple[Array, Array | None]:
-        """(weight, what is added to the bias or None) as the original Conv would hold them, in its own type.
+        """(weight, what is added to the bias or None) as the original node would hold them, in its own type.
 
         Raises:
             ConvrewriteError: it is further from the original's than what is said of it.
@@ -89,26 +92,30 @@ class Replacement:
             inverse = np.divide(1.0, scale, out=np.zeros_like(scale), where=scale != 0)
             weight = weight * inverse.reshape(-1, *[1] * (weight.ndim - 1))
             shift = None if shift is None else shift * inverse
-        return weight.astype(self.site.dtype), None if shift is None else shift.astype(self.site.dtype)
+        if shift is not None:
+            shift = shift if self.site.layer is None else self.site.layer.spread(shift)
+            shift = shift.astype(self.site.dtype)
+        return self.site.stored(weight), shift
 
     def _check(self, weight: Array) -> None:
         """Hold the kernel against the original's: what is verified against it could otherwise be any function."""
         true = float(np.linalg.norm(weight - self.site.weight) / np.linalg.norm(self.site.weight))
         stated = self.errors[0]
         if not true <= SLACK * stated + rounding(self.site.dtype):
-            raise ConvrewriteError(
-                f"the factors of Conv '{self.site.node}' ({self.option}) are off by {true:.2e}, not by {stated:.2e}"
-            )
+            what = f"{self.site.op} '{self.site.node}' ({self.option})"
+            raise ConvrewriteError(f"the factors of {what} are off by {true:.2e}, not by {stated:.2e}")
 
 
 def emit(graph: gs.Graph, replacement: Replacement) -> None:
-    """Put the chains in the place of the Conv (and its BatchNormalization) that they stand for."""
+    """Put the chains in the place of the node (and of the BatchNormalization or Add) that they stand for."""
     site, taken = replacement.site, set(graph.tensors())
-    conv = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == site.anchor)
-    last = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == site.target)
-    data, target = conv.inputs[0], last.outputs[0]
+    linear = site.layer is not None
+    node = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == site.anchor)
+    # The Add behind a MatMul stays as it is where nothing is added to it.
+    end = site.anchor if linear and replacement.shift is None else site.target
+    last = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == end)
+    target = last.outputs[0]
     dtype: Any = target.dtype or site.dtype
-    made: list[gs.Node] = []
 
     def fresh(name: str) -> gs.Variable:
         return gs.Variable(unique_name(name, taken), dtype)
@@ -116,34 +123,48 @@ def emit(graph: gs.Graph, replacement: Replacement) -> None:
     def constant(name: str, values: Array) -> gs.Constant:
         return gs.Constant(unique_name(name, taken), np.ascontiguousarray(values.astype(site.dtype)))
 
-    branches = replacement.factorization.branches
-    total: gs.Variable | None = None
-    for number, chain in enumerate(branches):
-        tensor = data
-        nodes = placed(tuple(factor.stage for factor in chain), site.attrs)
-        for place, (factor, node) in enumerate(zip(chain, nodes, strict=True)):
-            name = f"{site.node}/separable/{number}.{place}"
-            inputs = [tensor, constant(f"{name}/weight", factor.weight)]
-            end = place == len(chain) - 1
-            if end and number == 0 and replacement.bias is not None:
-                inputs.append(constant(f"{name}/bias", replacement.bias))
-            tensor = target if end and len(branches) == 1 else fresh(name)
-            made.append(gs.Node("Conv", name, dict(node.attrs), inputs, [tensor] if tensor is not target else []))
-        if total is not None:
-            added = target if number == len(branches) - 1 else fresh(f"{site.node}/separable/sum.{number}")
-            node = gs.Node(
-                "Add" if graph.opset >= 7 else "Sum", f"{site.node}/separable/add.{number}", {}, [total, tensor]
-            )
-            made.append(node)
-            if added is not target:
-                node.outputs = [added]
-            tensor = added
-        total = tensor
-    where = graph.nodes.index(conv)
-    conv.outputs.clear()
+    if linear:
+        weights = [factor.weight for factor in replacement.factorization.branches[0]]
+        made = emit_matrices(site, node, weights, replacement.shift, graph.opset, fresh, constant)
+    else:
+        made = _branches(replacement, node.inputs[0], graph.opset, fresh, constant)
+    where = graph.nodes.index(node)
+    node.outputs.clear()
     last.outputs.clear()
     made[-1].outputs = [target]
     graph.nodes[where:where] = made
-    for node in {id(conv): conv, id(last): last}.values():
-        node.inputs.clear()
-        graph.nodes.remove(node)
+    for old in {id(node): node, id(last): last}.values():
+        old.inputs.clear()
+        graph.nodes.remove(old)
+
+
+def _branches(
+    replacement: Replacement,
+    data: gs.Tensor,
+    opset: int,
+    fresh: Callable[[str], gs.Variable],
+    constant: Callable[[str, Array], gs.Constant],
+) -> list[gs.Node]:
+    """The convolutions of all branches, and what adds them; the last node still has no output."""
+    site, branches = replacement.site, replacement.factorization.branches
+    made: list[gs.Node] = []
+    total: gs.Variable | None = None
+    for number, chain in enumerate(branches):
+        tensor = data
+        nodes = placed(site, tuple(factor.stage for factor in chain))
+        for place, (factor, node) in enumerate(zip(chain, nodes, strict=True)):
+            name = f"{site.node}/separable/{number}.{place}"
+            weight = swapped(factor.weight, factor.group) if node.op == "ConvTranspose" else factor.weight
+            inputs = [tensor, constant(f"{name}/weight", weight)]
+            if place == len(chain) - 1 and number == 0 and replacement.bias is not None:
+                inputs.append(constant(f"{name}/bias", replacement.bias))
+            tensor = fresh(name)
+            made.append(gs.Node(node.op, name, dict(node.attrs), inputs, [tensor]))
+        if total is not None:
+            name = f"{site.node}/separable/add.{number}"
+            added = fresh(f"{site.node}/separable/sum.{number}")
+            made.append(gs.Node("Add" if opset >= 7 else "Sum", name, {}, [total, tensor], [added]))
+            tensor = added
+        total = tensor
+    made[-1].outputs.clear()
+    return made

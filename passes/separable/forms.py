@@ -1,4 +1,4 @@
-"""The forms in which one convolution weight W [O, I / g, *kernel] can be factored.
+"""The forms in which one weight W [O, I / g, *kernel] can be factored; that of a linear layer has no kernel.
 
     channel     kh x kw, I -> R    then  1 x 1, R -> O          SVD of the (I kh kw) x O matrix (Zhang et al. 2016)
                 1 x 1, I -> R      then  kh x kw, R -> O        SVD of the I x (O kh kw) matrix
@@ -27,21 +27,27 @@ from convrewrite.passes.separable.grouped import Axes, Grouped
 
 FORMS = ("channel", "depthwise", "tucker", "spatial")
 
-_AXIS_NAMES = {1: ("horizontal",), 2: ("vertical", "horizontal"), 3: ("depth", "vertical", "horizontal")}
+_AXIS_NAMES: dict[int, tuple[str, ...]] = {
+    0: (),
+    1: ("horizontal",),
+    2: ("vertical", "horizontal"),
+    3: ("depth", "vertical", "horizontal"),
+}
 
 
 def decompositions(weight: Array, group: int, forms: Collection[str] = FORMS) -> list[Decomposition]:
     """All forms that a weight has, the cheap ones to compute first. Nothing is computed yet.
 
     Args:
-        weight: [O, I / group, *kernel] with one, two or three spatial axes, any float type. It is kept, not copied.
+        weight: [O, I / group, *kernel] with one, two or three spatial axes, or the matrix [O, I] of a linear layer; any
+            float type. It is kept, not copied.
         group: the groups of the convolution.
         forms: which of `FORMS`.
 
     Raises:
         ValueError: the weight holds NaN or infinity, or has no such shape.
     """
-    if weight.ndim not in (3, 4, 5) or 0 in weight.shape or group < 1 or weight.shape[0] % group:
+    if weight.ndim not in (2, 3, 4, 5) or 0 in weight.shape or group < 1 or weight.shape[0] % group:
         raise ValueError(f"no convolution has a weight of shape {weight.shape} in {group} groups")
     if not np.isfinite(weight).all():
         raise ValueError("the weight holds NaN or infinity")

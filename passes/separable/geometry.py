@@ -29,10 +29,19 @@ Layout = tuple[Chain, ...]
 
 @dataclass(frozen=True)
 class Placed:
-    """A stage with the attributes of its Conv node."""
+    """A stage with the attributes and the operator of its node."""
 
     stage: Stage
     attrs: Mapping[str, Any]
+    op: str = "Conv"
+
+
+@dataclass(frozen=True)
+class Cells:
+    """How often a stage applies its weights to a map, and how many cells it writes."""
+
+    computed: int
+    written: int
 
 
 def placed(chain: Chain, attrs: Mapping[str, Any]) -> list[Placed]:
@@ -64,7 +73,8 @@ class Cost:
     """What a layout costs on one input.
 
     Attributes:
-        macs: multiply-accumulates; per cell of the output where the extents of the input are not known.
+        macs: multiply-accumulates; where the extents of the input are not known, per cell of the output (of a
+            ConvTranspose: of the input), or per vector that a matrix multiplies.
         time: the same in a unit that ranks forms by their time: channels filled up to whole blocks, and what goes
             through memory between the stages.
         parameters: entries of the weights.
@@ -75,21 +85,21 @@ class Cost:
     parameters: int
 
 
-def cost(layout: Layout, cells: Sequence[int], batch: int = 1) -> Cost:
-    """The cost of chains that replace one Conv, given the cells that each stage of a chain computes (`cells_of`)."""
+def cost(layout: Layout, cells: Sequence[Cells], batch: int = 1) -> Cost:
+    """The cost of chains that replace one layer, given the cells of each stage of a chain (`cells_of`)."""
     macs = time = parameters = 0
     for branch, chain in enumerate(layout):
         for index, (stage, count) in enumerate(zip(chain, cells, strict=True)):
             taps, inputs = math.prod(stage.kernel), stage.inputs // stage.group
-            macs += count * stage.out * inputs * taps
-            time += count * taps * _block(inputs) * _block(stage.out)
+            macs += count.computed * stage.out * inputs * taps
+            time += count.computed * taps * _block(inputs) * _block(stage.out)
             parameters += stage.out * inputs * taps
             if index < len(chain) - 1 or branch < len(layout) - 1:
-                time += count * _block(stage.out) * TRAFFIC
+                time += count.written * _block(stage.out) * TRAFFIC
     return Cost(batch * macs, batch * time, parameters)
 
 
-def cells_of(chain: Chain, attrs: Mapping[str, Any], size: Sequence[int] | None) -> list[int]:
+def cells_of(chain: Chain, attrs: Mapping[str, Any], size: Sequence[int] | None) -> list[Cells]:
     """Cells of each stage's output on a map of that size; relative to the last one's where that is not known.
 
     Channels play no part: every chain whose stages have the same kernels has the same.
@@ -101,12 +111,12 @@ def cells_of(chain: Chain, attrs: Mapping[str, Any], size: Sequence[int] | None)
         for node in nodes:
             extents = Sliding.read(node.attrs, node.stage.kernel, extents).output
             counts.append(math.prod(extents))
-        return counts
+        return [Cells(count, count) for count in counts]
     left = 1
     for node in reversed(nodes):
         counts.append(left)
         left *= math.prod(node.attrs["strides"])
-    return counts[::-1]
+    return [Cells(count, count) for count in reversed(counts)]
 
 
 def _block(channels: int) -> int:

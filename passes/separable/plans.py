@@ -15,8 +15,9 @@ from functools import cached_property
 from convrewrite.passes.separable.decomposition import Decomposition, answers
 from convrewrite.passes.separable.factors import Rank, Stage, rounding
 from convrewrite.passes.separable.forms import decompositions
-from convrewrite.passes.separable.geometry import BLOCK, Cost, cells_of, cost
-from convrewrite.passes.separable.site import ConvSite
+from convrewrite.passes.separable.geometry import BLOCK, Cells, Cost, cost
+from convrewrite.passes.separable.placing import cells_of
+from convrewrite.passes.separable.site import LayerSite
 
 RUNGS = tuple(2.0**-step for step in range(8))
 """Shares of the tolerance at which plans are offered: whoever bounds the error of the whole model may want less."""
@@ -61,17 +62,18 @@ class Offers:
     tol_halves: float | None
 
 
-def offers(
-    site: ConvSite, tol: float, forms: Collection[str], size: Sequence[int] | None, batch: int = 1
-) -> Offers | None:
-    """Forms and ranks for a convolution on a map of that size; None where no form fits its kernel."""
-    found = [_Priced(made, site, size, batch) for made in decompositions(site.weight, site.group, forms)]
+def offers(site: LayerSite, tol: float, forms: Collection[str], batch: int = 1) -> Offers | None:
+    """Forms and ranks for a layer on its map, or on so many vectors; None where no form fits its kernel."""
+    found = [_Priced(made, site, batch) for made in decompositions(site.weight, site.group, forms)]
     if not found:
         return None
     whole = (Stage(*site.channels, site.kernel, site.group),)
-    before = cost((whole,), cells_of(whole, site.attrs, size), batch)
+    before = cost((whole,), cells_of(site, whole), batch)
     limit = max(tol, rounding(site.dtype))
-    told = answers(found, lambda priced: priced.told(limit, before.macs))
+    if site.layer is None:
+        told = answers(found, lambda priced: priced.told(limit, before.macs))
+    else:  # one form, of a matrix that may be large: the threads of the linear algebra serve it better
+        told = [priced.told(limit, before.macs) for priced in found]
     options = [option for one in told for option in one.options]
     options.sort(key=lambda option: (option.cost.time, option.error, option.decomposition.name, option.rank))
     if not options:
@@ -95,8 +97,7 @@ class _Priced:
     """One form of a site's kernel, with what its ranks cost."""
 
     decomposition: Decomposition
-    site: ConvSite
-    size: Sequence[int] | None
+    site: LayerSite
     batch: int
 
     def cost(self, rank: Rank) -> Cost:
@@ -104,8 +105,8 @@ class _Priced:
         return cost(self.decomposition.layout(rank), self._cells, self.batch)
 
     @cached_property
-    def _cells(self) -> list[int]:
-        return cells_of(self.decomposition.layout(self.decomposition.full)[0], self.site.attrs, self.size)
+    def _cells(self) -> list[Cells]:
+        return cells_of(self.site, self.decomposition.layout(self.decomposition.full)[0])
 
     def told(self, limit: float, macs: int) -> _Told:
         """All of it, for a convolution of so many MACs."""

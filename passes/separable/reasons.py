@@ -1,4 +1,4 @@
-"""Why a convolution is not factored."""
+"""Why a layer is not factored."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ REASONS = {
     for reason in (
         Reason(
             "separable/already-factored",
-            "the convolution is a factor that this pass made; factoring it again would add to its error unseen",
+            "the layer is a factor that this pass made; factoring it again would add to its error unseen",
             "factor the original model instead, with another --tol",
         ),
         Reason(
             "separable/no-form",
             "no form fits the kernel: a spatial form needs an extent above 1 on two axes, a depthwise one a kernel "
-            "larger than 1x1",
+            "larger than 1x1; a matrix has the form 'channel' alone, and needs two rows and two columns",
             "allow other forms with --form auto",
         ),
         Reason(
@@ -30,13 +30,28 @@ REASONS = {
         ),
         Reason(
             "separable/weight-type",
-            "the weight is not of a floating-point type that ONNX Runtime convolves",
+            "the weight is not of a floating-point type that is factored: float16, float32 or float64",
             "convert the model to float32 or float16",
         ),
         Reason(
             "separable/unknown-rank",
             "the weight does not have 1, 2 or 3 spatial axes",
             "leave the layer out with --skip",
+        ),
+        Reason(
+            "separable/not-folded",
+            "the weight is computed from constants, by operators that are not computed beforehand",
+            "fold constants first, for example with onnxsim, so that the weight is an initializer",
+        ),
+        Reason(
+            "separable/not-a-matrix",
+            "the constant factor is a vector, or a stack of several matrices",
+            "nothing needs to be done: only one matrix has a rank that a layer can save",
+        ),
+        Reason(
+            "separable/open-rank",
+            "the constant stands on the left of a MatMul, and it is not known how many axes the other factor has",
+            "infer the shapes first (onnx.shape_inference), or give --size",
         ),
         Reason(
             "separable/nan-weight",

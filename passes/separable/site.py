@@ -1,4 +1,4 @@
-"""A convolution as the pass sees it: its kernel with a BatchNormalization behind it folded in.
+"""A layer as the pass sees it, and convolutions as one: the kernel with a BatchNormalization behind it folded in.
 
     Conv (W, b) ── BatchNormalization (s, t, m, v)     ==>     Conv (k W, k (b - m) + t),     k = s / sqrt(v + epsilon)
 
@@ -16,23 +16,30 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.graph import Constants, subgraph_tensors
+from convrewrite.layers import LinearLayer
 from convrewrite.passes.separable.factors import Array
 from convrewrite.passes.separable.reasons import REASONS
+from convrewrite.passes.separable.transposed import swapped
 from convrewrite.rewrite import Refusal
 
 FLOATS = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
-class ConvSite:
-    """A Conv that may be factored.
+class LayerSite:
+    """A convolution, a transposed one or a linear layer that may be factored.
 
     Attributes:
-        anchor: name of the Conv's output. node: its own name, else the anchor.
-        target: name of the tensor that the chain must give: the anchor, or what the folded BatchNormalization gives.
-        weight: [O, I/g, *kernel] with the fold, float64. bias: [O] with the fold, float64; None where there is none.
+        anchor: name of the node's output. node: its own name, else the anchor.
+        target: name of the tensor that the chain must give: the anchor, or what the folded BatchNormalization gives,
+            or the Add of a bias behind a MatMul.
+        weight: [O, I/g, *kernel] with the fold, float64; of a linear layer [O, I], with its alpha. bias: [O] with the
+            fold, float64; None where there is none.
         scale: [O], the fold's factor per channel; None without a fold.
-        group, dtype: of the stored weight. attrs: of the node.
+        group, dtype: of the stored weight. attrs, op: of the node.
+        layer: how a linear layer stores its weight; None for a convolution.
+        fits: whether a number can be added to each output, which fitting to responses takes.
+        size: extents of the map that it reads, where they are known.
     """
 
     anchor: str
@@ -44,6 +51,10 @@ class ConvSite:
     group: int
     dtype: np.dtype[Any]
     attrs: Mapping[str, Any]
+    op: str = "Conv"
+    layer: LinearLayer | None = None
+    fits: bool = True
+    size: tuple[int, ...] | None = None
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -52,18 +63,34 @@ class ConvSite:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """(out, in) of the whole convolution."""
+        """(out, in) of the whole layer."""
         return self.weight.shape[0], self.weight.shape[1] * self.group
 
+    @property
+    def data(self) -> int:
+        """Which input of the node the layer looks at."""
+        return 0 if self.layer is None else self.layer.data
+
+    @property
+    def transposed(self) -> bool:
+        """Whether it is a ConvTranspose."""
+        return self.op == "ConvTranspose"
+
+    def stored(self, weight: Array) -> Array:
+        """A weight [O, I/g, *kernel] as the node stores it, in its own type."""
+        if self.layer is not None:
+            weight = self.layer.laid_out(weight if self.layer.alpha == 1.0 else weight / self.layer.alpha)
+        elif self.transposed:
+            weight = swapped(weight, self.group)
+        return weight.astype(self.dtype)
+
     def __str__(self) -> str:
-        out, inputs = self.channels
-        kernel = "x".join(map(str, self.kernel))
-        grouped = f", {self.group} groups" if self.group > 1 else ""
-        return f"Conv {out} x {inputs} x {kernel}{grouped}"
+        shape = " x ".join(map(str, [*self.channels, *(["x".join(map(str, self.kernel))] if self.kernel else [])]))
+        return f"{self.op} {shape}{f', {self.group} groups' if self.group > 1 else ''}"
 
 
-def read_site(graph: gs.Graph, node: gs.Node) -> ConvSite | Refusal:
-    """Read a Conv, or say why it cannot be factored."""
+def read_site(graph: gs.Graph, node: gs.Node) -> LayerSite | Refusal:
+    """Read a Conv or ConvTranspose, or say why it cannot be factored."""
     anchor = node.outputs[0].name
     label = f"{node.op} '{node.name or anchor}'"
     constants = Constants(graph)
@@ -77,7 +104,10 @@ def read_site(graph: gs.Graph, node: gs.Node) -> ConvSite | Refusal:
         return Refusal(REASONS["separable/weight-type"], f"{label} has weights of type {weight.dtype}")
     if not 3 <= weight.ndim <= 5:
         return Refusal(REASONS["separable/unknown-rank"], f"{label} has weights {list(weight.shape)}")
+    group = int(node.attrs.get("group", 1))
     wide = weight.astype(np.float64)
+    if node.op == "ConvTranspose":
+        wide = swapped(wide, group)
     shift = None if bias is None else bias.astype(np.float64)
     if not np.isfinite(wide).all() or (shift is not None and not np.isfinite(shift).all()):
         return Refusal(REASONS["separable/nan-weight"], label)
@@ -87,8 +117,8 @@ def read_site(graph: gs.Graph, node: gs.Node) -> ConvSite | Refusal:
         target, scale, offset, mean = folded
         wide = wide * scale.reshape(-1, *[1] * (wide.ndim - 1))
         shift = scale * ((0.0 if shift is None else shift) - mean) + offset
-    group = int(node.attrs.get("group", 1))
-    return ConvSite(anchor, node.name or anchor, target, wide, shift, scale, group, weight.dtype, dict(node.attrs))
+    attrs = dict(node.attrs)
+    return LayerSite(anchor, node.name or anchor, target, wide, shift, scale, group, weight.dtype, attrs, node.op)
 
 
 def _normalization(graph: gs.Graph, node: gs.Node, constants: Constants) -> tuple[str, Array, Array, Array] | None:

@@ -105,7 +105,7 @@ def test_what_others_read_keeps_its_shape() -> None:
     ("build", "reason"),
     [
         (lambda n: n.MatMul("x", n.Transpose("x", perm=[1, 0])), "not-constant"),
-        (lambda n: n.MatMul(n.ints(4, 3), "x"), "not-constant"),
+        (lambda n: n.MatMul(n.ints(4, 3), n.ints(3, 5)), "not-constant"),
         (lambda n: n.MatMul("x", n.ints(5)), "not-a-matrix"),
         (lambda n: n.MatMul("x", n.ints(2, 5, 4)), "not-a-matrix"),
         (lambda n: n.Gemm("x", n.ints(5, 4), n.ints(3, 4)), "added-matrix"),
@@ -116,6 +116,118 @@ def test_what_is_left_as_it_is(build: Callable[[Net], str], reason: str) -> None
     net = Net(3, 5, opset=13)
     result, _ = changed(net.model(build(net)), FcToConv())
     assert [site.reason for site in result.sites] == [f"fc-to-conv/{reason}"]
+
+
+@pytest.mark.parametrize("ones", [1, 2, 3])
+@pytest.mark.parametrize(
+    "shape", [(3, 5), (2, 3, 5), (2, 2, 3, 5), (5,), ("n", 3, 5), ("n", "m", 5), ("n", 5)], ids=str
+)
+def test_a_matrix_with_ones_before_it(shape: tuple[int | str, ...], ones: int) -> None:
+    net = Net(*shape, opset=13)
+    weight = net.const(net.numbers_of(5, 4).reshape(*[1] * ones, 5, 4))
+    model = net.model(net.Add(net.ints(4), net.MatMul("x", weight)))
+    result, made = changed(model, FcToConv())
+    assert [site.outcome for site in result.sites] == ["rewritten"]
+    assert "MatMul" not in ops(made)
+    fed = [3 if isinstance(size, str) else size for size in shape]
+    assert_same(model, made, *fed)
+
+
+@pytest.mark.parametrize("ones", [0, 1, 2])
+@pytest.mark.parametrize(
+    "shape", [(5,), (5, 3), (2, 5, 3), (2, 2, 5, 3), (5, "n"), ("n", 5, "m"), ("n", 2, 5, 3), ("n", 5, 3)], ids=str
+)
+def test_a_constant_on_the_left(shape: tuple[int | str, ...], ones: int) -> None:
+    net = Net(*shape, opset=13)
+    weight = net.const(net.numbers_of(4, 5).reshape(*[1] * ones, 4, 5))
+    model = net.model(net.MatMul(weight, "x"))
+    result, made = changed(model, FcToConv())
+    if shape == ("n", 5, "m") and ones == 2:
+        assert [site.reason for site in result.sites] == ["fc-to-conv/open-shape"]
+        return
+    assert [site.outcome for site in result.sites] == ["rewritten"]
+    assert "MatMul" not in ops(made)
+    assert_same(model, made, *(3 if isinstance(size, str) else size for size in shape))
+
+
+@pytest.mark.parametrize("flags", [(0, 0), (0, 1), (1, 0), (1, 1)], ids=str)
+def test_a_gemm_with_its_constant_on_the_left(flags: tuple[int, int]) -> None:
+    shape = (3, 5) if flags[1] else (5, 3)
+    net = Net(*shape, opset=13)
+    weight = net.ints(5, 4) if flags[0] else net.ints(4, 5)
+    attrs = {"transA": flags[0], "transB": flags[1], "alpha": 2.0, "beta": 3.0}
+    model = net.model(net.Gemm(weight, "x", net.ints(4, 1), **attrs))
+    result, made = changed(model, FcToConv())
+    assert result.changed
+    assert_same(model, made, *shape)
+    net = Net(*shape, opset=13)
+    weight = net.ints(5, 4) if flags[0] else net.ints(4, 5)
+    model = net.model(net.Gemm(weight, "x", net.ints(4, 3), **attrs))
+    assert [site.reason for site in changed(model, FcToConv())[0].sites] == ["fc-to-conv/added-matrix"]
+
+
+def test_columns_and_rows_do_not_mix() -> None:
+    """What one layer gives as columns, another reads as rows: as many channels, in another order."""
+    net = Net(4, 4, opset=13)
+    model = net.model(net.MatMul(net.MatMul(net.ints(4, 4), "x"), net.ints(4, 4)))
+    assert_same(model, changed(model, FcToConv())[1], 4, 4)
+    net = Net(4, 4, opset=13)
+    model = net.model(net.MatMul(net.ints(4, 4), net.MatMul("x", net.ints(4, 4))))
+    assert_same(model, changed(model, FcToConv())[1], 4, 4)
+
+
+def in_a_row(model: onnx.ModelProto) -> int:
+    """Reshapes that read what a Reshape gives."""
+    made = {name: node.op_type for node in model.graph.node for name in node.output}
+    return sum(node.op_type == "Reshape" == made.get(node.input[0]) for node in model.graph.node)
+
+
+def test_changes_of_shape_between_layers_cancel() -> None:
+    """The model's own, with operators on single numbers before, between and behind them."""
+    net = Net(2, 6, 5, opset=13)
+    x = net.Relu(net.MatMul("x", net.ints(5, 4)))
+    x = net.Reshape(net.Neg(net.Reshape(x, net.const([12, 4]))), net.const([3, 4, 4]))
+    x = net.Abs(net.MatMul(x, net.ints(4, 3)))
+    model = net.model(net.MatMul(net.Squeeze(net.Unsqueeze(x, net.const([0])), net.const([0])), net.ints(3, 4)))
+    _, made = changed(model, FcToConv())
+    assert ops(made) == ["Reshape", "Conv", "Relu", "Neg", "Conv", "Abs", "Conv", "Reshape"]
+    assert_same(model, made, 2, 6, 5)
+
+
+def test_changes_of_shape_become_one_where_rows_differ() -> None:
+    """Rows of 4 become rows of 8: one Reshape."""
+    net = Net(2, 6, 5, opset=13)
+    x = net.Reshape(net.MatMul("x", net.ints(5, 4)), net.const([0, 3, -1]))
+    model = net.model(net.MatMul(x, net.ints(8, 3)))
+    _, made = changed(model, FcToConv())
+    assert ops(made) == ["Reshape", "Conv", "Reshape", "Conv", "Reshape"]
+    assert_same(model, made, 2, 6, 5)
+
+
+@pytest.mark.parametrize("target", [[0, 0, 2, 2], [0, -1], [2, 6, 4], [-1, 2], [0, 24]], ids=str)
+def test_the_reshape_behind_a_layer_takes_its_place(target: list[int]) -> None:
+    for first in (2, "n"):
+        net = Net(first, 6, 5, opset=13)
+        y = net.Reshape(net.MatMul("x", net.ints(5, 4)), net.const(target))
+        model = net.model(net.Transpose(y, perm=[1, 0, *range(2, max(2, len(target)))]))
+        _, made = changed(model, FcToConv())
+        assert in_a_row(made) == int(first == "n" and 0 in target), "what a 0 keeps is not known"
+        assert_same(model, made, 2, 6, 5)
+
+
+def test_what_others_read_of_a_chain_keeps_its_shape() -> None:
+    """An output of the graph, or a second reader, at each place between two layers."""
+    for place in range(4):
+        for way in ("output", "reader"):
+            net = Net(2, 6, 5, opset=13)
+            steps = [net.MatMul("x", net.ints(5, 4))]
+            steps.append(net.Relu(steps[-1]))
+            steps.append(net.Reshape(steps[-1], net.const([3, 4, 4])))
+            steps.append(net.Neg(steps[-1]))
+            last = net.MatMul(steps[-1], net.ints(4, 3))
+            seen = steps[place] if way == "output" else net.ReduceSum(steps[place], net.const([1]))
+            model = net.model(seen, last)
+            assert_same(model, changed(model, FcToConv())[1], 2, 6, 5)
 
 
 # Convolutions as matrix products
@@ -190,6 +302,7 @@ def test_two_transformer_blocks_there_and_back() -> None:
     assert len(there.outcome("rewritten")) == 12  # four projections and two layers, in each
     assert ops(convolutions).count("Conv") == 12
     assert ops(convolutions).count("MatMul") == 4  # of two activations
+    assert in_a_row(convolutions) == 0
     assert_same(model, convolutions, 1, 10, 16, exact=False)
     back, products = changed(convolutions, ConvToFc())
     assert len(back.outcome("rewritten")) == 12

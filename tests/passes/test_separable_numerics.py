@@ -418,7 +418,7 @@ def test_a_weight_that_is_not_finite_is_no_input(bad: float) -> None:
 
 def test_questions_that_have_no_answer() -> None:
     with pytest.raises(ValueError, match="no convolution"):
-        decompositions(np.zeros((4, 3)), 1)
+        decompositions(np.zeros(4), 1)
     with pytest.raises(ValueError, match="no convolution"):
         decompositions(np.zeros((4, 3, 3)), 3)
     with pytest.raises(ValueError, match="no such form: fourier"):

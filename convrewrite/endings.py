@@ -1,0 +1,52 @@
+"""How a process ended that left no answer, in words: which signal, what causes it, what helps."""
+
+from __future__ import annotations
+
+import signal
+
+from convrewrite.errors import ConvrewriteError, UsageError
+
+CAUSES = {
+    "SIGFPE": (
+        "a division of integers that has no result",
+        "look for a Div or Mod of integers by zero, or of the smallest one by -1",
+    ),
+    "SIGBUS": ("a file was cut short while it was read", "leave its files alone meanwhile, and try again"),
+    "SIGKILL": ("perhaps for want of memory", "give it less to do at a time, or a machine with more memory"),
+    "SIGSEGV": ("a fault of native code", "try --provider cpu, or another version of ONNX Runtime"),
+    "SIGABRT": ("native code gave up", "try --provider cpu, or another version of ONNX Runtime"),
+    "SIGILL": ("an instruction that this processor lacks", "try another version of ONNX Runtime"),
+    "SIGXCPU": ("its limit of processor time", "raise it (ulimit -t)"),
+}
+"""What most often ends a process by a signal, and what helps."""
+
+
+def signal_name(code: int) -> str:
+    """Of the signal -code, with what causes it; empty where a process ended with that code by itself."""
+    if code >= 0:
+        return ""
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
+    cause = CAUSES.get(name, ("",))[0]
+    return f"{name}, {cause}" if cause else name
+
+
+def unanswered(subject: str, code: int, activity: str = "", said: str = "", remedy: str = "") -> ConvrewriteError:
+    """The error for a process that ended without saying so.
+
+    Args:
+        subject: what to call the process. code: as `subprocess` gives it: negative for a signal.
+        activity: what it was doing, where that is known. said: its last line. remedy: against want of memory.
+
+    Returns:
+        UsageError (2) where a signal ended it: what it was given is more than this machine or its native code bears. An
+        internal error (70) where it left by itself, also with exit code 0: something in it called `os._exit`.
+    """
+    if code < 0:
+        name = signal_name(code)
+        meanwhile = f"{',' if ',' in name else ''} while it was {activity}" if activity else ""
+        helps = CAUSES.get(name.partition(",")[0], ("", ""))[1]
+        if -code == getattr(signal, "SIGKILL", 9):
+            helps = remedy or helps
+        return UsageError(f"{subject} was ended by {name}{meanwhile}", remedy=helps or None)
+    meanwhile = f", while it was {activity}" if activity else ""
+    return ConvrewriteError(f"{subject} ended with {code} before it was done{meanwhile}: {said or 'without a word'}")

@@ -1,0 +1,51 @@
+"""What the command line says to a person, on standard error: one line on what is wrong, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+
+import typer
+from rich.console import Console
+
+from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, PassFault, Refused, UsageError
+
+errors = Console(stderr=True, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """A line for a person."""
+    errors.print(text, markup=False, highlight=False)
+
+
+def tell(error: ConvrewriteError) -> None:
+    """One line on what is wrong; for a fault of ours, a second with the command to report it."""
+    kinds = {CheckFailed.exit_code: "failed: ", UsageError.exit_code: "error: ", Refused.exit_code: "refused: "}
+    if error.exit_code == Interrupted.exit_code:
+        kinds[error.exit_code] = ""
+    say(f"{kinds.get(error.exit_code, 'internal error: ')}{error}")
+    if error.exit_code not in kinds and not isinstance(error, PassFault) and "--debug" not in sys.argv[1:]:
+        command = shlex.join(["convrewrite", *sys.argv[1:], "--debug"])
+        say(f"please report it with what this prints: {command}")
+
+
+def tell_usage(error: typer.TyperException) -> None:
+    """What typer says, and where to read more; without any argument, typer has printed the help itself."""
+    text = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    help_of = context.command_path if context is not None else "convrewrite"
+    if text:
+        say(f"error: {text.rstrip('.')}; see {help_of} --help")
+
+
+def settle_output() -> None:
+    """Where the reader of standard output went away, what is left in its buffer must not raise on leaving."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError, AttributeError, UsageError):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,146 @@
+"""An If that shapes decide is the branch they choose; one that anything else decides stays, and is refused by name."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import valid_nets
+from onnx import helper, numpy_helper
+
+from convrewrite import model_io
+from convrewrite.branches import settled
+from convrewrite.passes.fcn import Fcn
+from convrewrite.rewrite import run_pass
+
+NATIVE = {"x": (1, 3, 14, 12)}
+
+
+def run(model: onnx.ModelProto | bytes, image: np.ndarray) -> np.ndarray:
+    content = model if isinstance(model, bytes) else model.SerializeToString()
+    found: np.ndarray = ort.InferenceSession(content, providers=["CPUExecutionProvider"]).run(None, {"x": image})[0]
+    return found
+
+
+def taken(model: onnx.ModelProto, *variants: dict[str, tuple[int, ...]]) -> tuple[bytes, tuple[str, ...]]:
+    """The model with its decided branches, as bytes, and what was decided."""
+    loaded = model_io.load(model.SerializeToString())
+    before = [node.op for node in loaded.graph.nodes]
+    graph, names = settled(loaded.graph, variants or (NATIVE,))
+    assert [node.op for node in loaded.graph.nodes] == before, "the graph that was given is not changed"
+    assert (graph is loaded.graph) == (not names)
+    loaded.graph = graph
+    content = model_io.to_bytes(loaded)
+    onnx.checker.check_model(onnx.load_from_string(content))
+    return content, names
+
+
+def test_a_chain_of_branches_is_followed() -> None:
+    """Whether the second is taken follows only once the first is."""
+    model = valid_nets.squeeze_by_shape()
+    content, names = taken(model)
+    assert sorted(names) == ["pooled1", "pooled2"]
+    assert "If" not in {node.op_type for node in onnx.load_from_string(content).graph.node}
+    image = np.random.default_rng(0).standard_normal((1, 3, 14, 12)).astype(np.float32)
+    assert np.array_equal(run(content, image), run(model, image))
+
+
+def by_extent(axis: int, extent: int, *, batch: int | str = 1) -> onnx.ModelProto:
+    """The classifier, whose scores are doubled by an inner If, where an axis of the image has that extent.
+
+    Both branches have a constant and a tensor of the same names, other ones, which the graph has as well.
+    """
+    inner = [
+        valid_nets._choice(
+            "fits",
+            "h",
+            [helper.make_node("Mul", ["scores", "k"], ["ia"])],
+            [helper.make_node("Neg", ["scores"], ["ia"])],
+        ),
+        helper.make_node("Add", ["h", "k"], ["o"]),
+    ]
+    branch = valid_nets._choice(
+        "fits",
+        "y",
+        inner,
+        [helper.make_node("Sub", ["scores", "k"], ["ia"])],
+        [numpy_helper.from_array(np.float32([9]), "k")],
+    )
+    then = next(attribute.g for attribute in branch.attribute if attribute.name == "then_branch")
+    then.initializer.append(numpy_helper.from_array(np.float32([2]), "k"))
+    nodes = [
+        *valid_nets.body(result="scores"),
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "place"], ["extent"]),
+        helper.make_node("Equal", ["extent", "wanted"], ["fits"]),
+        branch,
+    ]
+    values = valid_nets.weights() | {"place": np.array(axis, np.int64), "wanted": np.array(extent, np.int64)}
+    inputs, outputs = [valid_nets.info("x", batch, 3, 14, 12)], [valid_nets.info("y", batch, 5)]
+    return valid_nets.made(nodes, valid_nets.tensors(values), inputs=inputs, outputs=outputs)
+
+
+@pytest.mark.parametrize("extent", [14, 15])
+def test_names_of_a_branch_do_not_clash(extent: int) -> None:
+    model = by_extent(2, extent)
+    content, names = taken(model)
+    assert names[0] == "y"
+    assert len(names) == (2 if extent == 14 else 1), "the inner one is in the branch that is taken"
+    image = np.random.default_rng(0).standard_normal((1, 3, 14, 12)).astype(np.float32)
+    assert np.array_equal(run(content, image), run(model, image))
+
+
+def test_a_condition_on_an_open_batch_is_not_decided_by_one_batch() -> None:
+    model = by_extent(0, 1, batch="N")
+    variants = [{"x": (batch, 3, 14, 12)} for batch in (1, 2)]
+    assert taken(model, *variants)[1] == ()
+    assert taken(model, variants[1])[1] == ("y",)
+    site = run_pass(Fcn(), model_io.load(model.SerializeToString()).graph).sites[0]
+    assert (site.outcome, site.reason) == ("refused", "fcn/no-rule")
+    assert "If 'y'" in site.detail
+
+
+def test_a_condition_on_values_is_refused_by_name() -> None:
+    model = valid_nets.branches_with_weights()
+    assert taken(model)[1] == ()
+    site = run_pass(Fcn(), model_io.load(model.SerializeToString()).graph).sites[0]
+    assert (site.outcome, site.reason) == ("refused", "fcn/no-rule")
+    assert "If 'y'" in site.detail
+
+
+def test_fcn_says_which_branches_it_took() -> None:
+    result = run_pass(Fcn(), model_io.load(valid_nets.squeeze_by_shape().SerializeToString()).graph)
+    assert {site.anchor for site in result.sites if site.op == "If"} == {"pooled1", "pooled2"}
+    assert all(site.equivalence == "exact" for site in result.sites if site.op == "If")
+
+
+def test_two_outputs_of_one_branch() -> None:
+    """Both are connected, also where the branch hands an outer tensor through."""
+    nodes = [helper.make_node("Neg", ["x"], ["n"]), helper.make_node("Identity", ["outer"], ["i"])]
+    graphs = [
+        helper.make_graph(nodes, "b", [], [onnx.ValueInfoProto(name=name) for name in names])
+        for names in (("n", "i"), ("i", "n"))
+    ]
+    choice = helper.make_node("If", ["fits"], ["y", "z"], then_branch=graphs[0], else_branch=graphs[1])
+    before = [
+        helper.make_node("Abs", ["x"], ["outer"]),
+        helper.make_node("Size", ["x"], ["size"]),
+        helper.make_node("Equal", ["size", "wanted"], ["fits"]),
+    ]
+    shape = (1, 3, 14, 12)
+    model = valid_nets.made(
+        [*before, choice],
+        valid_nets.tensors({"wanted": np.array(504, np.int64)}),
+        outputs=[valid_nets.info("y", *shape), valid_nets.info("z", *shape)],
+    )
+    content, names = taken(model)
+    assert names == ("y",)
+    image = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    assert np.array_equal(run(content, image), -image)
+
+
+def test_nothing_is_inferred_without_a_branch() -> None:
+    """Shapes of which the graph has no input would raise."""
+    graph = model_io.load(valid_nets.plain().SerializeToString()).graph
+    assert settled(graph, ()) == (graph, ())
