@@ -122,13 +122,13 @@ def register(
         from convrewrite import atomic
         from convrewrite.tiling import How
         from convrewrite.tiling import apply as applied
+        from convrewrite.tiling.applying import files
 
         if original is not None and not check:
             raise UsageError("--original is what --check compares with", remedy="give --check N, too")
         if resume and overwrite:
             raise UsageError("--resume goes on with what --overwrite would delete", remedy="leave one of them out")
-        if report is not None:
-            atomic.check_target(report, "--report", [name for name in (model, image, target) if "://" not in name])
+        files(model, image, target, original).writing(report=report).check_targets()
         how = How(
             layout,
             array,

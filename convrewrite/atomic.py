@@ -18,6 +18,7 @@ from pathlib import Path
 
 from convrewrite import leftovers
 from convrewrite.errors import UsageError
+from convrewrite.identity import identity
 
 
 def refuse_target(target: Path) -> Path:
@@ -44,9 +45,7 @@ def check_target(target: str | Path, option: str, taken: Iterable[str | Path]) -
 
 def same_path(a: str | Path, b: str | Path) -> bool:
     """Whether two paths lead, or would lead, to one file."""
-    with suppress(OSError):
-        return Path(a).samefile(b)
-    return Path(a).absolute() == Path(b).absolute()
+    return identity(a) == identity(b)
 
 
 def temporary_beside(target: Path, suffix: str) -> Path:

@@ -127,13 +127,13 @@ def register(app: typer.Typer, run: Run) -> None:
         debug: DebugOption = False,
     ) -> None:
         """Time two models against each other, and say whether B is faster beyond the noise."""
-        files = [a, b]
+        from convrewrite.guards import Files
 
         def work(tell: Tell | None) -> Outcome:
             from convrewrite import pipeline, timing
 
             if plot is not None:
-                timing.plot.check(plot, files)
+                timing.plot.check(plot)
             outcome = pipeline.time(
                 a,
                 b,
@@ -157,13 +157,5 @@ def register(app: typer.Typer, run: Run) -> None:
                     outcome = outcome if outcome.error is not None else outcome.stopped(error)
             return outcome
 
-        run(
-            "bench",
-            provider,
-            work,
-            report,
-            [*files, *([] if plot is None else [str(plot)])],
-            quiet=quiet,
-            verbose=verbose,
-            html=html,
-        )
+        files = Files({"A": a, "B": b}).writing(plot=plot)
+        run("bench", provider, work, report, files, quiet=quiet, verbose=verbose, html=html)

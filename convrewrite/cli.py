@@ -49,6 +49,7 @@ from convrewrite.cli_options import (
     VerboseOption,
     VerifyOption,
     Words,
+    files_of,
     options_of,
     parse_size,
     paths_of,
@@ -57,6 +58,7 @@ from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageE
 from convrewrite.telling import errors, say, settle_output, tell, tell_usage
 
 if TYPE_CHECKING:
+    from convrewrite.guards import Files
     from convrewrite.outcome import Outcome
     from convrewrite.rewrite import Pass
     from convrewrite.verification import Progress as Tell
@@ -179,8 +181,7 @@ def fcn(
         how = pipeline.Map((1,) if dense else stride, upsample or "", softmax or "", opset, dynamic_batch)
         return pipeline.fcn(*paths_of(source, target), Fcn(window=window, size=size), options, how)
 
-    files = [source or "-", target or "-"]
-    files = [*(files[1:] if files[0] == "-" else files), *([] if data is None else [str(data)])]
+    files = files_of(source, target, data)
     _run("fcn", provider, work, report, files, quiet=quiet, verbose=verbose, html=html, image=image)
 
 
@@ -230,7 +231,7 @@ def _run(
     provider: Provider,
     work: Callable[[Tell | None], Outcome],
     report_path: str | None,
-    models: list[str],
+    files: Files,
     *,
     quiet: bool,
     verbose: bool,
@@ -238,13 +239,12 @@ def _run(
     image: Path | None = None,
 ) -> None:
     """Do the work, write the reports whatever came of it, print the text, and let an error set the exit code."""
-    from convrewrite import atomic, board, report
+    from convrewrite import board, report
     from convrewrite.outcome import Outcome
 
     if report_path is not None:
-        report.check_target(report_path, models)
-    if html is not None:
-        atomic.check_target(html, "--html", [f for f in (*models, report_path, image) if f not in (None, "-")])
+        report.check_target(report_path, files.writes.get("OUT"))
+    files.reading(image=image).writing(report=report_path, html=html).check_targets()
     if image is not None and html is None:
         raise UsageError("--image is drawn on the page of --html", remedy="name a page with --html")
     nothing = Outcome(command, provider.value, "error")

@@ -14,6 +14,7 @@ from typer.core import TyperGroup
 from convrewrite.errors import UsageError
 
 if TYPE_CHECKING:
+    from convrewrite.guards import Files
     from convrewrite.outcome import Options, Outcome
     from convrewrite.verification import Progress
 
@@ -217,6 +218,13 @@ def paths_of(source: str | None, target: str | None) -> tuple[str, str]:
     return source or "-", target or "-"
 
 
+def files_of(source: str | None, target: str | None, data: Path | None = None, timings: str | None = None) -> Files:
+    """What a rewriting command reads and writes, apart from its report and its page."""
+    from convrewrite.guards import Files
+
+    return Files({"IN": source}, {"--data": data}, writes={"OUT": target or "-", "--timings": timings})
+
+
 def options_of(
     provider: Provider,
     verify: bool,
@@ -255,7 +263,7 @@ class Run(Protocol):
         provider: Provider,
         work: Callable[[Progress | None], Outcome],
         report_path: str | None,
-        models: list[str],
+        files: Files,
         *,
         quiet: bool,
         verbose: bool,

@@ -103,16 +103,14 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
         debug: DebugOption = False,
     ) -> None:
         """List the layers of a model with their cost and receptive fields, and what each pass would do."""
-        from convrewrite import atomic
+        from convrewrite.guards import Files
         from convrewrite.inspection import inspect as look
         from convrewrite.inspection import table
         from convrewrite.pipeline.files import load
 
         if save is not None and toeplitz is None:
             raise UsageError("--save keeps the matrix of --toeplitz", remedy="name a layer with --toeplitz")
-        for option, target in (("--json", json_), ("--save", save), ("--html", html)):
-            if target not in (None, "-"):
-                atomic.check_target(str(target), option, [] if source == "-" else [source])
+        Files({"MODEL": source}).writing(json=json_, save=save, html=html).check_targets()
         model = load(source)
         if toeplitz is not None:
             answer(_matrix(model, toeplitz, size, save))

@@ -2,6 +2,7 @@
 
     .convrewrite-<16 hex digits>.onnx     a file beside the one that it is to become
     convrewrite-<16 hex digits>-xxxxxxxx  a folder among the system's temporary ones
+    .convrewrite-<16 hex digits>-xxxxxxxx a folder beside a model, of which the weights have a file of their own
 
 A process holds an advisory lock (flock) on each of them for as long as it needs it. The system drops the lock when the
 process ends, however it ends: one that nobody holds is left over, and the next process that works in its folder removes
@@ -29,7 +30,7 @@ with contextlib.suppress(ImportError):  # Windows
     fcntl = importlib.import_module("fcntl")
 
 FILE = re.compile(r"\.convrewrite-[0-9a-f]{16}(\..*)?", re.DOTALL)
-FOLDER = re.compile(r"convrewrite-[0-9a-f]{16}-[a-z0-9_]{8}")
+FOLDER = re.compile(r"\.?convrewrite-[0-9a-f]{16}-[a-z0-9_]{8}")
 LONGEST_SUFFIX = 32
 
 _held: dict[str, int | None] = {}
@@ -45,7 +46,8 @@ def hidden_name(suffix: str) -> str:
 
 def shown(path: str | Path) -> str:
     """What to call a model in messages: nobody knows the hidden name under which it lies until it is checked."""
-    return "the rewritten model" if FILE.fullmatch(Path(path).name) else str(path)
+    hidden = FILE.fullmatch(Path(path).name) or FOLDER.fullmatch(Path(path).parent.name)
+    return "the rewritten model" if hidden else str(path)
 
 
 def create(path: Path, mode: int | None = None) -> None:
@@ -62,6 +64,16 @@ def create(path: Path, mode: int | None = None) -> None:
     if mode is not None and hasattr(os, "fchmod"):
         os.fchmod(handle, mode)
     _hold(str(path), handle)
+
+
+def hold_folder(path: Path) -> None:
+    """Let nobody sweep a folder away while this process lives.
+
+    Raises:
+        FileExistsError: it was taken for a leftover in this very moment.
+    """
+    if fcntl is not None:
+        _hold(str(path), os.open(path, os.O_RDONLY | os.O_DIRECTORY))
 
 
 def release(path: Path) -> None:

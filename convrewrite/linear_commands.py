@@ -26,6 +26,7 @@ from convrewrite.cli_options import (
     TradeSizeOption,
     VerboseOption,
     VerifyOption,
+    files_of,
     options_of,
     paths_of,
 )
@@ -75,8 +76,7 @@ def _command(name: str, text: str, run: Run) -> Callable[..., Any]:
                 *paths_of(source, target), plugins.make(name, {}), options, pipeline.Trade("always", size)
             )
 
-        files = [source or "-", target or "-"]
-        files = files[1:] if files[0] == "-" else files
+        files = files_of(source, target, data)
         run(name, provider, work, report, files, quiet=quiet, verbose=verbose, html=html)
 
     command.__doc__ = text

@@ -97,21 +97,12 @@ def _facts(facts: FileFacts | None) -> dict[str, Any] | None:
     return None if facts is None else facts.to_dict()
 
 
-def check_target(target: str, models: Sequence[str]) -> None:
-    """Raise UsageError where a report cannot go to `target`, before any work is done.
-
-    Args:
-        target: a path, or "-" for standard output. models: the paths that the command reads or writes.
-    """
-    for model in models:
-        if model == target and model == STREAM:
-            raise UsageError(
-                "the model and the report cannot both go to standard output", remedy="give --report a path"
-            )
+def check_target(target: str, model: object) -> None:
+    """Raise UsageError where a report cannot go to standard output: it is closed, or a model goes there."""
+    if target == STREAM and model == STREAM:
+        raise UsageError("the model and the report cannot both go to standard output", remedy="give --report a path")
     if target == STREAM:
         refuse_closed_output()
-    else:
-        atomic.check_target(target, "--report", [model for model in models if model != STREAM])
 
 
 def write(outcome: Outcome, target: str) -> None:

@@ -60,9 +60,9 @@ def register(
         from convrewrite.batch.run import run as run_batch
 
         settings, folder = file.read(config), config.absolute().parent
-        how = How(force, check, jobs)
+        how = How(force, check, jobs, config)
         if dry_run:
-            answer(_plan(settings, folder))
+            answer(_plan(settings, folder, config))
             return
         with progress(quiet) as tell:
             batch = run_batch(settings, folder, how, tell or (lambda text, done, total: None))
@@ -99,18 +99,25 @@ def _lines(batch: Batch) -> list[str]:
         f"{codes.count(code)} {word}" for code, word in ((1, "failed"), (3, "refused")) if code in codes
     ]
     broken = sum(code not in (0, 1, 3) for code in codes)
-    return [*table, ", ".join([*counts, *([f"{broken} in error"] if broken else [])])]
+    counts += [f"{broken} in error"] if broken else []
+    cached = sum(result.cached for result in batch.results)
+    counts += [f"{cached} not verified again (--check and --force do)"] if cached else []
+    return [*table, ", ".join(counts)]
 
 
-def _plan(settings: Settings, folder: Path) -> list[str]:
+def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:
     """What would be done with each model."""
-    from convrewrite.batch.jobs import Lock, jobs, key
+    from convrewrite.batch import paths
+    from convrewrite.batch.jobs import jobs, key
+    from convrewrite.batch.lock import Lock
     from convrewrite.errors import ConvrewriteError
     from convrewrite.report import columns
 
+    every = jobs(settings, folder)
+    paths.refuse(settings, folder, every, config)
     lock = Lock.read(folder / settings.lock)
     rows = [("model", "output", "")]
-    for job in jobs(settings, folder):
+    for job in every:
         state = "unreadable"
         with contextlib.suppress(ConvrewriteError):
             state = "to do" if lock.fresh(job, key(job, settings)) is None else "unchanged"

@@ -32,6 +32,7 @@ from convrewrite.cli_options import (
     TradeSizeOption,
     VerboseOption,
     VerifyOption,
+    files_of,
     finite,
     options_of,
     paths_of,
@@ -109,17 +110,8 @@ def register(app: typer.Typer, run: Run) -> None:
             trade = pipeline.Trade(accept.value, size, timings, fit is Fit.responses)
             return pipeline.trade(*paths_of(source, target), Separable(tol=tol, form=form.value), options, trade)
 
-        files = [source or "-", target or "-"]
-        run(
-            "separable",
-            provider,
-            work,
-            report,
-            files[1:] if files[0] == "-" else files,
-            quiet=quiet,
-            verbose=verbose,
-            html=html,
-        )
+        files = files_of(source, target, data, timings)
+        run("separable", provider, work, report, files, quiet=quiet, verbose=verbose, html=html)
 
     @app.command()
     def groups(
@@ -181,17 +173,8 @@ def register(app: typer.Typer, run: Run) -> None:
             pass_ = Groups(tol=tol, into=into, expand=None if expand is None else expand.value)
             return pipeline.trade(*paths_of(source, target), pass_, options, pipeline.Trade(judged, size, timings))
 
-        files = [source or "-", target or "-"]
-        run(
-            "groups",
-            provider,
-            work,
-            report,
-            files[1:] if files[0] == "-" else files,
-            quiet=quiet,
-            verbose=verbose,
-            html=html,
-        )
+        files = files_of(source, target, data, timings)
+        run("groups", provider, work, report, files, quiet=quiet, verbose=verbose, html=html)
 
     @app.command()
     def transform(
@@ -237,8 +220,7 @@ def register(app: typer.Typer, run: Run) -> None:
                 return pipeline.fcn(*ends, pass_, options)
             return pipeline.trade(*ends, pass_, options, pipeline.Trade(accept.value, size, timings))
 
-        files = [source or "-", target or "-"]
-        files = files[1:] if files[0] == "-" else files
+        files = files_of(source, target, data, timings)
         run("transform", provider, work, report, files, quiet=quiet, verbose=verbose, html=html)
 
 

@@ -107,6 +107,8 @@ def register(app: typer.Typer, run: Run) -> None:
         debug: DebugOption = False,
     ) -> None:
         """Run two models in ONNX Runtime and say whether they are the same function; B may be what `fcn` wrote."""
+        from convrewrite.guards import Files, listed
+
         sizes = [parse_size(part) for text in size or [] for part in text.split(",")]
         limits = dict(_limit(text) for text in max_output_error or [])
         drawn = samples or (None if data or images else 3)
@@ -118,18 +120,14 @@ def register(app: typer.Typer, run: Run) -> None:
         how += ["--where"] if where else []
         repeat = shlex.join(["convrewrite", "verify", a, b, *inputs, *how])
         replay = shlex.join(["convrewrite", "verify", a, b, *_words(data=save_failing), *how])
-        files = [file for file in (a, b, data) if file not in (None, "-")]
-        targets = [] if save_failing is None else [save_failing]
 
         def work(tell: Progress | None) -> Outcome:
-            from convrewrite import atomic, pipeline, runtime
+            from convrewrite import pipeline, runtime
             from convrewrite.outcome import Options
             from convrewrite.sampling import Images, read_data
 
             if data is not None and images is not None:
                 raise UsageError("--data and --images exclude each other")
-            if save_failing is not None:
-                atomic.check_target(save_failing, "--save-failing", files)
             given: Any = None if data is None else read_data(data)
             if images is not None:
                 given = Images(images, _numbers("--mean", mean), _numbers("--std", std), layout, samples or 0)
@@ -150,7 +148,9 @@ def register(app: typer.Typer, run: Run) -> None:
                 _tell(outcome.verification, save_failing, replay, quiet=quiet, verbose=verbose)
             return outcome
 
-        run("verify", provider, work, report, [*map(str, [*files, *targets])], quiet=quiet, verbose=verbose, html=html)
+        files = Files({"A": a, "B": b}, {"--data": data, **listed("--images", images)})
+        files = files.writing(save_failing=save_failing)
+        run("verify", provider, work, report, files, quiet=quiet, verbose=verbose, html=html)
 
 
 def _tell(found: Verification, save_failing: Path | None, replay: str, *, quiet: bool, verbose: bool) -> None:

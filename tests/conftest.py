@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from apply_images import LENET, SIZE
+from cli_models import call
 
 import convrewrite as cr
 import exported
@@ -100,3 +103,18 @@ def whole(model: str, pixels: np.ndarray) -> np.ndarray:
     """One pass over the whole image."""
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     return session.run(None, {"image": (pixels / np.float32(255))[None, None].astype(np.float32)})[0][0]
+
+
+@pytest.fixture
+def apply(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[bytes]]:
+    """`convrewrite apply` in this process, with the test's folder as the current one: exit code and standard error."""
+    monkeypatch.chdir(tmp_path)
+
+    def applied(*words: str) -> subprocess.CompletedProcess[bytes]:
+        capfd.readouterr()
+        code = call(monkeypatch, "apply", *words)
+        return subprocess.CompletedProcess(words, code, b"", capfd.readouterr().err.encode())
+
+    return applied

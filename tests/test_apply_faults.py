@@ -211,7 +211,7 @@ BAD: dict[str, tuple[list[str], bytes]] = {
     "scheduler": (["im.npy", "o.zarr", "--scheduler", "tcp://127.0.0.1:1"], b"no Dask scheduler answers"),
     "original": (["im.npy", "o.zarr", "--original", LENET], b"give --check N, too"),
     "both": (["im.npy", "o.zarr", "--resume", "--overwrite"], b"leave one of them out"),
-    "itself": (["im.npy", "im.npy", "--overwrite"], b"im.npy is the image, which is not overwritten"),
+    "itself": (["im.npy", "im.npy", "--overwrite"], b"OUT would overwrite 'im.npy', which is IMAGE"),
     "ending": (["im.npy", "o.jpg"], b"no map is written as .jpg"),
     "class": (["im.npy", "o.zarr", "--class", "1"], b"--class draws the values of one class"),
     "class-and-top1": (["im.npy", "o.png", "--class", "1", "--top1"], b"leave it out, or --top1"),

@@ -41,12 +41,12 @@ ENGINE = (
     | BASE
 )
 PROCESSES = BASE | {"leftovers", "atomic", "streams", "children", "endings"}
-FILES = ENGINE | {"leftovers", "atomic", "model_io", "notebook"}
+FILES = ENGINE | {"leftovers", "atomic", "identity", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime"}
 SAMPLING = RUNTIME | {"sampling"}
-CHECKS = SAMPLING | {"verification", "timing", "children", "endings"}
+CHECKS = SAMPLING | {"stored_json", "verification", "timing", "children", "endings"}
 JUDGES = CHECKS | {"acceptance", "report", "streams"}
-TOP = JUDGES | {"outcome", "pipeline", "passes", "models", "convrewrite"}
+TOP = JUDGES | {"guards", "outcome", "pipeline", "passes", "models", "convrewrite"}
 
 # What each module of convrewrite/ may import from it. "convrewrite" is the package itself (its public names).
 ALLOWED: dict[str, frozenset[str]] = {
@@ -73,7 +73,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "quantized": ENGINE,
     "passes": ENGINE,
     "models": frozenset(),
-    "atomic": BASE | {"leftovers"},
+    "atomic": BASE | {"identity", "leftovers"},
+    "identity": frozenset(),
+    "stored_json": frozenset(),
+    "guards": FILES,
     "notebook": frozenset(),
     "model_io": FILES,
     "unloadable": FILES,
@@ -94,7 +97,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "apply_command": TOP | {"cli_options", "tiling"},
     "run_command": TOP | {"cli_options", "batch"},
     "inspect_command": TOP | {"cli_options", "inspection", "page"},
-    "cli_options": CHECKS | {"outcome"},
+    "cli_options": CHECKS | {"guards", "outcome"},
     "trade_commands": TOP | {"cli_options", "plugins"},
     "linear_commands": TOP | {"cli_options", "plugins"},
     "verify_command": TOP | {"cli_options"},

@@ -191,8 +191,8 @@ def test_a_report_replaces_an_older_one_whole(folder: Path) -> None:
 
 def test_a_report_goes_where_models_do_not() -> None:
     with pytest.raises(UsageError, match="cannot both go to standard output"):
-        report.check_target("-", ["-"])
-    report.check_target("-", ["out.onnx"])
+        report.check_target("-", "-")
+    report.check_target("-", "out.onnx")
 
 
 def test_the_schema_finds_what_is_wrong(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

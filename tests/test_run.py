@@ -270,14 +270,14 @@ def test_data_and_timings(repository: Path) -> None:
         (VGG + "[verification", "is not TOML"),
         ("output = '{nam}.onnx'\n" + VGG, "has a field that is not"),
         ("output = 'one.onnx'\n" + VGG, "would both be written to one.onnx"),
-        ("output = 'models/{name}.onnx'\n" + VGG, "would overwrite a model that is read"),
-        ("lock = 'junit.xml'\n" + VGG, "is no lock file"),
+        ("output = 'models/{name}.onnx'\n" + VGG, "which is model 'models/"),
+        ("lock = 'other.xml'\n" + VGG, "is no lock file"),
         (VGG.replace("report.json", "models/lenet5.onnx"), "would overwrite"),
     ],
 )
 def test_a_mistake_in_the_file_is_one_line(repository: Path, text: str, message: str) -> None:
     (repository / "convrewrite.toml").write_text(text, encoding="utf-8")
-    (repository / "junit.xml").write_text("<a/>", encoding="utf-8")
+    (repository / "other.xml").write_text("<a/>", encoding="utf-8")
     before = snapshot(repository)
     done = call(repository, "run")
     assert done.returncode == 2, done.stderr

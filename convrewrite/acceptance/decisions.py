@@ -13,15 +13,19 @@ import platform
 import re
 import shutil
 import subprocess
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convrewrite import stored_json
 from convrewrite.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
 from convrewrite.errors import UsageError
 from convrewrite.timing import Bench
 
 SCHEMA = "convrewrite.timings/1"
+
+ANY = "any"
+"""In the place of a device: what was decided elsewhere holds here, where no time was taken here."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,19 @@ class Decision:
     high: float
     before_ms: float
     after_ms: float
+
+    @classmethod
+    def read(cls, entry: Any) -> Decision:
+        """What JSON has of one. Raises ValueError where it is anything else."""
+        try:
+            made = cls(**entry)
+        except TypeError:
+            raise ValueError("a timing is not as it was written") from None
+        verdict, *numbers = astuple(made)
+        plain = all(isinstance(n, int | float) and not isinstance(n, bool) and abs(n) < 1e300 for n in numbers)
+        if not isinstance(verdict, str) or not plain:
+            raise ValueError("a timing is not as it was written")
+        return made
 
     @classmethod
     def of(cls, found: Bench) -> Decision:
@@ -75,11 +92,11 @@ class Decisions:
         if not path.exists():
             return cls(path)
         try:
-            data = json.loads(path.read_text(encoding="utf-8"))
+            data = stored_json.read(path)
             if data["schema"] != SCHEMA:
                 raise ValueError(f"its schema is {data['schema']!r}")
             devices = {
-                str(name): {str(key): Decision(**entry) for key, entry in entries.items()}
+                str(name): {str(key): Decision.read(entry) for key, entry in entries.items()}
                 for name, entries in data["devices"].items()
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -88,8 +105,9 @@ class Decisions:
         return cls(path, 0, devices)
 
     def get(self, device: str, key: str) -> Decision | None:
-        """What is known."""
-        return self._by_device.get(device, {}).get(key)
+        """What is known, of this device or of any."""
+        known = self._by_device.get(device, {}).get(key)
+        return self._by_device.get(ANY, {}).get(key) if known is None else known
 
     def put(self, device: str, key: str, decision: Decision) -> None:
         """Remember one."""

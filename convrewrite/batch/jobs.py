@@ -5,17 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from convrewrite import atomic, model_io, plugins, report
-from convrewrite.acceptance.decisions import Decisions
+from convrewrite import model_io, plugins, report
 from convrewrite.batch.matching import matching
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import UsageError
-
-SCHEMA = "convrewrite.lock/1"
 
 
 @dataclass(frozen=True)
@@ -28,20 +24,11 @@ class Job:
     data: Path | None = None
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What the lock file keeps of a model that passed: what went in, what came out, and how that ended."""
-
-    key: str
-    output: str
-    result: dict[str, Any]
-
-
 def jobs(settings: Settings, folder: Path) -> list[Job]:
     """The models that the globs match, in the order of their names.
 
     Raises:
-        UsageError: a glob matches nothing; two models, or a model and its source, would have the same path.
+        UsageError: a glob matches nothing; two models would have the same path.
     """
     found: dict[Path, None] = {}
     for pattern in settings.models:
@@ -58,8 +45,6 @@ def jobs(settings: Settings, folder: Path) -> list[Job]:
                 f"'{other.name}' and '{job.name}' would both be written to {_short(job.target, folder)}",
                 remedy="put {folder} into 'output'",
             )
-        if job.target in found:
-            raise UsageError(f"'{job.name}' would overwrite a model that is read", remedy="choose another 'output'")
     return made
 
 
@@ -101,61 +86,3 @@ def _hash(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-
-
-@dataclass
-class Lock:
-    """The lock file: what was done, and the timings that decided it. It belongs under version control.
-
-    Attributes:
-        path: of the file. entries: by model. timings: decisions of `--accept faster`, by device and key.
-    """
-
-    path: Path
-    entries: dict[str, Entry] = field(default_factory=dict)
-    timings: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def read(cls, path: Path) -> Lock:
-        """Read it; one that is not there yet is empty. Raises UsageError for anything else."""
-        if not path.exists():
-            return cls(path)
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            if data["schema"] != SCHEMA:
-                raise ValueError(data["schema"])
-            entries = {str(name): Entry(**entry) for name, entry in data["models"].items()}
-            return cls(path, entries, dict(data["timings"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            raise UsageError(f"{path} is no lock file of convrewrite", remedy="delete it, or name another") from None
-
-    def fresh(self, job: Job, wanted: str) -> Entry | None:
-        """What is known of a model that has not changed, and whose output is as it was left.
-
-        Raises:
-            UsageError: the output cannot be read.
-        """
-        entry = self.entries.get(job.name)
-        if entry is None or entry.key != wanted or not job.target.is_file():
-            return None
-        return entry if entry.output == model_io.load(job.target).sha256 else None
-
-    def keep(self, job: Job, wanted: str, result: dict[str, Any]) -> None:
-        """Remember a model that passed; what differs from run to run stays out."""
-        kept = {name: fact for name, fact in result.items() if name not in ("steps", "views", "seconds")}
-        self.entries[job.name] = Entry(wanted, model_io.load(job.target).sha256, kept)
-
-    def learn(self, path: Path) -> None:
-        """Take over the timings that a worker left."""
-        if path.exists():
-            Decisions.read(path)  # raises where it is damaged
-            for device, more in json.loads(path.read_text(encoding="utf-8"))["devices"].items():
-                self.timings.setdefault(device, {}).update(more)
-
-    def save(self) -> None:
-        """Write it, whole or not at all, where something is new."""
-        models = {name: vars(entry) for name, entry in sorted(self.entries.items())}
-        data = {"schema": SCHEMA, "models": models, "timings": self.timings}
-        text = json.dumps(data, indent=1, sort_keys=True) + "\n"
-        if not self.path.exists() or self.path.read_text(encoding="utf-8") != text:
-            atomic.write_whole(self.path, [text.encode()], ".lock")

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite import atomic, timing
+from convrewrite.acceptance.decisions import ANY
 from convrewrite.acceptance.decisions import SCHEMA as TIMINGS
-from convrewrite.batch import summary
-from convrewrite.batch.jobs import Job, Lock, jobs, key
+from convrewrite.batch import paths, summary
+from convrewrite.batch.jobs import Job, jobs, key
+from convrewrite.batch.lock import Lock
 from convrewrite.batch.pool import run_all
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import ConvrewriteError
@@ -46,11 +48,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class How:
-    """Options of the command: redo what is unchanged, write nothing, so many processes at a time."""
+    """Options of the command: redo what is unchanged, write nothing, so many processes at a time.
+
+    `config` is the file of settings, which nothing may overwrite.
+    """
 
     force: bool = False
     check: bool = False
     jobs: int | None = None
+    config: Path | None = None
 
 
 Tell = Callable[[str, int, int], None]
@@ -63,26 +69,28 @@ def run(settings: Settings, folder: Path, how: How, tell: Tell = lambda text, do
         settings: what the file says. folder: that its paths are relative to. tell: called as models end.
 
     Raises:
-        UsageError: what concerns all models: a glob without matches, two outputs of one path, a damaged lock file, a
-            report that cannot be written. What concerns one is in its result.
+        UsageError: what concerns all models: a glob without matches, a path that is written outside of the folder or
+            over another file, a damaged lock file, a report that cannot be written. What concerns one is in its result.
     """
     every = jobs(settings, folder)
+    paths.refuse(settings, folder, every, how.config)
     lock = Lock.read(folder / settings.lock)
-    _check_reports(settings, folder, every)
+    _check_reports(settings, folder)
     found: dict[str, Result] = {}
     keys: dict[str, str] = {}
     todo: list[Job] = []
     for job in every:
         try:
             keys[job.name] = key(job, settings)
-            entry = None if how.force else lock.fresh(job, keys[job.name])
+            entry = None if how.force or how.check else lock.fresh(job, keys[job.name])
         except ConvrewriteError as error:
             found[job.name] = Result(job.name, job.target, _failed(error))
             continue
         if entry is None:
             todo.append(job)
         else:
-            found[job.name] = Result(job.name, job.target, entry.result, cached=True)
+            facts = {**entry.result.model_dump(exclude_unset=True), "note": summary.FROM_LOCK}
+            found[job.name] = Result(job.name, job.target, facts, cached=True)
     try:
         _work(todo, settings, how, lock, keys, found, tell)
     finally:
@@ -133,7 +141,10 @@ def processes(settings: Settings, asked: int | None, todo: int) -> int:
 
 
 def _task(job: Job, settings: Settings, how: How, lock: Lock, timings: Path) -> dict[str, Any]:
-    timings.write_text(json.dumps({"schema": TIMINGS, "devices": lock.timings}), encoding="utf-8")
+    devices = dict(lock.timings)
+    if how.check:  # what was timed on another machine decides here too: it is not checked who was right
+        devices[ANY] = {key: decision for known in lock.timings.values() for key, decision in known.items()}
+    timings.write_text(json.dumps({"schema": TIMINGS, "devices": devices}), encoding="utf-8")
     return {
         "source": str(job.source),
         "target": str(job.target),
@@ -154,28 +165,24 @@ def exit_code(results: Sequence[Result], allow_refused: bool) -> int:
     return next((code for code in SEVERITY if code in codes), 0)
 
 
-def _targets(settings: Settings, folder: Path) -> list[tuple[str, Path, Callable[[Batch], str]]]:
-    wanted = settings.reports
-    kinds = (
-        ("reports.json", wanted.json_, summary.to_json),
-        ("reports.junit", wanted.junit, summary.to_junit),
-        ("reports.markdown", wanted.markdown, summary.to_markdown),
-        ("reports.html", wanted.html, summary.to_html),
-    )
-    return [(option, folder / target, make) for option, target, make in kinds if target is not None]
+REPORTS: dict[str, Callable[[Batch], str]] = {
+    "reports.json": summary.to_json,
+    "reports.junit": summary.to_junit,
+    "reports.markdown": summary.to_markdown,
+    "reports.html": summary.to_html,
+}
 
 
-def _check_reports(settings: Settings, folder: Path, every: Sequence[Job]) -> None:
-    taken = [path for job in every for path in (job.source, job.target)]
-    for option, path, _ in _targets(settings, folder):
+def _check_reports(settings: Settings, folder: Path) -> None:
+    for option, path in paths.reports(settings, folder).items():
         with atomic.write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
-        atomic.check_target(path, option, taken)
+        atomic.check_target(path, option, ())
 
 
 def _write_reports(settings: Settings, folder: Path, batch: Batch) -> None:
-    for _, path, make in _targets(settings, folder):
-        atomic.write_whole(path, [make(batch).encode()], path.suffix)
+    for option, path in paths.reports(settings, folder).items():
+        atomic.write_whole(path, [REPORTS[option](batch).encode()], path.suffix)
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if page:
         with atomic.write_errors(page), open(page, "a", encoding="utf-8") as file:

@@ -19,13 +19,18 @@ if TYPE_CHECKING:
 
 SCHEMA = "convrewrite.run/1"
 
+FROM_LOCK = (
+    "not verified again: its model, data, settings, versions and the bytes of its output are as in the lock file"
+)
+
 HEADER = ("model", "result", "MACs", "output error", "same class", "speedup", "")
 
 
 def to_json(batch: Batch) -> str:
     """All that is known, each step's report included (schema convrewrite.run/1)."""
     models = [
-        {"model": r.name, "output": os.fspath(r.target), "cached": r.cached, **_plain(_facts(r))} for r in batch.results
+        {"model": r.name, "output": os.fspath(r.target), "cached": r.cached, "note": "", **_plain(_facts(r))}
+        for r in batch.results
     ]
     data = {"schema": SCHEMA, "versions": report.versions(), "exit_code": batch.exit_code, "models": models}
     return json.dumps(data, indent=2, allow_nan=False) + "\n"
@@ -104,7 +109,7 @@ def _cell(text: str) -> str:
 def row(result: Result) -> tuple[str, ...]:
     """One model as words: what came of it, what was saved, what it cost, and why where it failed."""
     facts = result.facts
-    status = f"{facts['status']}{', as before' if result.cached else ''}"
+    status = f"{facts['status']}{', as before, not verified again' if result.cached else ''}"
     if facts["exit_code"]:
         return result.name, facts["status"], "", *_measured(facts), facts["message"]
     return result.name, status, _macs(facts), *_measured(facts), _kind(facts)

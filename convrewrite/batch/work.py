@@ -26,6 +26,10 @@ from convrewrite.windows import UPSAMPLED_KEY
 CLASSES = ("exact", "reassociated", "approximate")
 """Equivalence classes, the strictest first."""
 
+ROUNDING = 1e-5
+"""By so much of the largest weight of a tensor factors differ from one processor to another: their sums are ordered
+otherwise."""
+
 
 @dataclass
 class Finding:
@@ -95,7 +99,7 @@ def _do(task: Mapping[str, Any], finding: Finding) -> None:
         elif settings.gates.max_bytes is not None:
             _check_bytes(settings.gates, finding)
         if task["check"]:
-            _check_current(last, target, changed)
+            finding.note(note=_check_current(last, target, changed))
         else:
             model_io.copy_bytes(model_io.load(last), target)
     finding.note(status="rewritten" if changed else "unchanged", exit_code=0)
@@ -225,9 +229,23 @@ def _check_bytes(gates: Gates, finding: Finding) -> None:
         raise CheckFailed(f"gate max_bytes: {finding.facts['bytes']:,} bytes, more than {gates.max_bytes:,}")
 
 
-def _check_current(last: Path, target: Path, changed: bool) -> None:
-    """Under --check: the output has to be there as it would be written, or there has to be nothing to write."""
-    if target.is_file() and model_io.load(target).sha256 == model_io.load(last).sha256:
-        return
-    if changed:
-        raise CheckFailed("--check: it would be rewritten", remedy="run without --check, and commit the result")
+def _check_current(last: Path, target: Path, changed: bool) -> str:
+    """Under --check: the output has to be there as it would be written. What is to be said of it, if anything.
+
+    Raises:
+        CheckFailed: it is missing, is no model, or another one.
+    """
+    would = f"--check: it would be {'rewritten' if changed else 'copied'}"
+    remedy = "run without --check, and commit the result"
+    if not target.is_file():
+        raise CheckFailed(f"{would}: its output is missing", remedy=remedy)
+    made = model_io.load(last)
+    try:
+        there = model_io.load(target)
+    except UsageError as error:
+        raise CheckFailed(f"{would}: its output cannot be read ({error})", remedy=remedy) from None
+    if there.sha256 == made.sha256 or model_io.same_network(there, made, 0.0):
+        return ""
+    if changed and model_io.same_network(there, made, ROUNDING):
+        return "the output is what is written here, but for the last digits of its weights"
+    raise CheckFailed(f"{would}: its output is another network", remedy=remedy)

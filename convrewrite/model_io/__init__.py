@@ -12,7 +12,7 @@ import filecmp
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -22,22 +22,16 @@ import onnx
 import onnx_graphsurgeon as gs
 from onnx import GraphProto, ModelProto, TensorProto
 
-from convrewrite.atomic import (
-    discard,
-    publish,
-    refuse_target,
-    sync_folder,
-    temporary_beside,
-    write_durably,
-    write_errors,
-)
+from convrewrite.atomic import discard, refuse_target, same_path, temporary_beside, write_durably, write_errors
 from convrewrite.board import doing
 from convrewrite.errors import UsageError
 from convrewrite.model_io.checks import DEFAULT_DOMAIN, dangling_input, names_are_text, refuse_unusable, run_checker
-from convrewrite.model_io.external_data import move_weights_out, settle_tensors
+from convrewrite.model_io.external_data import locations, move_weights_out, settle_tensors
 from convrewrite.model_io.functions import inlined
+from convrewrite.model_io.likeness import alike
 from convrewrite.model_io.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
 from convrewrite.model_io.protograph import export_graph, import_graph, sort_nodes, tensors
+from convrewrite.model_io.publishing import private_folder, publish
 
 MAX_FILE_BYTES = 2**31 - 1
 """What protobuf can read; a model beyond it gets its weights in a second file."""
@@ -240,23 +234,21 @@ def to_bytes(model: Model) -> bytes:
 
 @dataclass
 class Staged:
-    """A model that is written whole beside its target, under a temporary name.
+    """A model that is written whole, ready to take the place of its target.
 
     Attributes:
-        path: the temporary file, ready to be run.
-        target: the path that `commit` gives it.
+        path: where it can be run. target: the path that `commit` gives it.
+        data: its data files, each with the path that it will have; they lie beside `path` under the same names.
     """
 
     path: Path
     target: Path
-    committed: bool = False
+    data: dict[Path, Path] = field(default_factory=dict)
 
     def commit(self) -> None:
-        """Publish it: rename, then make the folder's new entries durable."""
+        """Publish it: the data files, then by a rename the model; then make the folder's new entries durable."""
         with write_errors(self.target):
-            publish(self.path, self.target)
-            self.committed = True
-            sync_folder(self.target.parent)
+            publish((self.path, self.target), self.data)
 
 
 @contextmanager
@@ -264,31 +256,31 @@ def staged(model: Model, target: str | Path) -> Iterator[Staged]:
     """Write a model under a temporary name; leaving without `commit` removes all that was written.
 
     A model over 2 GB, and one that was read with external data, gets one data file beside it. That one carries the
-    hash of its content in its name, so it can be in place before the model is, and never overwrites what an older
-    model still uses. The data file of a model that is replaced stays: other models may name it.
+    hash of its content in its name, and never overwrites what an older model still uses. The data file of a model that
+    is replaced stays: other models may name it.
 
     Raises:
-        UsageError: where the target cannot be written.
+        UsageError: where the target cannot be written, or is a data file of the model.
     """
-    target = Path(target)
-    target = refuse_target(target)
-    result = Staged(temporary_beside(target, ".onnx"), target)
-    data_file = None
-    try:
+    target = refuse_target(Path(target))
+    _refuse_own_data(model, target)
+    with ExitStack() as stack:
         with write_errors(target), doing(f"writing {target}"):
             proto, payloads = _export(model)
             segments = _segments(proto, payloads)
+            data: dict[Path, Path] = {}
             if model.has_external_data or not _fits_one_file(segments):
-                data_file = move_weights_out(proto.graph, payloads, target)
+                folder = stack.enter_context(private_folder(target))
+                path, moved = folder / "model.onnx", move_weights_out(proto.graph, payloads, folder, target)
+                data = {} if moved is None else {moved: target.with_name(moved.name)}
                 segments = _segments(proto, payloads)
+            else:
+                path = temporary_beside(target, ".onnx")
+                stack.callback(discard, path)
             if not _fits_one_file(segments):
                 raise UsageError(f"cannot write {target}: over 2 GB of constants inside nodes")
-            write_durably(result.path, chunks(segments))
-        yield result
-    finally:
-        discard(result.path)
-        if data_file and not result.committed:
-            discard(data_file)
+            write_durably(path, chunks(segments))
+        yield Staged(path, target, data)
 
 
 def save(model: Model, target: str | Path) -> Path:
@@ -305,8 +297,8 @@ def save(model: Model, target: str | Path) -> Path:
 def copy_bytes(model: Model, target: str | Path | BinaryIO) -> None:
     """Copy the file of a model byte for byte, where there is nothing to rewrite.
 
-    Its external data files go along to another folder. Where other files of their names are there already, which
-    must not be overwritten, and where a stream is the target, the model is saved instead.
+    Its external data files go along to another folder. Where they cannot have their names there (another file is in the
+    way, the model itself among them), and where a stream is the target, the model is saved instead.
 
     Raises:
         UsageError: where the target cannot be written, or the model was made in memory.
@@ -322,36 +314,81 @@ def copy_bytes(model: Model, target: str | Path | BinaryIO) -> None:
             target.writelines(origin.source.chunks(0, origin.source.size))
             target.flush()
         return
-    target = Path(target)
-    target = refuse_target(target)
-    if origin.external and not _copy_external(model, target):
+    target = refuse_target(Path(target))
+    _refuse_own_data(model, target)
+    companions = _companions(model, target)
+    if companions is None:
         save(model, target)
         return
-    result = Staged(temporary_beside(target, ".onnx"), target)
-    try:
-        with write_errors(target):
-            write_durably(result.path, origin.source.chunks(0, origin.source.size))
-        result.commit()
-    finally:
-        discard(result.path)
+    with write_errors(target), ExitStack() as stack:
+        data: dict[Path, Path] = {}
+        if companions:
+            folder = stack.enter_context(private_folder(target))
+            path = folder / "model.onnx"
+            for number, (to, source) in enumerate(companions.items()):
+                to.parent.mkdir(parents=True, exist_ok=True)
+                written = folder / f"{number}.data"
+                write_durably(written, source.chunks(0, source.size))
+                data[written] = to
+        else:
+            path = temporary_beside(target, ".onnx")
+            stack.callback(discard, path)
+        write_durably(path, origin.source.chunks(0, origin.source.size))
+        publish((path, target), data)
 
 
-def _copy_external(model: Model, target: Path) -> bool:
-    """Bring the external data files to the target's folder; False, and nothing done, where others are in the way."""
+def _companions(model: Model, target: Path) -> dict[Path, MappedFile] | None:
+    """The external data files that a copy lacks in its folder, by path; None where one cannot have its name there."""
     assert model.origin is not None
-    assert model.path is not None
-    moves = [(model.path.parent / name, target.parent / name, data) for name, data in model.origin.external.items()]
-    missing = [(to, data) for _, to, data in moves if not os.path.lexists(to)]
-    for source, to, _ in moves:
-        if os.path.lexists(to) and not (to.is_file() and filecmp.cmp(source, to, shallow=False)):
-            return False
-    with write_errors(target):
-        for to, data in missing:
-            to.parent.mkdir(parents=True, exist_ok=True)
-            temporary = temporary_beside(to, ".data")
-            try:
-                write_durably(temporary, data.chunks(0, data.size))
-                publish(temporary, to)
-            finally:
-                discard(temporary)
-    return True
+    folder, missing = Path(os.path.realpath(target.parent)), {}
+    for source, data in _own_data(model).items():
+        assert model.path is not None
+        to = target.parent / source.relative_to(model.path.parent)
+        if same_path(to, target) or not Path(os.path.realpath(to.parent)).is_relative_to(folder):
+            return None
+        if not os.path.lexists(to):
+            missing[to] = data
+        elif not (to.is_file() and filecmp.cmp(source, to, shallow=False)):
+            return None
+    return missing
+
+
+def _own_data(model: Model) -> dict[Path, MappedFile]:
+    """The external data files of a model by path."""
+    if model.origin is None or model.path is None:
+        return {}
+    return {model.path.parent / location: data for location, data in model.origin.external.items()}
+
+
+def _refuse_own_data(model: Model, target: Path) -> None:
+    for path in _own_data(model):
+        if same_path(path, target):
+            raise UsageError(
+                f"cannot write {target}: it is external data of {model.path}", remedy="give it a path of its own"
+            )
+
+
+def content_sha256(model: Model) -> str:
+    """A hash of the model as it is now: of the bytes that a file with all of its weights would have."""
+    digest = hashlib.sha256()
+    for chunk in chunks(_segments(*_export(model))):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def same_network(a: Model, b: Model, tolerance: float) -> bool:
+    """Whether two models are one graph, with weights that differ by no more than this share of the largest of each."""
+    return alike(_export(a), _export(b), tolerance)
+
+
+def data_files(path: str | Path) -> list[Path]:
+    """The external data files that a model names, whether they are there or not; none of what is no readable model."""
+    path = Path(path)
+    try:
+        if not path.is_file():  # a pipe can be read only once
+            return []
+        skeleton, _ = cut(MappedFile(path))
+        named = locations(ModelProto.FromString(skeleton).graph) if b"location" in skeleton else set()
+    except Exception:  # `load` says what is wrong with it
+        return []
+    return [path.parent / location for location in sorted(named) if "\0" not in location]

@@ -14,14 +14,18 @@ from pathlib import Path, PureWindowsPath
 
 from onnx import GraphProto, TensorProto
 
-from convrewrite.atomic import discard, sync_folder, temporary_beside, write_durably
+from convrewrite.atomic import write_durably
 from convrewrite.errors import UsageError
 from convrewrite.model_io.protofile import LARGE, MappedFile, Payload, mark, marked
 from convrewrite.model_io.protograph import tensors
+from convrewrite.model_io.publishing import free_for
 from convrewrite.model_io.stored import raw_bytes, values_fault
 
 ALIGNMENT = 4096
 """Where tensors start in a data file: at pages, so that a runtime can map them."""
+
+SHOWN = 200
+"""Characters of a location in a message."""
 
 
 def settle_tensors(graph: GraphProto, payloads: list[Payload], path: Path | None, label: str) -> dict[str, MappedFile]:
@@ -90,23 +94,40 @@ def _external_payload(tensor: TensorProto, path: Path, files: dict[str, MappedFi
 
 def _open_inside(folder: Path, location: str, where: str) -> MappedFile:
     """A file that a model names, if it is a regular one inside the model's folder."""
-    escapes = f"{where}: its external data '{location}' escapes the model's folder"
+    shown = location if len(location) <= SHOWN else f"{location[:SHOWN]}..."
+    escapes = f"{where}: its external data '{shown}' escapes the model's folder"
     parts = PureWindowsPath(location)  # knows both separators, and drives
     if not location or "\0" in location or parts.anchor or ".." in parts.parts:
         raise UsageError(escapes)
     file = folder / location
-    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
-        raise UsageError(escapes)
-    if not file.is_file():
-        raise UsageError(f"{where}: its external data file '{location}' is missing from {folder}")
     try:
+        if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+            raise UsageError(escapes)
+        if not file.is_file():
+            raise UsageError(f"{where}: its external data file '{shown}' is missing from {folder}")
+        names = file.stat().st_nlink
+        if names > 1:  # as the ONNX checker has it: the other names may lie anywhere
+            raise UsageError(
+                f"{where}: its external data '{shown}' has {names} names (hard links), which may lie outside of the "
+                "model's folder",
+                remedy="copy the file, and put the copy in its place",
+            )
         return MappedFile(file)
-    except OSError as error:
-        raise UsageError(f"{where}: cannot read its external data '{location}' ({error.strerror})") from error
+    except OSError as error:  # a name that is too long, a loop of links, no permission
+        raise UsageError(f"{where}: cannot read its external data '{shown}' ({error.strerror})") from error
 
 
-def move_weights_out(graph: GraphProto, payloads: list[Payload], target: Path) -> Path | None:
-    """Write the large initializers into a data file; its path, or None where it was there before.
+def locations(graph: GraphProto) -> set[str]:
+    """The external data files that a graph names, as it names them."""
+    external = (tensor for tensor in tensors(graph) if tensor.data_location == TensorProto.EXTERNAL)
+    return {entry.value for tensor in external for entry in tensor.external_data if entry.key == "location"}
+
+
+def move_weights_out(graph: GraphProto, payloads: list[Payload], folder: Path, target: Path) -> Path | None:
+    """Write the large initializers into a data file in `folder`; its path, or None where there are none.
+
+    Its name begins as the target's and carries the hash of its content, so that the same name means the same bytes: the
+    whole hash, where the target's folder has another file under the short name.
 
     Constants inside nodes and subgraphs stay in the model's file, where every runtime finds them.
     """
@@ -130,18 +151,16 @@ def move_weights_out(graph: GraphProto, payloads: list[Payload], target: Path) -
                 yield chunk
             position = offset + len(payload)
 
-    temporary = temporary_beside(target, ".data")
-    try:
-        write_durably(temporary, content())
-        path = target.with_name(f"{target.stem}-{digest.hexdigest()[:12]}.data")
-        was_there = path.exists()
-        os.replace(temporary, path)
-    finally:
-        discard(temporary)
-    sync_folder(path.parent)
+    written = folder / "weights"
+    write_durably(written, content())
+    name = f"{target.stem}-{digest.hexdigest()[:12]}.data"
+    if not free_for(written, target.with_name(name)):
+        name = f"{target.stem}-{digest.hexdigest()}.data"
+    path = folder / name
+    os.replace(written, path)
     for tensor, payload in moved:
-        _point_outside(tensor, path.name, offsets[payload], len(payload))
-    return None if was_there else path
+        _point_outside(tensor, name, offsets[payload], len(payload))
+    return path
 
 
 def _point_outside(tensor: TensorProto, location: str, offset: int, length: int) -> None:

@@ -6,7 +6,6 @@ model, image ──> survey ──> tiles ──> workers ──> Zarr ──(.n
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 import os
 import secrets
@@ -19,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from convrewrite import atomic, model_io, runtime
-from convrewrite.atomic import same_path
 from convrewrite.errors import Interrupted, UsageError
+from convrewrite.guards import Files
 from convrewrite.model_io import Model
 from convrewrite.pipeline.steps import obtained
 from convrewrite.tiling import checks, engine, exports, images, memory
@@ -31,6 +30,13 @@ from convrewrite.tiling.recipe import Recipe
 from convrewrite.tiling.result import Applied, How
 from convrewrite.tiling.store import Store, same_plan, stored_plan, targets
 from convrewrite.tiling.survey import Survey, outline, refused, survey
+
+VERSION = 2
+"""Of what is stored beside the cells: since 2, the hashes of the pixels that tiles were computed from."""
+
+
+MOST_TILES = 1_000_000
+"""Each is a file or more; and at a tenth of a second for each, they take a day."""
 
 
 def apply(source: str | Path | Model, image: str, target: str, how: How, tell: Tell | None = None) -> Applied:
@@ -48,11 +54,39 @@ def apply(source: str | Path | Model, image: str, target: str, how: How, tell: T
         return _Run(model, image, target.removeprefix("file://"), how, Path(folder)).done(tell)
 
 
-def _refuse_own(target: str, sources: Mapping[str, str]) -> None:
-    """Raise UsageError where OUT is what is read."""
-    for what, path in sources.items():
-        if path and "://" not in path and same_path(target, path.removeprefix("file://")):
-            raise UsageError(f"{target} is {what}, which is not overwritten", remedy="choose another OUT")
+def files(model: str | Path | None, image: str, target: str, original: str | None = None) -> Files:
+    """What is read and written; an image that is a folder is read whole, and OUT may be a folder that is replaced."""
+    replaced = {"OUT": target}
+    if exports.kind_of(target) != "zarr":
+        replaced["what is left of OUT"] = _scratch(target)
+    whole = "://" not in image and os.path.isdir(image)
+    return Files(
+        {"MODEL": model, "--original": original},
+        {} if whole else {"IMAGE": image},
+        {"IMAGE": image} if whole else {},
+        replaces=replaced,
+    )
+
+
+def _scratch(target: str) -> str:
+    """Where the cells are before they become another file than a Zarr group."""
+    return f"{target}.tiles.zarr"
+
+
+def _kept_step(before: Mapping[str, Any] | None, rank: int) -> tuple[int, ...] | None:
+    """Units per tile of what is there; None where it does not say."""
+    step = (before or {}).get("step")
+    if not isinstance(step, list) or len(step) != rank or not all(isinstance(n, int) and n > 0 for n in step):
+        return None
+    return tuple(step)
+
+
+def _refuse_many(tiles: int) -> None:
+    if tiles > MOST_TILES:
+        raise UsageError(
+            f"the image comes to {tiles:,} tiles, more than {MOST_TILES:,}",
+            remedy="give larger ones with --tile or --memory, or a part of the image",
+        )
 
 
 @contextlib.contextmanager
@@ -76,23 +110,25 @@ class _Run:
 
     def done(self, tell: Tell | None) -> Applied:
         how, kind = self.how, exports.kind_of(self.target)
-        _refuse_own(self.target, {"the image": self.image, "the model": str(self.model.path or "")})
+        files(self.model.path, self.image, self.target, how.original).keep_apart()
         rank, channels = outline(self.model)
         preparation = prepared(self.model.metadata, how.scale, how.mean, how.std, how.channels).fitting(channels)
-        found = images.find(self.image, how.array, self.folder)
+        bytes_ = memory.parse_bytes(how.memory)
+        found = images.find(self.image, how.array, self.folder, bytes_)
         source = images.settled(found, rank, channels, how.layout, preparation.channels)
-        images.probe(source)
-        seen = survey(self.model, source.size, how.outputs)
         provider, workers, threads = self._resources()
-        url = self.target if kind == "zarr" else f"{self.target}.tiles.zarr"
+        images.probe(source, bytes_ / workers)
+        seen = survey(self.model, source.size, how.outputs)
+        url = self.target if kind == "zarr" else _scratch(self.target)
         before = stored_plan(url)
         step = self._step(seen, source, workers, before)
+        _refuse_many(math.prod(seen.geometry.counts(step)))
         with _sized():
             seen.geometry.check(step)
         store = self._store(url, seen, step)
         exports.check(kind, self.target, store.targets, how.chosen)
         plan = self._plan(seen, source, preparation, step, threads, provider)
-        self._begin(store, plan, before, kind)
+        resumed = self._begin(store, plan, before, kind)
         frozen: str | bytes = str(model_io.save(seen.model, self.folder / "frozen.onnx"))
         if how.scheduler is not None:
             frozen = model_io.to_bytes(seen.model)
@@ -100,12 +136,14 @@ class _Run:
         job = Job(
             secrets.token_hex(8), frozen, source, store, recipe, seen.geometry, preparation, step, provider, threads
         )
-        left = store.left()
+        ready, left = store.places() if resumed else ([], store.every())
         finished = Finished()
-        if left:
+        if ready or left:
             share = memory.parse_bytes(how.memory) / workers
             try:
                 with engine.workers(workers, provider, how.scheduler, share, str(self.folder)) as client:
+                    self._compare(job, ready, client)
+                    store.tidy()
                     finished = engine.run(job, left, client, tell)
             except KeyboardInterrupt:
                 raise Interrupted("interrupted; the tiles that are done are kept, and --resume goes on") from None
@@ -113,6 +151,7 @@ class _Run:
         result = self._applied(seen, job, total, total - len(left), finished, workers)
         if finished.failed:
             return result
+        result = replace(result, without_class=store.without_class())
         if how.check:
             compared = checks.check(job, seen, how.check, original=how.original, seed=how.seed, tolerance=how.tolerance)
             result = replace(result, checks=tuple(compared))
@@ -122,6 +161,15 @@ class _Run:
             exports.export(kind, store.open()[only.name], self.target, only, how.chosen)
             shutil.rmtree(url)
         return result
+
+    def _compare(self, job: Job, ready: Sequence[engine.Place], client: Any) -> None:
+        """Raise UsageError where what is done was computed from another image than the one that is there."""
+        place = engine.first_differing(job, ready, client)
+        if place is not None:
+            raise UsageError(
+                f"{job.store.url} was begun with another image: tile {place} was computed from other pixels",
+                remedy="give the same image, or --overwrite to begin anew",
+            )
 
     def _resources(self) -> tuple[str, int, int]:
         """Provider, processes, and threads of each."""
@@ -136,8 +184,8 @@ class _Run:
     def _step(self, seen: Survey, source: Source, workers: int, before: Mapping[str, Any] | None) -> tuple[int, ...]:
         """Units per tile: as in what is there, as asked for, or as large as memory allows."""
         geometry = seen.geometry
-        if self.how.resume and before is not None and len(before.get("step", ())) == len(geometry.size):
-            kept = tuple(int(n) for n in before["step"])
+        kept = _kept_step(before, len(geometry.size)) if self.how.resume else None
+        if kept is not None:
             if self.how.tile is not None and geometry.units(self.how.tile) != kept:
                 raise UsageError("--resume goes on with the tiles that are there", remedy="leave --tile out")
             return kept
@@ -168,7 +216,8 @@ class _Run:
     ) -> dict[str, Any]:
         """What must be the same for a run to be gone on with."""
         return {
-            "model": self.model.sha256 or hashlib.sha256(model_io.to_bytes(self.model)).hexdigest(),
+            "version": VERSION,
+            "model": model_io.content_sha256(self.model),
             "image": {"url": self.image, "shape": list(source.shape), "dtype": source.dtype, "axes": source.axes},
             "channels": list(source.channels),
             "prepare": prepare.to_dict(),
@@ -179,8 +228,8 @@ class _Run:
             "provider": provider,
         }
 
-    def _begin(self, store: Store, plan: Mapping[str, Any], before: Mapping[str, Any] | None, kind: str) -> None:
-        """Make the store, or go on with the one that is there."""
+    def _begin(self, store: Store, plan: Mapping[str, Any], before: Mapping[str, Any] | None, kind: str) -> bool:
+        """Make the store, or go on with the one that is there: whether it was."""
         folder = Path(store.url).parent
         if "://" not in store.url and not folder.is_dir():
             raise UsageError(f"cannot write {self.target}: there is no folder {folder}", remedy="make it first")
@@ -190,8 +239,7 @@ class _Run:
                 raise UsageError(
                     f"{store.url} was begun with another {', '.join(differs)}", remedy="give the same, or --overwrite"
                 )
-            store.tidy()
-            return
+            return True
         exists = before is not None or ("://" not in store.url and Path(store.url).exists())
         if there and how.resume:
             raise UsageError(f"{self.target} is finished already", remedy="give --overwrite to begin anew")
@@ -201,6 +249,7 @@ class _Run:
         if exists and before is None and Path(store.url).exists():
             raise UsageError(f"{store.url} is no result of apply, and is not overwritten", remedy="choose another OUT")
         store.create(plan, overwrite=how.overwrite)
+        return False
 
     def _applied(self, seen: Survey, job: Job, total: int, resumed: int, finished: Finished, workers: int) -> Applied:
         geometry, store = seen.geometry, job.store

@@ -19,6 +19,7 @@ from convrewrite.tiling.geometry import Geometry
 from convrewrite.tiling.images import Source, settled
 from convrewrite.tiling.preparing import Preparation, prepared
 from convrewrite.tiling.recipe import Recipe
+from convrewrite.tiling.store import best_class, class_type
 from convrewrite.tiling.survey import outline, survey
 
 Array = np.ndarray[Any, Any]
@@ -43,11 +44,13 @@ def lazily(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     channels: Sequence[int] | None = None,
+    top1: bool = False,
 ) -> dict[str, Any]:
     """The cells of a `dask.array`, as one: [K, *cells] for each output, with a chunk for each tile.
 
     Args:
         model: a fully convolutional one. image: `dask.array`, or what Dask makes one of. layout: letters of its axes.
+        top1: the best class of each cell instead, [*cells]; `tiling.store` says which number is none.
         outputs: names; all maps, if none. tile: cells per axis. scale, mean, std, channels: as of `How`.
 
     Raises:
@@ -72,8 +75,14 @@ def lazily(
         crop = geometry.tile(place, step).crop
         cells = dask.delayed(_cells)(frozen, source.region(image, crop), prepare, recipe, geometry, place, step)
         for name, spans in geometry.tile(place, step).cells.items():
-            shape = (seen.values[name], *(stop - start for start, stop in spans))
-            parts[name][place] = arrays.from_delayed(cells[name], shape, seen.dtypes[name])
+            shape = tuple(stop - start for start, stop in spans)
+            if top1 and seen.values[name] > 1:
+                kind = class_type(seen.values[name])
+                best = dask.delayed(best_class)(cells[name], kind)
+                parts[name][place] = arrays.from_delayed(best, shape, kind)
+            else:
+                whole = (seen.values[name], *shape)
+                parts[name][place] = arrays.from_delayed(cells[name], whole, seen.dtypes[name])
     return {name: arrays.block(_nested(blocks)) for name, blocks in parts.items()}
 
 

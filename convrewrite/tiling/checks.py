@@ -172,10 +172,22 @@ class _Places:
             nowhere = np.isnan(got) & np.isnan(want)
             got, want = np.where(nowhere, 0, got).astype(got.dtype), np.where(nowhere, 0, want).astype(want.dtype)
         limit = floor(want.dtype) if self.tolerance is None else self.tolerance
-        if self.job.store.targets[output].top1:
-            chosen = np.take_along_axis(want, got.astype(np.int64), axis=1)[:, 0]
-            below = want.max(axis=1) - chosen > limit * float(np.abs(want).max(initial=0.0))
-            return Check(f"{name}, best class", len(got), float(below.mean()), None if stated else 0.0)
+        target = self.job.store.targets[output]
+        if target.top1:
+            wrong = _wrong_classes(got[:, 0], want, target.nothing, limit)
+            return Check(f"{name}, best class", len(got), float(wrong.mean()), None if stated else 0.0)
         if want.dtype.kind != "f":
             return Check(name, len(got), float((got != want).mean()), None if stated else 0.0)
         return Check(name, len(got), relative_error(got, want), None if stated else limit)
+
+
+def _wrong_classes(got: Array, want: Array, nothing: int | None, limit: float) -> Array:
+    """Of each place, whether its class is not one of the best by the scores [places, K], or is missing, or too many."""
+    none = np.isnan(want).any(axis=1) if want.dtype.kind == "f" else np.zeros(len(want), bool)
+    classes = got.astype(np.int64)
+    outside = (classes < 0) | (classes >= want.shape[1])
+    chosen = np.take_along_axis(want, np.where(outside, 0, classes)[:, None], axis=1)[:, 0]
+    scale = float(np.abs(want[~none]).max(initial=0.0))
+    with np.errstate(invalid="ignore"):
+        below = outside | (want.max(axis=1) - chosen > limit * scale)
+    return np.asarray(np.where(none, classes != nothing, below))

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from convrewrite.errors import UsageError
 from convrewrite.runtime import Session, open_session
 from convrewrite.tiling.extra import library
@@ -22,7 +24,7 @@ from convrewrite.tiling.geometry import Geometry
 from convrewrite.tiling.images import Source
 from convrewrite.tiling.preparing import Preparation
 from convrewrite.tiling.recipe import Recipe
-from convrewrite.tiling.store import Store
+from convrewrite.tiling.store import Store, hashed
 
 Place = tuple[int, ...]
 Tell = Callable[[int, int, float], None]
@@ -33,6 +35,9 @@ TRIES = 3
 
 DEAF = "import signal\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
 """What a worker does first: Ctrl-C is for the process that hands out the tiles, and that stops the workers."""
+
+COMPARED = 64
+"""So many tiles that are done are compared at a time."""
 
 AHEAD = 2
 """Tiles per worker that wait for it."""
@@ -86,10 +91,41 @@ def work(job: Job, place: Place) -> tuple[Place, float]:
     """Compute one tile and store it; the pixels that were read."""
     session, image, group = open_job(job)
     tile = job.geometry.tile(place, job.step)
-    pixels = job.preparation.of(job.source.read(image, tile.crop))
+    read = job.source.read(image, tile.crop)
+    pixels = job.preparation.of(read)
     values = session.run({job.recipe.input: job.recipe.feed(pixels)}, list(job.recipe.strides))
-    job.store.write(group, tile, job.recipe.cells(tile, values))
+    job.store.write(group, tile, job.recipe.cells(tile, values), hashed(read))
     return place, float(pixels[0].size)
+
+
+def differing(job: Job, places: Sequence[Place]) -> Place | None:
+    """The first of some tiles whose pixels are not those that it was computed from."""
+    image, group = job.source.open(), job.store.open()
+    for place in places:
+        read = job.source.read(image, job.geometry.tile(place, job.step).crop)
+        if not np.array_equal(hashed(read), job.store.seen(group, place)):
+            return place
+    return None
+
+
+def first_differing(job: Job, places: Sequence[Place], client: Any) -> Place | None:
+    """The same of all tiles, by the workers of a client: each pixel is read once more, and the model does not run.
+
+    Raises:
+        UsageError: the image or the store cannot be read.
+    """
+    kept = client.scatter(job, broadcast=True, hash=False) if isinstance(job.model, bytes) else job
+    parts = [places[i : i + COMPARED] for i in range(0, len(places), COMPARED)]
+    many = AHEAD * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    for i in range(0, len(parts), many):
+        futures = [client.submit(differing, kept, part, pure=False, retries=TRIES) for part in parts[i : i + many]]
+        try:
+            found: list[Place] = [place for place in client.gather(futures) if place is not None]
+        except Exception as error:  # each library has errors of its own
+            raise UsageError(f"what was done cannot be compared with the image: {_words(error)}") from None
+        if found:
+            return min(found)
+    return None
 
 
 def run(job: Job, places: Sequence[Place], client: Any, tell: Tell | None = None) -> Finished:

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.atomic import discard, publish, temporary_beside, write_errors
+from convrewrite.atomic import discard, publish, refuse_target, temporary_beside, write_errors
 from convrewrite.errors import UsageError
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.images import PICTURES, TIFFS
-from convrewrite.tiling.store import Target
+from convrewrite.tiling.store import Target, blocks
 
 Array = np.ndarray[Any, Any]
 
@@ -66,7 +66,7 @@ def check(kind: str, target: str, found: Mapping[str, Target], chosen: int | Non
 
 def export(kind: str, array: Any, target: str, only: Target, chosen: int | None) -> None:
     """Write the array of an output to a file, which appears whole. Raises UsageError where it cannot be written."""
-    path = Path(target)
+    path = refuse_target(Path(target))
     temporary = temporary_beside(path, path.suffix)
     try:
         with write_errors(path):
@@ -76,16 +76,9 @@ def export(kind: str, array: Any, target: str, only: Target, chosen: int | None)
         discard(temporary)
 
 
-def _blocks(array: Any) -> Iterator[tuple[slice, ...]]:
-    """The chunks of an array."""
-    counts = [-(-extent // chunk) for extent, chunk in zip(array.shape, array.chunks, strict=True)]
-    for place in np.ndindex(*counts):
-        yield tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(place, array.chunks, array.shape, strict=True))
-
-
 def _npy(array: Any, path: Path, only: Target, chosen: int | None) -> None:
     made = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=array.shape)
-    for block in _blocks(array):
+    for block in blocks(array):
         made[block] = array[block]
     made.flush()
 
@@ -146,14 +139,15 @@ def _png(array: Any, path: Path, only: Target, chosen: int | None) -> None:
     """Classes in colours that are told apart, or one value from its smallest to its largest."""
     image_library = library("PIL.Image")
     values = np.asarray(array[:] if only.top1 else array[chosen or 0])
-    image_library.fromarray(coloured(values, whole=only.top1)).save(path, format="PNG")
+    image_library.fromarray(coloured(values, whole=only.top1, nothing=only.nothing)).save(path, format="PNG")
 
 
-def coloured(values: Array, *, whole: bool) -> Array:
-    """Colours [H, W, 3] of classes, or of values from the smallest to the largest."""
+def coloured(values: Array, *, whole: bool, nothing: int | None = None) -> Array:
+    """Colours [H, W, 3] of classes, black for none of them, or of values from the smallest to the largest."""
     colormaps = library("matplotlib").colormaps
     if whole:
-        return np.asarray(colormaps["tab20"](values % 20, bytes=True)[..., :3])
+        colours = np.asarray(colormaps["tab20"](values % 20, bytes=True)[..., :3])
+        return np.where((values == nothing)[..., None], np.uint8(0), colours)
     finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
     low, high = (np.nanmin(finite), np.nanmax(finite)) if np.isfinite(finite).any() else (0.0, 1.0)
     return np.asarray(colormaps["inferno"](np.nan_to_num((finite - low) / (high - low or 1.0)), bytes=True)[..., :3])

@@ -7,6 +7,7 @@ is [C, *spatial], in the image's own type.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,15 @@ Array = np.ndarray[Any, Any]
 TIFFS = frozenset(".tif .tiff .btf .tf2 .tf8 .svs .ndpi .scn .qptiff".split())
 PICTURES = frozenset(".png .jpg .jpeg .bmp .webp .gif".split())
 SPATIAL = {1: "L", 2: "HW", 3: "DHW"}
+SHOWN = 200
+"""Characters of a path or a shape in a message."""
+
+MOST_PIXELS = 2**60
+"""What operators count in 64 bits, with room for channels and bytes."""
+
+SLACK = 1.5
+"""A process is stopped where it takes so many times its share of the memory."""
+
 ALIASES = {"Z": "D", "Y": "H", "X": "W", "S": "C"}
 """What TIFF and OME call the axes, in the letters of the command line."""
 
@@ -96,10 +106,24 @@ class Source:
             raise UsageError(f"cannot read the image {self.url}: {_line(error)}") from None
 
 
-def probe(source: Source) -> None:
-    """Read one pixel. Raises UsageError where the image cannot be decoded here."""
+def probe(source: Source, memory: float = math.inf) -> None:
+    """Read one pixel.
+
+    Args:
+        source: the image. memory: bytes that a process may take: what is stored in one piece has to fit.
+
+    Raises:
+        UsageError: the image cannot be decoded here, or its pieces are too large.
+    """
     try:
-        source.read(source.open(), [(0, 1)] * len(source.letters))
+        array = source.open()
+        piece = math.prod(getattr(array, "chunks", ())) * array.dtype.itemsize
+        if piece > SLACK * memory:
+            raise UsageError(
+                f"the image {source.url} is stored in pieces of {piece / 1e9:,.1f} GB, each of which is read whole",
+                remedy="store it in smaller ones, give more --memory, or fewer --workers",
+            )
+        source.read(array, [(0, 1)] * len(source.letters))
     except UsageError:
         raise
     except Exception as error:  # each library has errors of its own
@@ -112,19 +136,20 @@ def _line(error: Exception) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
-def find(url: str, key: str = "", scratch: Path | None = None) -> Source:
+def find(url: str, key: str = "", scratch: Path | None = None, memory: float = math.inf) -> Source:
     """An image by its path or address; its axes are not settled yet, but where the file tells them.
 
     Args:
         url: of a Zarr array or group, a TIFF, .npy or picture. key: the array of a group, or the series of a TIFF.
         scratch: folder for the pixels of a compressed picture, which cannot be read by region.
+        memory: bytes that these may take.
 
     Raises:
         UsageError: there is none, or it cannot be read.
     """
     suffix = Path(url).suffix.lower()
-    if "://" not in url and not Path(url).exists():
-        raise UsageError(f"cannot read the image {url}: no such file")
+    if "://" not in url and not os.path.exists(url):
+        raise UsageError(f"cannot read the image {url[:SHOWN]}: no such file")
     try:
         if suffix == ".npy":
             array = np.load(url, mmap_mode="r", allow_pickle=False)
@@ -132,7 +157,7 @@ def find(url: str, key: str = "", scratch: Path | None = None) -> Source:
         if suffix in TIFFS:
             return _tiff(url, key)
         if suffix in PICTURES:
-            return _picture(url, scratch)
+            return _picture(url, scratch, memory)
         return _zarr(url, key)
     except UsageError:
         raise
@@ -148,6 +173,10 @@ def _tiff(url: str, key: str) -> Source:
         if not 0 <= number < len(series):
             raise UsageError(f"{url} has {len(series)} series, not one of number {number}")
         level = series[number].levels[0]
+        first = level.pages[0]
+        told, stored = math.prod(getattr(first, "chunked", ())), len(getattr(first, "dataoffsets", ()))
+        if stored < told:
+            raise UsageError(f"the image {url} is damaged: its header tells of {told:,} pieces, and places {stored:,}")
         return Source(
             url, "tiff", str(number), tuple(level.shape), level.dtype.name, _lettered(level.axes, level.shape)
         )
@@ -189,11 +218,18 @@ def _zarr_array(url: str, key: str) -> Any:
     return node[key] if key else node
 
 
-def _picture(url: str, scratch: Path | None) -> Source:
+def _picture(url: str, scratch: Path | None, memory: float) -> Source:
     """The pixels of a compressed picture in a file of their own, which workers map."""
     image_library = library("PIL.Image")
     image_library.MAX_IMAGE_PIXELS = None
     with image_library.open(url) as image:
+        size = math.prod(image.size) * len(image.getbands()) * (4 if image.mode in ("I", "F") else 1)
+        if size > memory:
+            raise UsageError(
+                f"the picture {url} of {'x'.join(map(str, image.size[::-1]))} pixels is unpacked whole, "
+                f"to {size / 1e9:,.1f} GB",
+                remedy="save it as TIFF or Zarr, or give more --memory",
+            )
         pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr") else image)
     if scratch is None:
         raise UsageError(f"{url} has to be unpacked first", remedy="save it as TIFF or Zarr")
@@ -224,9 +260,13 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
         UsageError: the axes cannot be told, or do not fit the model.
     """
     spatial, shape = SPATIAL[rank], source.shape
+    if min(shape, default=1) < 1:
+        raise UsageError(f"the image [{'x'.join(map(str, shape))[:SHOWN]}] has no pixels")
+    if math.prod(shape) > MOST_PIXELS:
+        raise UsageError(f"the image [{'x'.join(map(str, shape))[:SHOWN]}] has more pixels than can be counted")
     if np.dtype(source.dtype).kind not in "biuf":
         raise UsageError(f"the image has pixels of type {source.dtype}", remedy="give real numbers")
-    text = "x".join(map(str, shape))
+    text = "x".join(map(str, shape))[:SHOWN]
     axes = layout.upper() or source.axes or _guessed(shape, spatial, channels, bool(taken))
     if not axes:
         letters = f"{spatial}C, C{spatial} or {spatial}"
@@ -255,8 +295,6 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
         picks = ",".join(map(str, range(channels)))
         remedy = f"choose with --channels {picks}" if stored > channels else "give an image that has them"
         raise UsageError(f"the image has {found.depth} channels, the model takes {channels}", remedy=remedy)
-    if not math.prod(shape):
-        raise UsageError(f"the image [{text}] has no pixels")
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,8 @@ class Applied(Printed):
         target: what was written. size: of the image. outputs: shape of each. tiles: in all; resumed: done before.
         useful: share of the pixels read that tiles do not share. rate: pixels of the image per second.
         finished, workers, provider: how it was done. checks: comparisons. attributes: what cells mean, by output.
-        written: whether the target is there; tiles that were computed are kept otherwise.
+        written: whether the target is there; tiles that were computed are kept otherwise. without_class: of each output
+            whose best classes are stored, cells that have none.
     """
 
     target: str
@@ -81,6 +83,7 @@ class Applied(Printed):
     checks: tuple[Check, ...] = ()
     attributes: Mapping[str, Any] = field(default_factory=dict)
     written: bool = True
+    without_class: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def failed(self) -> list[str]:
@@ -116,6 +119,7 @@ class Applied(Printed):
             "pixels_per_second": self.rate,
             "workers": self.workers,
             "provider": self.provider,
+            "without_class": dict(self.without_class),
             "checks": [check.to_dict() for check in self.checks],
         }
 
@@ -139,5 +143,12 @@ class Applied(Printed):
                 continue
             kind = f"tolerance {check.tolerance:.1e}" if check.tolerance is not None else STATED
             lines.append(f"checked    {check.name}: {check.count} places, error {check.error:.1e} ({kind})")
+        for name, count in self.without_class.items():
+            if count:
+                total, number = math.prod(self.outputs[name]), self.attributes[name]["no_class"]
+                lines.append(
+                    f"warning    {count:,} of {total:,} cells of '{name}' have no class, because a score is NaN: "
+                    f"they are {number}"
+                )
         lines.append(f"wrote      {self.target}" if self.written else f"not made   {self.target}")
         return "\n".join(lines)

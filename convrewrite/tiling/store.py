@@ -1,19 +1,25 @@
 """Where the cells go: a Zarr group with an array for each output, chunked by tile, and a list of tiles that are done.
 
     OUT/<output>   [K, H', W'] float32, or with top1 [H', W'], the number of the best class; named as in the model
+    OUT/seen       for each tile a hash of the pixels that it was computed from
     OUT/done       one entry per tile: 1 once all of its chunks are written
     attributes     the plan: model, image, tiles, preparation; and of each array stride, offset and window
 
 A tile is done only after its chunks are in place, and each chunk is a file of its own that appears whole: after a crash
 what is not marked is computed again.
+
+With top1 the largest number of the type is no class: 255 of uint8 (up to 255 classes), 65535 of uint16, 2147483647 of
+int32. It stands where a score is NaN, so that no class is the best, and where nothing has been computed yet; the
+attribute `no_class` of the array names it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +33,11 @@ from convrewrite.tiling.geometry import Geometry, Tile
 Array = np.ndarray[Any, Any]
 
 DONE = "done"
+SEEN = "seen"
 PLAN = "convrewrite.plan"
+
+HASH = 16
+"""Bytes of the hash of a tile's pixels."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,44 @@ class Target:
 
     def of(self, cells: Array) -> Array:
         """What is stored of cells [K, *cells]."""
-        return cells.argmax(axis=0).astype(self.dtype) if self.top1 else cells
+        return best_class(cells, self.dtype) if self.top1 else cells
+
+    @property
+    def nothing(self) -> int | None:
+        """What stands for a cell without a class; None where values are stored."""
+        return no_class(self.dtype) if self.top1 else None
+
+
+def class_type(values: int) -> str:
+    """The smallest type for numbers of so many classes, and one for none of them."""
+    return "uint8" if values <= 255 else "uint16" if values <= 65535 else "int32"
+
+
+def no_class(dtype: str) -> int:
+    """The number that is no class."""
+    return int(np.iinfo(dtype).max)
+
+
+def best_class(cells: Array, dtype: str) -> Array:
+    """The number of the best class of cells [K, *cells], the first of equals; none where a score is NaN."""
+    best: Array = cells.argmax(axis=0).astype(dtype)
+    if cells.dtype.kind == "f":
+        best[np.isnan(cells).any(axis=0)] = no_class(dtype)
+    return best
+
+
+def hashed(pixels: Array) -> Array:
+    """A hash of pixels as they were read: their type, their shape and every value."""
+    digest = hashlib.blake2b(f"{pixels.dtype.str} {pixels.shape}".encode(), digest_size=HASH)
+    digest.update(np.ascontiguousarray(pixels).data)
+    return np.frombuffer(digest.digest(), np.uint8)
+
+
+def blocks(array: Any) -> Iterator[tuple[slice, ...]]:
+    """The chunks of an array."""
+    counts = [-(-extent // chunk) for extent, chunk in zip(array.shape, array.chunks, strict=True)]
+    for place in np.ndindex(*counts):
+        yield tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(place, array.chunks, array.shape, strict=True))
 
 
 @dataclass(frozen=True)
@@ -72,10 +119,13 @@ class Store:
                     shape=(*ahead, *target.shape),
                     chunks=(*ahead, *target.chunk),
                     dtype=target.dtype,
+                    fill_value=0 if target.nothing is None else target.nothing,
                     dimension_names=[*(("c",) if ahead else ()), *"zyx"[-len(target.shape) :]],
                 )
                 array.attrs.update(target.attributes)
-            group.create_array(DONE, shape=(math.prod(self.counts),), chunks=(1,), dtype="uint8")
+            tiles = math.prod(self.counts)
+            group.create_array(SEEN, shape=(tiles, HASH), chunks=(1, HASH), dtype="uint8")
+            group.create_array(DONE, shape=(tiles,), chunks=(1,), dtype="uint8")
             group.attrs[PLAN] = dict(plan)
         except Exception as error:  # each kind of store has errors of its own
             text = " ".join(str(error).split())[:200]
@@ -94,19 +144,46 @@ class Store:
         """Of a tile."""
         return int(np.ravel_multi_index(tuple(place), self.counts))
 
-    def write(self, group: Any, tile: Tile, cells: Mapping[str, Array]) -> None:
-        """Write a tile: its chunks, then that it is done."""
+    def write(self, group: Any, tile: Tile, cells: Mapping[str, Array], seen: Array) -> None:
+        """Write a tile: its chunks, the hash of the pixels that they were computed from, then that it is done."""
         for output, target in self.targets.items():
             spans = tile.cells[output]
             if all(start < stop for start, stop in spans):
                 index = tuple(slice(start, stop) for start, stop in spans)
                 group[target.name][index if target.top1 else (slice(None), *index)] = target.of(cells[output])
+        group[SEEN][self.number(tile.place)] = seen
         group[DONE][self.number(tile.place)] = 1
 
-    def left(self) -> list[tuple[int, ...]]:
-        """Places of the tiles that are not done."""
-        done = np.asarray(self.open()[DONE][:])
-        return [tuple(int(i) for i in np.unravel_index(n, self.counts)) for n in np.flatnonzero(done == 0)]
+    def seen(self, group: Any, place: Sequence[int]) -> Array:
+        """The hash of the pixels that a tile was computed from."""
+        return np.asarray(group[SEEN][self.number(place)])
+
+    def every(self) -> list[tuple[int, ...]]:
+        """Places of all tiles."""
+        return [tuple(int(i) for i in place) for place in np.ndindex(*self.counts)]
+
+    def places(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
+        """Places of the tiles that are done, and of those that are not. Raises UsageError for a damaged store."""
+        try:
+            group = self.open()
+            done = np.asarray(group[DONE][:])
+            if done.shape != (math.prod(self.counts),) or group[SEEN].shape != (done.size, HASH):
+                raise ValueError("it has another number of tiles")
+        except Exception as error:  # each kind of store has errors of its own
+            text = " ".join(str(error).split())[:200]
+            raise UsageError(f"{self.url} is damaged: {text}", remedy="give --overwrite to begin anew") from None
+        numbers = np.flatnonzero(done != 0), np.flatnonzero(done == 0)
+        first, second = ([tuple(int(i) for i in np.unravel_index(n, self.counts)) for n in of] for of in numbers)
+        return first, second
+
+    def without_class(self) -> dict[str, int]:
+        """Of each output whose best classes are stored, how many cells have none."""
+        group, found = self.open(), {}
+        for output, target in self.targets.items():
+            if target.top1:
+                array = group[target.name]
+                found[output] = sum(int((np.asarray(array[at]) == target.nothing).sum()) for at in blocks(array))
+        return found
 
 
 def stored_plan(url: str) -> dict[str, Any] | None:
@@ -137,7 +214,7 @@ def targets(
 ) -> dict[str, Target]:
     """The arrays of all outputs; their names are the outputs', as far as a file can have them."""
     found: dict[str, Target] = {}
-    taken: set[str] = {DONE}
+    taken: set[str] = {DONE, SEEN}
     for output, axes in geometry.outputs.items():
         name = re.sub(r"[^A-Za-z0-9_.-]", "_", output).strip("._") or "output"
         while name in taken:
@@ -147,7 +224,7 @@ def targets(
         spans = zip(axes, step, geometry.unit, strict=True)
         chunk = tuple(min(n, s * u // axis.stride) for n, (axis, s, u) in zip(shape, spans, strict=True))
         best = top1 and values[output] > 1
-        kind = ("uint8" if values[output] <= 256 else "uint16" if values[output] <= 65536 else "int32") if best else ""
-        stored = kind or dtypes[output].name
-        found[output] = Target(name, best, values[output], shape, chunk, stored, attributes[output])
+        stored = class_type(values[output]) if best else dtypes[output].name
+        means = {**attributes[output], **({"no_class": no_class(stored)} if best else {})}
+        found[output] = Target(name, best, values[output], shape, chunk, stored, means)
     return found

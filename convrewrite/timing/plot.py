@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ from convrewrite.timing.subjects import by
 SUFFIXES = (".png", ".svg")
 
 
-def check(target: str | Path, taken: Iterable[str | Path] = ()) -> None:
-    """Raise UsageError where no plot can be made, or it would replace a file that is `taken`, before any timing."""
+def check(target: str | Path) -> None:
+    """Raise UsageError where no plot can be made, before any timing."""
     if Path(target).suffix.lower() not in SUFFIXES:
         raise UsageError(f"--plot {target}: the name must end in {' or '.join(SUFFIXES)}")
     _matplotlib()
-    atomic.check_target(target, "--plot", taken)
 
 
 def draw(result: Bench, target: str | Path) -> None:

@@ -1,0 +1,56 @@
+"""Where the files of a run may lie: what is written within the project's folder, and over nothing that is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from convrewrite.atomic import write_errors
+from convrewrite.batch.jobs import Job
+from convrewrite.batch.settings import Settings
+from convrewrite.errors import UsageError
+from convrewrite.guards import Files
+from convrewrite.identity import folders, identity
+
+
+def reports(settings: Settings, folder: Path) -> dict[str, Path]:
+    """The reports that are asked for, by the key that names them."""
+    wanted = settings.reports
+    named = {"json": wanted.json_, "junit": wanted.junit, "markdown": wanted.markdown, "html": wanted.html}
+    return {f"reports.{kind}": folder / path for kind, path in named.items() if path is not None}
+
+
+def refuse(settings: Settings, folder: Path, jobs: Sequence[Job], config: Path | None) -> None:
+    """Hold all paths of a run against each other.
+
+    Args:
+        folder: of the project, that of the file of settings. config: that file.
+
+    Raises:
+        UsageError: a file would be written outside of the folder, or in the place of one that is read or written.
+    """
+    written = {f"output of '{job.name}'": job.target for job in jobs}
+    written |= {"lock": folder / settings.lock, **reports(settings, folder)}
+    project = identity(folder)
+    for role, path in written.items():
+        with write_errors(path):
+            _refuse_name(path)
+        if path.is_dir():
+            raise UsageError(f"{role} '{path}' is a folder", remedy="name a file")
+        if project not in folders(path):
+            raise UsageError(
+                f"{role} '{path}' lies outside of the project's folder {folder}", remedy="choose a path within it"
+            )
+    Files(
+        {f"model '{job.name}'": job.source for job in jobs},
+        {"the file of settings": config, **{f"data of '{job.name}'": job.data for job in jobs}},
+        writes=written,
+    ).keep_apart()
+
+
+def _refuse_name(path: Path) -> None:
+    """Let the system say what it has against a name, such as its length; that nothing is there is well."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return
