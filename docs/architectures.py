@@ -87,7 +87,7 @@ def _verified(outcome: Outcome) -> str:
 
 
 def _traded(source: Path, pass_: Separable | Groups) -> str:
-    """How many convolutions it rewrites at that tolerance."""
+    """How many layers it rewrites at that tolerance."""
     how = Trade("smaller")
     outcome = pipeline.trade(str(source), str(source.with_name("out.onnx")), pass_, Options("cpu"), how)
     if outcome.error is not None:
