@@ -22,12 +22,10 @@ CAUSES = {
 
 
 def signal_name(code: int) -> str:
-    """Of the signal -code, with what causes it; empty where a process ended with that code by itself."""
+    """Of the signal -code; empty where a process ended with that code by itself."""
     if code >= 0:
         return ""
-    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-    cause = CAUSES.get(name, ("",))[0]
-    return f"{name}, {cause}" if cause else name
+    return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
 
 
 def unanswered(subject: str, code: int, activity: str = "", said: str = "", remedy: str = "") -> ConvrewriteError:
@@ -43,10 +41,11 @@ def unanswered(subject: str, code: int, activity: str = "", said: str = "", reme
     """
     if code < 0:
         name = signal_name(code)
-        meanwhile = f"{',' if ',' in name else ''} while it was {activity}" if activity else ""
-        helps = CAUSES.get(name.partition(",")[0], ("", ""))[1]
+        cause, helps = CAUSES.get(name, ("", ""))
         if -code == getattr(signal, "SIGKILL", 9):
             helps = remedy or helps
-        return UsageError(f"{subject} was ended by {name}{meanwhile}", remedy=helps or None)
+        why = f", {cause}" if cause else ""
+        meanwhile = f"{',' if cause else ''} while it was {activity}" if activity else ""
+        return UsageError(f"{subject} was ended by {name}{why}{meanwhile}", remedy=helps or None)
     meanwhile = f", while it was {activity}" if activity else ""
     return ConvrewriteError(f"{subject} ended with {code} before it was done{meanwhile}: {said or 'without a word'}")

@@ -53,8 +53,14 @@ def supervised(command: Command, died: Died) -> NoReturn:
         SystemExit: always; in both processes.
     """
     if not _is_a_script():
+        before = {number: signal.getsignal(number) for number in ASKING}
         catch_signals()
-        sys.exit(command())
+        try:
+            sys.exit(command())
+        finally:
+            for number, handler in before.items():
+                with contextlib.suppress(ValueError, TypeError):  # not in the main thread, or not one of Python's
+                    signal.signal(number, handler)
     streams.settle()
     if not sys.argv[1:] or AT_ONCE & set(sys.argv[1:]):
         sys.exit(command())
