@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import valid_nets
 from onnx import helper, numpy_helper
 
 from convrewrite.errors import UsageError
@@ -48,6 +49,16 @@ def segmentation() -> onnx.ModelProto:
 def convolutional_classifier() -> onnx.ModelProto:
     net = Net(1, 2, 9, 12)
     return net.model(net.conv("x", 4, 9, 12))
+
+
+@case("not-a-tensor", "'p'")
+def scores_by_name() -> onnx.ModelProto:
+    return valid_nets.zipmap()
+
+
+@case("not-a-tensor", "'y' and 'p'")
+def a_list_of_tensors() -> onnx.ModelProto:
+    return valid_nets.sequence_output()
 
 
 @case("flat-input", "x")
