@@ -9,7 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import valid_nets
-from onnx import helper, numpy_helper
+from onnx import TensorProto, helper, numpy_helper
 
 from convrewrite.errors import UsageError
 from convrewrite.passes.fcn import Fcn
@@ -231,7 +231,10 @@ def image_inside_a_subgraph() -> onnx.ModelProto:
     for key, op in (("then_branch", "Relu"), ("else_branch", "Neg")):
         out = helper.make_tensor_value_info(key, 1, None)
         branches[key] = helper.make_graph([helper.make_node(op, [scores], [key])], key, [], [out])
-    return net.model(net.If(net.const(np.asarray(True), dtype=bool), name="branch", **branches))
+    model = net.model(net.If(net.const(np.asarray(True), dtype=bool), name="branch", **branches))
+    model.graph.node[-1].input[0] = "choice"
+    model.graph.input.append(helper.make_tensor_value_info("choice", TensorProto.BOOL, []))
+    return model
 
 
 @case("no-rule", "other")
