@@ -20,9 +20,12 @@ from convrewrite.skeletons import held_tensor, node_proto, skeleton, unique_name
 
 __all__ = [
     "Constants",
+    "OpenShape",
     "Shape",
     "add_types",
     "all_finite",
+    "computed_from_constants",
+    "fixed_extents",
     "infer_shapes",
     "live_nodes",
     "producer",

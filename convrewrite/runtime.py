@@ -33,7 +33,7 @@ import numpy as np
 from convrewrite.board import doing, mine
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.leftovers import shown
-from convrewrite.unloadable import unloadable
+from convrewrite.unloadable import refuse_missing, unloadable
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
@@ -224,8 +224,7 @@ def open_session(
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise UsageError(f"ONNX Runtime cannot load {label}: {'not a' if Path(source).exists() else 'no such'} file")
+    refuse_missing(label, source)
 
     def make(names: Sequence[str]) -> Any:
         requested = [(_ORT_NAMES[name], _provider_options(name, tf32)) for name in names]

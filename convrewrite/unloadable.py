@@ -14,6 +14,12 @@ from convrewrite.model_io.protofile import MappedFile, Memory, cut
 IN_DOUBLES = "ONNX Runtime has few operators in float64: export the model in float32, or convert it"
 
 
+def refuse_missing(label: str, source: str | Path | bytes) -> None:
+    """Raise UsageError where a model's path is none of a file."""
+    if not isinstance(source, bytes) and not Path(source).is_file():
+        raise UsageError(f"ONNX Runtime cannot load {label}: {'not a' if Path(source).exists() else 'no such'} file")
+
+
 def unloadable(label: str, source: str | Path | bytes, cause: str) -> UsageError:
     """The error for a model, given what ONNX Runtime said of it in one line."""
     remedy = IN_DOUBLES if "find an implementation" in cause and _computes_in_doubles(source) else None

@@ -439,6 +439,12 @@ def left_out_outputs() -> onnx.ModelProto:
     return made(nodes, tensors(weights()))
 
 
+def handed_through() -> onnx.ModelProto:
+    """The image and a weight are outputs too."""
+    outputs = [info("y", 1, CLASSES), info("x", 1, 3, 14, 12), info("c", CLASSES)]
+    return made(body(), tensors(weights()), outputs=outputs)
+
+
 ALL: dict[str, Callable[[], onnx.ModelProto]] = {
     build.__name__: build
     for build in (
@@ -469,5 +475,6 @@ ALL: dict[str, Callable[[], onnx.ModelProto]] = {
         annotated,
         trained,
         left_out_outputs,
+        handed_through,
     )
 }

@@ -109,6 +109,8 @@ def _passed_through(lifter: Lifter, tensor: gs.Tensor) -> gs.Variable:
     if isinstance(state, Fixed):
         return state.tensor
     copied = lifter.static(tensor)
+    if isinstance(copied, gs.Constant) and copied.name == tensor.name:
+        return copied  # an initializer that is an output: nothing is computed
     if isinstance(copied, gs.Constant):
         return lifter.emitter.emit("Identity", [copied], output=tensor.name, own_name=True, dtype=tensor.dtype)
     copied.dtype, copied.shape = tensor.dtype, tensor.shape

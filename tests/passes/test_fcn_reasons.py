@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import helper, numpy_helper
+import valid_nets
+from onnx import TensorProto, helper, numpy_helper
 
 from convrewrite.errors import UsageError
 from convrewrite.passes.fcn import Fcn
@@ -48,6 +49,16 @@ def segmentation() -> onnx.ModelProto:
 def convolutional_classifier() -> onnx.ModelProto:
     net = Net(1, 2, 9, 12)
     return net.model(net.conv("x", 4, 9, 12))
+
+
+@case("not-a-tensor", "'p'")
+def scores_by_name() -> onnx.ModelProto:
+    return valid_nets.zipmap()
+
+
+@case("not-a-tensor", "'y' and 'p'")
+def a_list_of_tensors() -> onnx.ModelProto:
+    return valid_nets.sequence_output()
 
 
 @case("flat-input", "x")
@@ -220,7 +231,10 @@ def image_inside_a_subgraph() -> onnx.ModelProto:
     for key, op in (("then_branch", "Relu"), ("else_branch", "Neg")):
         out = helper.make_tensor_value_info(key, 1, None)
         branches[key] = helper.make_graph([helper.make_node(op, [scores], [key])], key, [], [out])
-    return net.model(net.If(net.const(np.asarray(True), dtype=bool), name="branch", **branches))
+    model = net.model(net.If(net.const(np.asarray(True), dtype=bool), name="branch", **branches))
+    model.graph.node[-1].input[0] = "choice"
+    model.graph.input.append(helper.make_tensor_value_info("choice", TensorProto.BOOL, []))
+    return model
 
 
 @case("no-rule", "other")
