@@ -43,7 +43,7 @@ SLACK = 1.5
 SLICED_ABOVE = 256e6
 """Bytes of the tensors of one run, from which on a batch is verified in slices though it might fit."""
 
-SLICE = 32e6
+SLICE = 12e6
 """Bytes of the tensors of one run of a slice."""
 
 UNVERIFIED = "use a machine with more memory, or write unverified with --no-verify"
