@@ -270,6 +270,9 @@ def _made(node: gs.Node, sizes: Mapping[str, int]) -> int | None:
     held = held_tensor(node)
     if held is not None:
         return _item_size(held.dtype)
+    if node.op == "ConstantOfShape":
+        value = node.attrs.get("value")
+        return _item_size(value.dtype) if isinstance(value, gs.Constant) else 4
     return sizes.get(node.inputs[place].name) if place < len(node.inputs) else None
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import onnx_graphsurgeon as gs
 
 from convrewrite.finer import FINER, spread
-from convrewrite.graph import Constants
+from convrewrite.graph import Constants, sort_nodes
 from convrewrite.image_axes import spatial_dims
 from convrewrite.layers import Sliding, every
 from convrewrite.windows import CHANNEL_WISE, ELEMENTWISE, SLIDING, Field
@@ -102,7 +102,7 @@ def receptive_fields(
     places = spatial_dims(graph, shapes, image) if dims is None else dims
     found = {image: Reach(tuple(Along(Field(), dim) for dim in places))}
     constants = Constants(graph, shapes)
-    for node in graph.copy().toposort().nodes:
+    for node in sort_nodes(graph.copy()).nodes:
         read = [found[t.name] for t in node.inputs if t.name in found]
         if not read or node.op in FIELDLESS:
             continue

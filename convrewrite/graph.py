@@ -5,6 +5,7 @@ Nothing here changes a graph. Weights stay lazy: a constant is read only when it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,11 +13,11 @@ import numpy as np
 import onnx
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
-from onnx.reference import ReferenceEvaluator
-from onnx.reference.op_run import OpRun
-from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
 
-from convrewrite.skeletons import held_tensor, node_proto, skeleton, unique_name, values_of
+from convrewrite.errors import UsageError
+from convrewrite.folding import Constants
+from convrewrite.skeletons import SMALL, skeleton, unique_name, values_of
+from convrewrite.tensors import Shape, all_finite, producer, subgraph_tensors, subgraphs
 
 __all__ = [
     "Constants",
@@ -25,18 +26,23 @@ __all__ = [
     "add_types",
     "all_finite",
     "computed_from_constants",
+    "control_nodes",
     "fixed_extents",
+    "has_fixed_inputs",
     "infer_shapes",
     "live_nodes",
+    "maker",
+    "names_taken",
+    "position",
     "producer",
     "skeleton",
+    "sort_nodes",
     "subgraph_tensors",
     "subgraphs",
     "unique_name",
     "values_of",
 ]
 
-Shape = tuple[int, ...]
 
 OpenShape = tuple[int | None, ...]
 """Extents, None where they follow an open axis of an input, or are not known."""
@@ -44,20 +50,11 @@ OpenShape = tuple[int | None, ...]
 SAME_SHAPE = frozenset({"GroupNormalization"})
 """Operators that keep the shape of their input, and for which onnx has no shape inference."""
 
+ROUNDS = 8
+"""Times that a whole graph goes through shape inference; what then is left is inferred node by node."""
+
 
 _NEVER_CONSTANT = frozenset({"Multinomial", "Bernoulli", "Shape", "Size"})
-
-
-def all_finite(constant: gs.Constant) -> bool:
-    """Whether a constant of floating-point numbers holds neither NaN nor infinity; a large one is read in parts."""
-    stored = constant._values
-    parts = stored.pieces() if hasattr(stored, "pieces") else iter([np.asarray(values_of(constant))])
-    return all(bool(np.isfinite(part.sum(dtype=np.float64))) for part in parts if part.dtype.kind == "f")
-
-
-def producer(tensor: gs.Tensor) -> gs.Node | None:
-    """The node that computes a tensor, or None for graph inputs and initializers."""
-    return tensor.inputs[0] if tensor.inputs else None
 
 
 def computed_from_constants(tensor: gs.Tensor, most: int = 64) -> bool:
@@ -81,20 +78,6 @@ def computed_from_constants(tensor: gs.Tensor, most: int = 64) -> bool:
     return True
 
 
-def subgraphs(node: gs.Node) -> list[gs.Graph]:
-    """The subgraphs of a node (If, Loop, Scan)."""
-    values = [v for value in node.attrs.values() for v in (value if isinstance(value, list) else [value])]
-    return [value for value in values if isinstance(value, gs.Graph)]
-
-
-def subgraph_tensors(node: gs.Node) -> Iterator[gs.Tensor]:
-    """Tensors that the subgraphs of a node read from outside of them."""
-    for subgraph in subgraphs(node):
-        own = {t.name for t in subgraph.inputs} | {t.name for inner in subgraph.nodes for t in inner.outputs}
-        read = [t for inner in subgraph.nodes for t in (*inner.inputs, *subgraph_tensors(inner))]
-        yield from (t for t in (*read, *subgraph.outputs) if t.name not in own)
-
-
 def has_fixed_inputs(graph: gs.Graph) -> bool:
     """Whether all extents of the graph's inputs are numbers: what was assumed for open ones must not be baked in."""
     return all(t.shape is not None and all(isinstance(d, int | np.integer) for d in t.shape) for t in graph.inputs)
@@ -111,8 +94,73 @@ def live_nodes(graph: gs.Graph) -> list[gs.Node]:
     return live[::-1]
 
 
-def _elem_type_of(value: np.ndarray[Any, Any]) -> int:
-    return int(onnx.helper.np_dtype_to_tensor_dtype(value.dtype))
+def position(graph: gs.Graph, node: gs.Node) -> int:
+    """Where a node stands in the graph's list. (`list.index` compares whole nodes, which is slow.)"""
+    return list(map(id, graph.nodes)).index(id(node))
+
+
+def maker(graph: gs.Graph, name: str) -> gs.Node:
+    """The node that gives a tensor of that name; the names are read once for all sites of a pass."""
+    held: dict[str, gs.Tensor] = graph.__dict__.get("tensors_seen", {})
+    if name not in held or not held[name].inputs:
+        held = graph.__dict__["tensors_seen"] = dict(graph.tensors())
+    return held[name].inputs[0]
+
+
+def names_taken(graph: gs.Graph) -> set[str]:
+    """The names of a graph's tensors, for a pass that adds all its own here: read once for all its sites."""
+    held: set[str] | None = graph.__dict__.get("names_taken")
+    if held is None:
+        held = graph.__dict__["names_taken"] = set(graph.tensors())
+    return held
+
+
+def control_nodes(graph: gs.Graph) -> list[gs.Node]:
+    """The nodes that have subgraphs; no pass makes any, so they are looked for once."""
+    held: list[gs.Node] | None = graph.__dict__.get("control_nodes")
+    if held is None:
+        held = graph.__dict__["control_nodes"] = [node for node in graph.nodes if subgraphs(node)]
+    return held
+
+
+def sort_nodes(graph: gs.Graph) -> gs.Graph:
+    """Put the nodes of a graph in the order in which they can run; returns the graph.
+
+    The order is that of `gs.Graph.toposort`, which recurses from node to node and fails on deep graphs.
+
+    Raises:
+        UsageError: a node needs its own result.
+    """
+    local = {t.name for node in graph.nodes for t in node.outputs if t.name}
+    for node in control_nodes(graph):
+        for inner in subgraphs(node):
+            sort_nodes(inner)
+
+    def ahead(node: gs.Node) -> list[gs.Node]:
+        read = [*node.inputs, *(t for inner in subgraphs(node) for t in inner._foreign_tensors().values())]
+        return list({id(made): made for t in read if t.name in local for made in t.inputs}.values())
+
+    levels: dict[int, int] = {}
+    order: list[gs.Node] = []
+    for start in graph.nodes:
+        todo, entered = [(start, ahead(start))], {id(start)}
+        while todo:
+            node, needed = todo[-1]
+            if id(node) in levels:
+                todo.pop()
+                continue
+            waiting = next((other for other in needed if id(other) not in levels), None)
+            if waiting is None:
+                levels[id(node)] = 1 + max((levels[id(other)] for other in needed), default=-1)
+                order.append(node)
+                todo.pop()
+            elif id(waiting) in entered:
+                raise UsageError(f"the graph has a cycle through {waiting.op} '{waiting.name}'")
+            else:
+                entered.add(id(waiting))
+                todo.append((waiting, ahead(waiting)))
+    graph.nodes = sorted(order, key=lambda node: levels[id(node)])
+    return graph
 
 
 def add_types(graph: gs.Graph) -> set[str]:
@@ -139,8 +187,11 @@ def infer_shapes(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]]) -> 
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Constant):
             shapes[name] = tuple(tensor.shape)
-    while _fold_shape_inputs(graph, model, shapes):
+    for _ in range(ROUNDS):
+        if not _fold_shape_inputs(graph, model, shapes):
+            return shapes
         shapes.update(_inferred(model))
+    _one_by_one(graph, model, shapes)
     return shapes
 
 
@@ -183,14 +234,21 @@ def fixed_extents(graph: gs.Graph, inputs: Mapping[str, Sequence[Any]] | None = 
 
 
 def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
+    found = ((info.name, _fixed(info)) for info in _infos(model))
+    return {name: shape for name, shape in found if shape is not None}
+
+
+def _infos(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
     inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=True, data_prop=True).graph
-    shapes: dict[str, Shape] = {}
-    for info in [*inferred.value_info, *inferred.output, *inferred.input]:
-        if info.type.tensor_type.HasField("shape"):
-            dims = info.type.tensor_type.shape.dim
-            if all(dim.HasField("dim_value") for dim in dims):
-                shapes[info.name] = tuple(dim.dim_value for dim in dims)
-    return shapes
+    return [*inferred.value_info, *inferred.output, *inferred.input]
+
+
+def _fixed(info: onnx.ValueInfoProto) -> Shape | None:
+    """The shape that is known of a tensor in every axis."""
+    kind = info.type.tensor_type
+    if not kind.HasField("shape") or not all(dim.HasField("dim_value") for dim in kind.shape.dim):
+        return None
+    return tuple(dim.dim_value for dim in kind.shape.dim)
 
 
 def _fold_shape_inputs(graph: gs.Graph, model: onnx.ModelProto, shapes: Mapping[str, Shape]) -> bool:
@@ -199,110 +257,48 @@ def _fold_shape_inputs(graph: gs.Graph, model: onnx.ModelProto, shapes: Mapping[
     known = {tensor.name for tensor in model.graph.initializer}
     progress = False
     for node, proto in zip(graph.nodes, model.graph.node, strict=True):
-        if all(output.name in shapes for output in node.outputs if output.name):
-            continue
-        for index, tensor in enumerate(node.inputs):
-            if index and tensor.name and not isinstance(tensor, gs.Constant):
-                folded = f"{tensor.name}/folded"
-                value = constants.value(tensor) if proto.input[index] != folded else None
-                if value is not None:
-                    if folded not in known:
-                        model.graph.initializer.append(onnx.numpy_helper.from_array(value, folded))
-                        known.add(folded)
-                    proto.input[index] = folded
-                    progress = True
+        for index, value in _missed(node, proto, constants, shapes):
+            folded = f"{node.inputs[index].name}/folded"
+            if folded not in known:
+                model.graph.initializer.append(onnx.numpy_helper.from_array(value, folded))
+                known.add(folded)
+            proto.input[index] = folded
+            progress = True
     return progress
 
 
-class DequantizeLinear(DequantizeLinear_19):
-    """The reference evaluator has this operator from opset 19 only; it means the same from 10 on."""
+def _missed(
+    node: gs.Node, proto: onnx.NodeProto, constants: Constants, shapes: Mapping[str, Shape]
+) -> Iterator[tuple[int, np.ndarray[Any, Any]]]:
+    """Operands of a node without shapes that fold, by index; a large one of known shape has nothing to tell."""
+    if all(output.name in shapes for output in node.outputs if output.name):
+        return
+    for index, tensor in enumerate(node.inputs):
+        if not index or not tensor.name or tensor.name != proto.input[index] or isinstance(tensor, gs.Constant):
+            continue
+        value = constants.value(tensor) if math.prod(shapes.get(tensor.name, ())) <= SMALL else None
+        if value is not None:
+            yield index, value
 
-    op_domain = ""
 
-    def _run(self, *inputs: Any, axis: int = 1, **_: Any) -> Any:
-        """`_` holds the attributes that later opsets added."""
-        return super()._run(*inputs, axis=axis)  # type: ignore[misc]
-
-
-class Constants:
-    """Values of the tensors of one graph that do not depend on its inputs, folded only when asked for.
-
-    A tensor that depends on the shape of another but not on its values (Shape, Size) counts as constant where
-    `shapes` knows that shape.
-    """
-
-    def __init__(self, graph: gs.Graph, shapes: Mapping[str, Shape] | None = None) -> None:
-        self._graph = graph
-        self._shapes = dict(shapes or {})
-        self._values: dict[str, np.ndarray[Any, Any] | None] = {}
-
-    def value(self, tensor: gs.Tensor | None) -> np.ndarray[Any, Any] | None:
-        """The value of a tensor, or None where it depends on the values of a graph input (or is absent)."""
-        if tensor is None or not tensor.name:
-            return None
-        if isinstance(tensor, gs.Constant):
-            return values_of(tensor)
-        if tensor.name not in self._values:
-            self._values[tensor.name] = self._fold(tensor)
-        return self._values[tensor.name]
-
-    def depends_on_shape(self, tensor: gs.Tensor) -> bool:
-        """Whether a constant tensor was computed from the shape of a tensor that is not constant."""
-        return any(node.op in ("Shape", "Size") for node in self._ancestors(tensor) or ())
-
-    def _ancestors(self, tensor: gs.Tensor) -> list[gs.Node] | None:
-        """Nodes that compute a tensor from constants and known shapes, or None where it has another source."""
-        found: dict[int, gs.Node] = {}
-        pending = [tensor]
-        while pending:
-            current = pending.pop()
-            if isinstance(current, gs.Constant) or not current.name:
-                continue
-            node = producer(current)
-            if node is None or subgraphs(node):
-                return None
-            if id(node) in found:
-                continue
-            found[id(node)] = node
-            if node.op in ("Shape", "Size"):
-                if node.inputs[0].name not in self._shapes:
-                    return None
-            elif node.op.startswith(("Random", "Multinomial", "Bernoulli")):
-                return None
-            else:
-                pending.extend(node.inputs)
-        return list(found.values())
-
-    def _fold(self, tensor: gs.Tensor) -> np.ndarray[Any, Any] | None:
-        needed = self._ancestors(tensor)
-        if needed is None:
-            return None
-        if len(needed) == 1 and (held := held_tensor(needed[0])) is not None:
-            return values_of(held)
-        members = {id(node) for node in needed}
-        nodes: list[onnx.NodeProto] = []
-        feeds: dict[str, np.ndarray[Any, Any]] = {}
-        for node in self._graph.nodes:
-            if id(node) not in members:
-                continue
-            held = held_tensor(node)
-            if held is not None:
-                feeds[node.outputs[0].name] = values_of(held)
-                continue
-            proto = node_proto(node)
-            if node.op in ("Shape", "Size"):
-                feeds[node.inputs[0].name] = np.broadcast_to(np.float32(0), self._shapes[node.inputs[0].name])
-            feeds.update((t.name, values_of(t)) for t in node.inputs if isinstance(t, gs.Constant))
-            nodes.append(proto)
-        inputs = [onnx.helper.make_tensor_value_info(name, _elem_type_of(value), None) for name, value in feeds.items()]
-        output = onnx.helper.make_tensor_value_info(tensor.name, onnx.TensorProto.UNDEFINED, None)
-        opsets = [onnx.helper.make_opsetid("", self._graph.opset)]
-        older: list[type[OpRun]] = [DequantizeLinear] if self._graph.opset < 19 else []
-        small = onnx.helper.make_model(
-            onnx.helper.make_graph(nodes, "constant", inputs, [output]), opset_imports=opsets
-        )
-        try:
-            results: list[Any] = list(ReferenceEvaluator(small, new_ops=older).run(None, feeds))
-            return np.asarray(results[0])
-        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError):
-            return None  # an operator that the reference evaluator does not have: not foldable
+def _one_by_one(graph: gs.Graph, model: onnx.ModelProto, shapes: dict[str, Shape]) -> None:
+    """Go on node by node: a long chain of shapes, each computed from the one before, would take a round for each."""
+    constants, infos = Constants(graph, shapes), {info.name: info for info in _infos(model)}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node, proto in zip(graph.nodes, model.graph.node, strict=True):
+        if all(output.name in shapes for output in node.outputs if output.name):
+            continue
+        single, values = onnx.NodeProto(), dict(_missed(node, proto, constants, shapes))
+        single.CopyFrom(proto)
+        for index in values:
+            single.input[index] = f"{node.inputs[index].name}/folded"
+        folded = [onnx.numpy_helper.from_array(value, single.input[index]) for index, value in values.items()]
+        inputs = [infos[name] for name in dict.fromkeys(single.input) if name in infos and name not in stored]
+        initializers = folded + [stored[name] for name in dict.fromkeys(single.input) if name in stored]
+        outputs = [onnx.ValueInfoProto(name=name) for name in single.output if name]
+        alone = onnx.helper.make_graph([single], "one", inputs, outputs, initializers)
+        for info in _infos(onnx.helper.make_model(alone, opset_imports=model.opset_import, ir_version=8)):
+            shape = _fixed(info)
+            if shape is not None and info.name not in shapes and info.name in proto.output:
+                infos[info.name], shapes[info.name] = info, shape
+                constants.learn(info.name, shape)

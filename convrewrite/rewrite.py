@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.board import doing
 from convrewrite.errors import ConvrewriteError, PassFault, Terminated
-from convrewrite.graph import add_types
+from convrewrite.graph import add_types, sort_nodes
 from convrewrite.skeletons import skeleton, tolerant
 
 
@@ -203,10 +203,11 @@ def run_pass(
     seen: set[str] = set()
     old = list(work.nodes)  # kept alive, so that the identity of none of them is given to a new node
     known = {id(node) for node in old}
+    candidates: Iterator[gs.Node] | None = None
     for _ in range(2 * len(graph.nodes) + 16):
-        fresh = (node for node in pass_.candidates(work) if id(node) in known and _anchor(node) not in seen)
         with _blamed(pass_, "candidates"):
-            node = next(fresh, None)
+            candidates = iter(pass_.candidates(work)) if candidates is None else candidates
+            node = next((node for node in candidates if id(node) in known and _anchor(node) not in seen), None)
         if node is None:
             break
         seen.add(_anchor(node))
@@ -214,6 +215,7 @@ def run_pass(
         if isinstance(outcome, Plan):
             with _blamed(pass_, f"apply at {_anchor(node)}"):
                 pass_.apply(work, outcome)
+            candidates = None  # the graph is another
             metadata.update(outcome.metadata)
             _join(evidence, outcome.evidence)
             sites.extend(outcome.sites)
@@ -223,7 +225,7 @@ def run_pass(
         else:
             sites.append(outcome)
     if any(site.outcome == "rewritten" for site in sites):
-        work.cleanup(remove_unused_graph_inputs=False).toposort()
+        sort_nodes(work.cleanup(remove_unused_graph_inputs=False))
         for name, tensor in work.tensors().items():
             if name in untyped and isinstance(tensor, gs.Variable):
                 tensor.dtype = None
@@ -274,7 +276,9 @@ def _plan(
         outcome = () if _matches(skip, [node]) else pass_.plan(graph, node)
     plans = () if isinstance(outcome, Refusal | Declined) else outcome
     anchors = {site.anchor for plan in plans[:1] for site in plan.sites}  # those of the others are the same
-    named = [node, *(n for n in graph.nodes if anchors and any(t.name in anchors for t in n.outputs))]
+    named = [node]
+    if anchors and (only or skip):
+        named += [n for n in graph.nodes if any(t.name in anchors for t in n.outputs)]
     if (only and not _matches(only, named)) or _matches(skip, named):
         detail = f"{node.op} '{node.name or _anchor(node)}'"
         return replace(site, reason=BY_PATTERN.code, detail=detail, remedy=BY_PATTERN.remedy)

@@ -26,7 +26,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite import quantized
-from convrewrite.graph import Constants, OpenShape, fixed_extents, producer
+from convrewrite.graph import Constants, OpenShape, fixed_extents, maker, position, producer
 from convrewrite.layers import Sliding
 from convrewrite.quantized import Stored
 from convrewrite.rewrite import FIXES_SIZE, Declined, Plan, Reason, Refusal, Site
@@ -84,7 +84,7 @@ class ConvToFc:
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Conv."""
-        yield from [node for node in graph.nodes if node.op == "Conv"]
+        yield from (node for node in graph.nodes if node.op == "Conv")
 
     def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Whether the kernel fits once; then its matrix."""
@@ -159,9 +159,9 @@ class _Layer:
 
     def put(self, graph: gs.Graph) -> None:
         """Change the graph."""
-        node = next(n for n in graph.nodes if n.outputs and n.outputs[0].name == self.output)
+        node = maker(graph, self.output)
         data, result = node.inputs[0], node.outputs[0]
-        prefix, place = f"{self.output}/conv-to-fc", graph.nodes.index(node)
+        prefix, place = f"{self.output}/conv-to-fc", position(graph, node)
         out, inputs = self.matrix.shape
         dtype = data.dtype if data.dtype is not None else result.dtype
         rows, product = (gs.Variable(f"{prefix}/{name}", dtype) for name in ("rows", "product"))
@@ -177,7 +177,7 @@ class _Layer:
         after = list(result.outputs)
         node.inputs.clear()
         node.outputs.clear()
-        graph.nodes.remove(node)
+        del graph.nodes[position(graph, node)]
         inner = len(after) == 1 and not any(result is t for t in graph.outputs)
         if inner and self._takes_any_shape(graph, after[0], result):
             after[0].inputs[0] = product

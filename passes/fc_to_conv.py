@@ -28,7 +28,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite import quantized
-from convrewrite.graph import Constants, OpenShape, fixed_extents, producer, subgraph_tensors
+from convrewrite.graph import Constants, OpenShape, fixed_extents, maker, position, producer, subgraph_tensors
 from convrewrite.layers import LINEAR, LinearLayer
 from convrewrite.quantized import Stored
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
@@ -93,7 +93,7 @@ class FcToConv:
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Gemm and MatMul."""
-        yield from [node for node in graph.nodes if node.op in LINEAR]
+        yield from (node for node in graph.nodes if node.op in LINEAR)
 
     def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Read the matrix and the bias."""
@@ -191,11 +191,11 @@ class _Layer:
 
     def put(self, graph: gs.Graph) -> None:
         """Change the graph."""
-        node = next(n for n in graph.nodes if n.outputs and n.outputs[0].name == self.output)
+        node = maker(graph, self.output)
         data, result = node.inputs[self.layer.data], node.outputs[0]
         bias, result = self._with_bias(graph, node, result)
         prefix = f"{self.output}/fc-to-conv"
-        place = graph.nodes.index(node)
+        place = position(graph, node)
         dtype = data.dtype if data.dtype is not None else result.dtype
         nodes: list[gs.Node] = []
 
@@ -219,7 +219,7 @@ class _Layer:
         node.inputs.clear()
         node.outputs.clear()
         result.inputs.clear()
-        graph.nodes.remove(node)
+        del graph.nodes[position(graph, node)]
         if not _taken_on(graph, result, made, self.shapes.result or ()):
             shape = self._shape(emit, data, prefix, graph.opset)
             nodes.append(gs.Node("Reshape", f"{prefix}/back", {}, [made, shape], [result]))
@@ -241,7 +241,7 @@ class _Layer:
         given = add.outputs[0]
         add.inputs.clear()
         add.outputs.clear()
-        graph.nodes.remove(add)
+        del graph.nodes[position(graph, add)]
         return bias, given
 
     def _shape(self, emit: Any, data: gs.Tensor, prefix: str, opset: int) -> gs.Tensor:

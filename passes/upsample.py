@@ -34,6 +34,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.emitting import Emitter
+from convrewrite.graph import position
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 from convrewrite.windows import Window
 
@@ -194,7 +195,7 @@ class _Work:
         else:
             final.outputs[0] = result
         if self.softmax:
-            graph.nodes.remove(last)
+            del graph.nodes[position(graph, last)]
         graph.outputs[graph.outputs.index(output)] = result
 
     def _resized(self, emit: Emitter, data: gs.Tensor, scales: np.ndarray[Any, Any], half: bool) -> gs.Tensor:

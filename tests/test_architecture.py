@@ -36,6 +36,10 @@ ENGINE = (
             "image_axes",
             "emitting",
             "quantized",
+            "estimates",
+            "folding",
+            "tensors",
+            "memory",
         }
     )
     | BASE
@@ -71,6 +75,10 @@ ALLOWED: dict[str, frozenset[str]] = {
     "image_axes": ENGINE,
     "emitting": ENGINE,
     "quantized": ENGINE,
+    "estimates": ENGINE,
+    "folding": ENGINE,
+    "tensors": ENGINE,
+    "memory": ENGINE,
     "passes": ENGINE,
     "models": frozenset(),
     "atomic": BASE | {"identity", "leftovers"},

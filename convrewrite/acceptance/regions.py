@@ -18,6 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.errors import UsageError
+from convrewrite.graph import sort_nodes
 from convrewrite.model_io import Model
 from convrewrite.rewrite import Pass, Plan
 
@@ -109,7 +110,7 @@ def _model(graph: gs.Graph, nodes: list[gs.Node], read: list[str], shapes: Shape
     for tensor in outputs:
         tensor.dtype, tensor.shape = tensor.dtype or default, None
     small = gs.Graph(chosen, inputs, outputs, name="region", opset=graph.opset, import_domains=graph.import_domains)
-    return Model(small.cleanup(remove_unused_graph_inputs=False).toposort(), ir_version)
+    return Model(sort_nodes(small.cleanup(remove_unused_graph_inputs=False)), ir_version)
 
 
 def _is_float(constant: gs.Constant) -> bool:

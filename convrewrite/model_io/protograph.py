@@ -241,8 +241,9 @@ class _Exporter:
         self._keep_annotations(proto, origin, held.keys() | constants.keys())
 
         makers = {name: node for node in origin.node for name in node.output if name}
+        around = outer | constants.keys()
         for node in graph.nodes:
-            proto.node.append(self.node(node, makers, outer | constants.keys()))
+            proto.node.append(self.node(node, makers, around))
 
         listed = {info.name: index for index, info in enumerate(origin.input)}
         infos = {info.name: info for info in [*origin.value_info, *origin.output, *origin.input]}

@@ -15,6 +15,7 @@ from typing import Any
 from convrewrite import model_io, verification
 from convrewrite.emitting import Emitter
 from convrewrite.errors import Refused, UsageError
+from convrewrite.graph import sort_nodes
 from convrewrite.model_io import Model
 from convrewrite.outcome import Options
 from convrewrite.passes.dense import Dense
@@ -160,4 +161,4 @@ def _sampled(made: Denser) -> Model:
             graph.outputs[graph.outputs.index(output)] = kept
             kept.name = name
     metadata = {key: text for key, text in made.model.metadata.items() if key != METADATA_KEY}
-    return replace(made.model, graph=graph.toposort(), metadata=metadata)
+    return replace(made.model, graph=sort_nodes(graph), metadata=metadata)

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.costs import item_sizes
+from convrewrite import memory
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes, live_nodes
+from convrewrite.graph import infer_shapes
 from convrewrite.tiling.survey import Survey
 
 SLACK = 1.5
@@ -49,26 +49,7 @@ def parse_bytes(text: str) -> float:
 
 def peak(graph: gs.Graph, image: str, shape: Sequence[int]) -> float:
     """Bytes of the tensors that are held at once while a graph runs; weights apart."""
-    shapes, sizes = infer_shapes(graph, {image: shape}), item_sizes(graph)
-    nodes = live_nodes(graph)
-    last = {tensor.name: place for place, node in enumerate(nodes) for tensor in node.inputs}
-    last |= {tensor.name: len(nodes) for tensor in graph.outputs}
-
-    def size(tensor: gs.Tensor) -> float:
-        if isinstance(tensor, gs.Constant) or tensor.name not in shapes:
-            return 0.0
-        shape = list(shapes[tensor.name])
-        if len(shape) > 3:
-            shape[1] = -(-shape[1] // BLOCK) * BLOCK
-        return float(math.prod(shape) * sizes.get(tensor.name, 4))
-
-    held = {t.name: size(t) for t in graph.inputs}
-    most = sum(held.values())
-    for place, node in enumerate(nodes):
-        held |= {t.name: size(t) for t in node.outputs}
-        most = max(most, sum(held.values()))
-        held = {name: size for name, size in held.items() if last.get(name, -1) > place}
-    return most
+    return memory.peak(graph, memory.tensor_bytes(graph, infer_shapes(graph, {image: shape}), BLOCK))
 
 
 def tile_bytes(survey: Survey, step: Sequence[int], itemsize: int) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from convrewrite import costs, model_io
+from convrewrite import costs, memory, model_io
 from convrewrite.errors import UsageError
 from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
@@ -49,6 +49,7 @@ class Candidate:
         )
         if not inputs:
             raise UsageError(f"{path} has no input")
+        memory.check_constants(model.graph)
         return cls(str(path), model, inputs, Window.from_metadata(model.metadata))
 
     @property

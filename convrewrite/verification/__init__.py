@@ -16,14 +16,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convrewrite.errors import ConvrewriteError, Interrupted, UsageError
-from convrewrite.runtime import DeviceFailed, RunFailed, one_line
+from convrewrite.errors import UsageError
+from convrewrite.runtime import DeviceFailed, RunFailed
 from convrewrite.sampling import Images
 from convrewrite.verification import batches, extents, trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.exposure import read_sketch
 from convrewrite.verification.interface import Shapes, command, match_inputs, native_inputs, same_outputs
 from convrewrite.verification.reference import open_reference
+from convrewrite.verification.room import Room, ended, room_for
 from convrewrite.verification.specimens import (
     Data,
     Evidence,
@@ -143,38 +144,35 @@ def verify(
             "progress": progress,
         }
         return verify_fcn(a_path, b_path, window, **common, **options)
-    models = _open(a_path, b_path, provider, reference)
+    asked = Shapes(None, batch, shapes or {})
+    with room_for(a_path, b_path, size=every[0], batch=batch, named=asked.named, data=data) as fit:
+        common["data"] = fit.data
+        models = _open(fit.a, fit.b, provider, reference)
+        common |= {"where": where, "provider": provider, "progress": progress, "fixed": fixed}
+        found = _at_all(every, replace(asked, batch=fit.batch), fit, models, **common)
+    return fit.named(found)
+
+
+def _at_all(
+    every: Sequence[tuple[int, ...] | None], asked: Shapes, fit: Room, models: _Models, **common: Any
+) -> Verification:
+    """Compare two models at several sizes, one after the other."""
     same_outputs(models.reference, models.rewritten)
     parts: dict[str, Verification] = {}
     stopped = None
+    more = common["fixed"] is not None or len(every) == 1
     for one in every:
-        at = Shapes(one, batch, shapes or {})
+        at = replace(asked, size=one)
         try:
-            parts[str(at)] = _verify_at(
-                at,
-                models,
-                where=where,
-                fixed=fixed,
-                more=fixed is not None or len(every) == 1,
-                provider=provider,
-                progress=progress,
-                **common,
-            )
+            if parts and one is not None:
+                fit.check(one)
+            parts[str(at)] = _verify_at(at, models, more=more, **common)
         except (RunFailed, MemoryError, KeyboardInterrupt) as error:
             if not parts:
                 raise
-            stopped = _stopped(error, f"at {at}; it ran at {', '.join(parts)}")
+            stopped = ended(error, f"at {at}; it ran at {', '.join(parts)}")
             break
     return replace(Verification.merged(parts, alone=len(every) == 1), stopped=stopped)
-
-
-def _stopped(error: BaseException, where: str) -> ConvrewriteError:
-    """What ended a verification of which something is known already, with the sizes that ran."""
-    if isinstance(error, KeyboardInterrupt):
-        return Interrupted(f"interrupted ({where})")
-    if isinstance(error, RunFailed):
-        return type(error)(f"{error.message} ({where})")
-    return DeviceFailed(f"not enough memory: {one_line(error) or 'none is left'} ({where})")
 
 
 def _verify_at(
@@ -283,18 +281,40 @@ def verify_fcn(
         UsageError: the models cannot be compared, or `size` is below the window.
         RunFailed: the original does not run.
     """
-    models = _open(original_path, converted_path, provider)
+    asked = [tuple(extents) for extents in sizes] or ([tuple(size)] if size is not None else [])
+    with room_for(original_path, converted_path, size=window.size, batch=batch, named={}, data=data) as fit:
+        taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": fit.data, "progress": progress}
+        common: dict[str, Any] = {"tolerance": tolerance, "provider": provider, "where": where, **taken}
+        found = _verify_fcn(_open(fit.a, fit.b, provider), window, cut, asked, fit, **common)
+    return fit.named(found)
+
+
+def _verify_fcn(
+    models: _Models,
+    window: Window,
+    cut: Sequence[CutTensor],
+    wanted: Sequence[tuple[int, ...]],
+    fit: Room,
+    *,
+    samples: int,
+    seed: int,
+    data: Data | None,
+    tolerance: Tolerance,
+    provider: str,
+    where: bool,
+    progress: Progress | None,
+) -> Verification:
+    """Compare a classifier with its fully convolutional form; `wanted` are the sizes of larger images."""
     original, converted = models.reference, models.rewritten
-    specs = native_inputs(original, converted, window, batch)
+    specs = native_inputs(original, converted, window, fit.batch)
     native, given = split_data(data, window, specs)
     taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": native, "progress": progress}
     evidence = collect(original, models.otherwise, specs, **taken)
     ledger = evidence.ledger(seed, tolerance, original)
     spec = next(spec for spec in specs if spec.name == window.input)
-    subject = Subject(window, original, converted, evidence, ledger, spec, seed, progress)
+    subject = Subject(window, original, converted, evidence, ledger, spec, seed, progress, room=fit.check)
     deviation, stopped = None, None
-    wanted = [tuple(extents) for extents in sizes] or ([tuple(size)] if size is not None else [])
-    if _metadata_holds(subject):
+    if window_checks.metadata_holds(subject):
         subject.grids = _grids(subject)
         window_checks.native(subject)
         window_checks.several_batches(subject, models.otherwise, specs)
@@ -314,9 +334,9 @@ def verify_fcn(
                 window_checks.windows(subject, [image])
                 ran.append(image.name)
         except (DeviceFailed, MemoryError, KeyboardInterrupt) as error:
-            stopped = _stopped(error, f"it ran at {', '.join(ran)}")
-    at = Shapes(None, batch)
-    repeat = command(original_path, converted_path, seed, samples, wanted, at, tolerance, provider, data)
+            stopped = ended(error, f"it ran at {', '.join(ran)}")
+    at = Shapes(None, fit.batch)
+    repeat = command(original.path, converted.path, seed, samples, wanted, at, tolerance, provider, data)
     facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, "given": _word(data), **models.facts()}
     found = Verification(ledger.cases, deviation, evidence.vacuous, repeat, **facts)
     wanted_where = where and stopped is None
@@ -326,27 +346,6 @@ def verify_fcn(
 def _window_of(path: str | Path) -> Window | None:
     """The window in a model's metadata."""
     return Window.from_metadata({entry.key: entry.value for entry in read_sketch(path).model.metadata_props})
-
-
-def _metadata_holds(subject: Subject) -> bool:
-    """Whether the metadata fits the models; records a failure where not."""
-    window, ledger, check = subject.window, subject.ledger, "window metadata"
-    native = tuple(subject.spec.shape[axis] for axis in subject.axes)
-    if native != window.size:
-        ledger.fail(check, f"it says a window of {window.size}, the original takes images of {native}")
-    for name in subject.original.outputs:
-        if name not in subject.converted.outputs:
-            ledger.fail(check, "the converted model lacks this output", name)
-    for name in subject.converted.outputs:
-        if name not in subject.original.outputs:
-            ledger.fail(check, "the original has no such output", name)
-    for name, grid in window.outputs.items():
-        if name not in subject.original.outputs:
-            ledger.fail(check, "it describes an output that the original does not have", name)
-        steps = list(zip(window.stride, grid.stride, strict=True))
-        if any(cell < 1 or step < 1 or step % cell for step, cell in steps):
-            ledger.fail(check, f"stride {grid.stride} does not divide the window's stride {window.stride}", name)
-    return not any(case.status == "failed" for case in ledger.cases)
 
 
 def _grids(subject: Subject) -> dict[str, OutputGrid]:

@@ -7,6 +7,7 @@ from a second session on a copy (see `exposure`). Of the original, the reference
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,14 +17,15 @@ import numpy as np
 import onnx
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import RunFailed, TensorInfo, open_session
+from convrewrite.runtime import RunFailed, Session, TensorInfo, open_session
 from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
 from convrewrite.verification import exposure
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, ONE_STEP, TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
+from convrewrite.verification.on_demand import opened
 from convrewrite.verification.precision import roundings
 from convrewrite.verification.ranges import integer_limits
-from convrewrite.verification.values import all_tensors
+from convrewrite.verification.values import Flattened, all_tensors
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
@@ -115,11 +117,12 @@ def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True
     unprobed = ""
     if probes:
         try:
-            probed = session_of(sketch, sketch.model, path, provider, optimize=optimize)
+            make = functools.partial(session_of, sketch, sketch.model, path, provider, optimize=optimize)
+            probed = opened(make)
         except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
             probes, unprobed = (), f"its probed copy does not load: {error}"
     one_session = probed is not None and reference and not sketch.inlined
-    plain = None if one_session else all_tensors(open_session(path, provider, optimize))
+    plain = None if one_session else opened(lambda: all_tensors(open_session(path, provider, optimize)))
     described = probed if plain is None else plain
     assert described is not None
     added = {probe.name for probe in probes}
@@ -129,7 +132,7 @@ def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True
 
 def session_of(
     sketch: exposure.Sketch, variant: onnx.ModelProto, path: str, provider: str, *, optimize: bool | None = None
-) -> Runner:
+) -> Session | Flattened:
     """A session on a temporary variant of the model at `path`; its external data is read where it lies."""
     folder = Path(path).resolve().parent if exposure.has_external_data(variant) else None
     content = sketch.serialize(variant)
@@ -285,19 +288,20 @@ def _moved(evidence: Evidence, name: str) -> bool:
     beside = [other[name] for other in evidence.beside if finite(other[name])]
     if values[0].dtype.kind != "f":
         return any(not np.array_equal(values[0], value) for value in [*values[1:], *beside])
-    arrays = [value.astype(np.float64) for value in values]
-    if not all(np.isfinite(array).all() for array in arrays) or not any(array.size for array in arrays):
+    if not all(map(finite, values)) or not any(value.size for value in values):
         return True  # a failure, but no vacuous one
     threshold = (
         VARIATION
         * max(TOLERANCE, min(LARGEST_TOLERANCE, 10.0 * evidence.noise.get(name, 0.0)))
         * evidence.peak.get(name, 0.0)
     )
-    uneven = any(array.size == 1 or float(np.ptp(array)) > threshold for array in arrays)
-    same_shape = [
-        array for array in [*arrays, *(value.astype(np.float64) for value in beside)] if array.shape == arrays[0].shape
-    ]
-    return uneven and float(np.max(np.ptp(np.stack(same_shape), axis=0))) > threshold
+    uneven = any(value.size == 1 or float(np.ptp(value.astype(np.float64))) > threshold for value in values)
+    least = most = values[0].astype(np.float64)
+    for value in [*values[1:], *beside]:  # one at a time: there may be many samples
+        if value.shape == least.shape:
+            wide = value.astype(np.float64)
+            least, most = np.minimum(least, wide), np.maximum(most, wide)
+    return uneven and float(np.max(most - least)) > threshold
 
 
 def undecided(probes: Iterable[Probe], output: str, reference: Mapping[str, Array], ledger: Ledger) -> Array | None:

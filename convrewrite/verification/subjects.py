@@ -37,6 +37,7 @@ class Subject:
         grids: per output and probe that depends on the image, how its cells lie.
         spec: the image input at the native size.
         others: names of the further inputs.
+        room: raises DeviceFailed where an image of a size would not fit into the memory.
     """
 
     window: Window
@@ -48,6 +49,7 @@ class Subject:
     seed: int = 0
     progress: Progress | None = None
     grids: dict[str, OutputGrid] = field(default_factory=dict)
+    room: Callable[[Sequence[int]], None] = lambda size: None
 
     @property
     def coarsely(self) -> Subject:
@@ -218,6 +220,7 @@ def _check_size(size: Sequence[int], fixed: Sequence[int] | None, window: Window
 
 def _large_image(subject: Subject, size: tuple[int, ...], index: int, given: Array | None = None) -> LargeImage:
     """One image of that size (the user's own where it is given), and the windows to compare on it."""
+    subject.room(size)
     window, samples = subject.window, subject.evidence.samples
     sample = samples[index % len(samples)]
     shape = list(subject.spec.shape)

@@ -60,6 +60,27 @@ def native(subject: Subject) -> None:
             ledger.compare(check, name, values, want[name], note=sample.source, uncertain=mask)
 
 
+def metadata_holds(subject: Subject) -> bool:
+    """Whether the metadata fits the models; records a failure where not."""
+    window, ledger, check = subject.window, subject.ledger, "window metadata"
+    native = tuple(subject.spec.shape[axis] for axis in subject.axes)
+    if native != window.size:
+        ledger.fail(check, f"it says a window of {window.size}, the original takes images of {native}")
+    for name in subject.original.outputs:
+        if name not in subject.converted.outputs:
+            ledger.fail(check, "the converted model lacks this output", name)
+    for name in subject.converted.outputs:
+        if name not in subject.original.outputs:
+            ledger.fail(check, "the original has no such output", name)
+    for name, grid in window.outputs.items():
+        if name not in subject.original.outputs:
+            ledger.fail(check, "it describes an output that the original does not have", name)
+        steps = list(zip(window.stride, grid.stride, strict=True))
+        if any(cell < 1 or step < 1 or step % cell for step, cell in steps):
+            ledger.fail(check, f"stride {grid.stride} does not divide the window's stride {window.stride}", name)
+    return not any(case.status == "failed" for case in ledger.cases)
+
+
 def several_batches(subject: Subject, otherwise: Specimen, specs: Sequence[InputSpec]) -> None:
     """Several batches at once, where the converted model takes more images than the original, or both take any number.
 

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.errors import UsageError
 from convrewrite.fields import GLOBAL, Along, Reach, receptive_fields
-from convrewrite.graph import Constants
+from convrewrite.graph import Constants, sort_nodes
 from convrewrite.image_axes import image_input
 from convrewrite.layers import Sliding, every
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
@@ -394,7 +394,7 @@ def _check(wanted: Shape, coarsest: Shape) -> None:
 def _sorted(graph: gs.Graph) -> Iterator[gs.Node]:
     """The nodes of the graph itself in the order of computation."""
     by_output = {t.name: node for node in graph.nodes for t in node.outputs if t.name}
-    for node in graph.copy().toposort().nodes:
+    for node in sort_nodes(graph.copy()).nodes:
         name = next((t.name for t in node.outputs if t.name), None)
         if name is not None:
             yield by_output[name]

@@ -18,6 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.emitting import Emitter
+from convrewrite.graph import position
 from convrewrite.layers import Sliding
 from convrewrite.passes.dense.edits import Edit, ints, node_of
 
@@ -92,7 +93,7 @@ class Summed:
         taps = math.prod(self.attrs["kernel_shape"])
         node.outputs.clear()
         node.inputs.clear()
-        graph.nodes.remove(node)
+        del graph.nodes[position(graph, node)]
         if self.power:
             powered = emit("Pow", "pow", [emit("Abs", "abs", [data]), emit.number("p", self.power)])
             summed = self._sums(emit, "sum", powered, self.channels, 1.0)

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.graph import position
 from convrewrite.passes.groups.absorb import Take, perform
 from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.expand import split_node
@@ -91,7 +92,7 @@ def _replace(
         return result
 
     target = node.outputs[0]
-    where = graph.nodes.index(node)
+    where = position(graph, node)
     tensor = gathered(node.inputs[0], plan.gather_inputs, "inputs")
     parts = plan.layout.parts
     pieces: list[gs.Tensor] = [tensor]
@@ -143,12 +144,12 @@ def chosen(values: Array, zero: Array, part: Part, group: int = 1) -> Array:
     made = []
     for own in part.groups:
         block = np.empty((*own.shape, *values.shape[2:]), values.dtype)
-        for position, row in enumerate(own.outputs):
+        for place, row in enumerate(own.outputs):
             local = own.inputs - (row // rows) * per
             inside = (local >= 0) & (local < per)
-            block[position][inside] = values[row][local[inside]]
+            block[place][inside] = values[row][local[inside]]
             if not inside.all():
                 filling = zero[row] if zero.ndim and zero.shape[0] > 1 else zero
-                block[position][~inside] = filling
+                block[place][~inside] = filling
         made.append(block)
     return np.concatenate(made)

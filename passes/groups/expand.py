@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.graph import position
 from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.site import ConvSite
 from convrewrite.passes.groups.weights import Workshop, node_of
@@ -90,7 +91,7 @@ def _branches(graph: gs.Graph, node: gs.Node) -> None:
             operands.append(shop.taken_along(node.inputs[2], f"{name}/bias", 0, rows))
         results.append(gs.Variable(shop.name(name), dtype))
         convs.append(gs.Node(node.op, name, dict(attrs), operands, [results[-1]]))
-    where = graph.nodes.index(node)
+    where = position(graph, node)
     node.inputs.clear()
     node.outputs.clear()
     join = gs.Node("Concat", f"{label}/groups/concat", {"axis": 1}, results, [target])

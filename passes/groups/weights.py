@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants, producer, unique_name, values_of
+from convrewrite.graph import Constants, position, producer, unique_name, values_of
 
 Array = np.ndarray[Any, Any]
 
@@ -107,7 +107,7 @@ class Workshop:
                 else:
                     made.append(self.constant(f"{name}/{kind}", part[index] if along else part))
             given = gs.Variable(self.name(name), tensor.dtype)
-            where = self.graph.nodes.index(node)
+            where = position(self.graph, node)
             self.graph.nodes.insert(where, gs.Node(node.op, self.name(f"{name}/node"), dict(node.attrs), made, [given]))
             return given
         values = self.constants.value(tensor)

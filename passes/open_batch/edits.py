@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.emitting import Emitter
-from convrewrite.graph import unique_name
+from convrewrite.graph import sort_nodes, unique_name
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Sized:
         node = _node_of(graph, self.output)
         emit = Emitter(graph, f"{self.output}/any-batch", np.int64)
         node.inputs[3] = _images_among(emit, node.inputs[0], 0, 0, [1, *self.sizes])
-        graph.toposort()
+        sort_nodes(graph)
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Repeated:
             tensor = node.inputs[place]
             node.inputs[place] = emit("Expand", f"repeated-{place}", [tensor, shape])
             node.inputs[place].dtype = tensor.dtype  # None where the file does not list it
-        graph.toposort()
+        sort_nodes(graph)
 
 
 Edit = Told | Sized | Repeated

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar, final
 
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from convrewrite.passes.separable.factors import Array, Factorization, Rank, Stage
 
@@ -93,8 +95,14 @@ def answers(found: Iterable[Asked], ask: Callable[[Asked], Answer], workers: int
         found: decompositions, or what holds them. ask: a question of one of them.
         workers: threads; as many as this process may use by default. Each needs about 8 times its weight in float32.
     """
-    with threadpool_limits(1), ThreadPoolExecutor(workers or _cores()) as pool:
+    with _linear_algebra(len(sys.modules)).limit(limits=1), ThreadPoolExecutor(workers or _cores()) as pool:
         return list(pool.map(ask, found))
+
+
+@functools.lru_cache(maxsize=1)
+def _linear_algebra(modules: int) -> ThreadpoolController:
+    """The libraries that have threads of their own; they are looked for again where a module was imported since."""
+    return ThreadpoolController()
 
 
 def _cores() -> int:

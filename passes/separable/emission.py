@@ -16,7 +16,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.errors import ConvrewriteError
-from convrewrite.graph import unique_name
+from convrewrite.graph import maker, names_taken, position, unique_name
 from convrewrite.passes.separable.factors import Array, Factor, Factorization, rounding
 from convrewrite.passes.separable.matrices import emit_matrices
 from convrewrite.passes.separable.placing import placed
@@ -108,12 +108,12 @@ class Replacement:
 
 def emit(graph: gs.Graph, replacement: Replacement) -> None:
     """Put the chains in the place of the node (and of the BatchNormalization or Add) that they stand for."""
-    site, taken = replacement.site, set(graph.tensors())
+    site, taken = replacement.site, names_taken(graph)
     linear = site.layer is not None
-    node = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == site.anchor)
+    node = maker(graph, site.anchor)
     # The Add behind a MatMul stays as it is where nothing is added to it.
     end = site.anchor if linear and replacement.shift is None else site.target
-    last = next(node for node in graph.nodes if node.outputs and node.outputs[0].name == end)
+    last = maker(graph, end)
     target = last.outputs[0]
     dtype: Any = target.dtype or site.dtype
 
@@ -128,14 +128,14 @@ def emit(graph: gs.Graph, replacement: Replacement) -> None:
         made = emit_matrices(site, node, weights, replacement.shift, graph.opset, fresh, constant)
     else:
         made = _branches(replacement, node.inputs[0], graph.opset, fresh, constant)
-    where = graph.nodes.index(node)
+    where = position(graph, node)
     node.outputs.clear()
     last.outputs.clear()
     made[-1].outputs = [target]
     graph.nodes[where:where] = made
     for old in {id(node): node, id(last): last}.values():
         old.inputs.clear()
-        graph.nodes.remove(old)
+        del graph.nodes[position(graph, old)]
 
 
 def _branches(

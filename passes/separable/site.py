@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants, subgraph_tensors
+from convrewrite.graph import Constants, control_nodes, subgraph_tensors
 from convrewrite.layers import LinearLayer
 from convrewrite.passes.separable.factors import Array
 from convrewrite.passes.separable.reasons import REASONS
@@ -148,4 +148,4 @@ def _normalization(graph: gs.Graph, node: gs.Node, constants: Constants) -> tupl
 
 
 def _read_by_subgraphs(graph: gs.Graph, name: str) -> bool:
-    return any(name == tensor.name for node in graph.nodes for tensor in subgraph_tensors(node))
+    return any(name == tensor.name for node in control_nodes(graph) for tensor in subgraph_tensors(node))
