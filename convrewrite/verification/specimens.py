@@ -7,8 +7,9 @@ from a second session on a copy (see `exposure`). Of the original, the reference
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,14 +17,19 @@ import numpy as np
 import onnx
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import RunFailed, TensorInfo, open_session
+from convrewrite.runtime import DeviceFailed, RunFailed, TensorInfo, open_session
 from convrewrite.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
 from convrewrite.verification import exposure
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, ONE_STEP, TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
 from convrewrite.verification.precision import roundings
 from convrewrite.verification.ranges import integer_limits
+from convrewrite.verification.shaking import Shaken, shaken
+from convrewrite.verification.still import moved, sorted_out
+from convrewrite.verification.suggested import suggested, telling
+from convrewrite.verification.surrogate import dithered
 from convrewrite.verification.values import all_tensors
+from convrewrite.verification.verdicts import Case
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int, int], None]
@@ -64,7 +70,10 @@ class Specimen:
         probes: tensors ahead of final operators that `run` gives as well. unprobed: why there are none, if so.
         moving: outputs that depend on an input's values.
         below: numbers that the values of integer inputs stay below, where the graph says so.
-        optimized: whether its sessions run with graph optimizations. steps: by which outputs stored in integers differ.
+        optimized: whether its sessions run with graph optimizations. rounds: whether its activations become integers.
+        steps: by which outputs stored in integers differ.
+        variant: what was done to its model. twins, coarse: whether the other may be of other precision, its spacing.
+        proven: whether the original of two models that round was shown to be equal without the rounding.
         units: in the last place, of outputs and probes that a narrower type than their own led to.
     """
 
@@ -77,8 +86,17 @@ class Specimen:
     _probed: Runner | None
     below: Mapping[str, int] = field(default_factory=dict)
     optimized: bool = True
+    rounds: bool = False
     steps: Mapping[str, float] = field(default_factory=dict)
     units: Mapping[str, float] = field(default_factory=dict)
+    variant: Callable[[onnx.ModelProto], None] | None = None
+    proven: bool = False
+    twins: bool = False
+    coarse: float = 0.0
+
+    def read(self) -> exposure.Sketch:
+        """The model without its weights, as it was opened but for the probes."""
+        return exposure.read_variant(self.path, self.variant)
 
     @property
     def session(self) -> Runner:
@@ -88,7 +106,9 @@ class Specimen:
         return session
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
-        """All outputs and all probes."""
+        """All outputs and all probes; inputs are cast to the model's types."""
+        types = {info.name: info.dtype for info in self.session.inputs}
+        feeds = {name: array.astype(types.get(name, array.dtype), copy=False) for name, array in feeds.items()}
         if self._plain is None:
             return self.session.run(feeds)
         values = self._plain.run(feeds)
@@ -97,16 +117,24 @@ class Specimen:
         return values
 
 
-def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True, reference: bool = False) -> Specimen:
-    """Open a model and its probed copy; a `reference` runs as one session where it has probes.
+def open_specimen(
+    path: str | Path,
+    provider: str = "cpu",
+    *,
+    usual: bool = True,
+    reference: bool = False,
+    variant: Callable[[onnx.ModelProto], None] | None = None,
+) -> Specimen:
+    """Open a model and its probed copy; a `reference` runs as one session where it has probes, as does a `variant`.
 
     (Two where it has local functions: the copy has them inlined, and the outputs are to be the file's own.)
-    With `usual`, graph optimizations are on, or off for a model that rounds inside; without, the other way round.
+    With `usual`, graph optimizations are on, or off for a model that holds integers; without, the other way round.
     Where the probed copy cannot be opened, the model goes without, and `unprobed` says why.
     """
     path = str(path)
-    sketch = exposure.read_sketch(path)
-    optimize = usual != exposure.rounds_inside(sketch.model)
+    sketch = exposure.read_variant(path, variant)
+    rounds = exposure.rounds_inside(sketch.model)
+    optimize = usual != exposure.holds_integers(sketch.model)
     moving = frozenset(exposure.moving_outputs(sketch.model))
     below, steps = integer_limits(sketch.model), exposure.last_steps(sketch.model)
     probes = exposure.add_probes(sketch.model)
@@ -118,13 +146,29 @@ def open_specimen(path: str | Path, provider: str = "cpu", *, usual: bool = True
             probed = session_of(sketch, sketch.model, path, provider, optimize=optimize)
         except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
             probes, unprobed = (), f"its probed copy does not load: {error}"
-    one_session = probed is not None and reference and not sketch.inlined
-    plain = None if one_session else all_tensors(open_session(path, provider, optimize))
+    plain: Runner | None = None
+    if probed is None and variant is not None:
+        probed = session_of(exposure.read_variant(path, variant), sketch.model, path, provider, optimize=optimize)
+    elif probed is None or not reference or (sketch.inlined and variant is None):
+        plain = all_tensors(open_session(path, provider, optimize))
     described = probed if plain is None else plain
     assert described is not None
     added = {probe.name for probe in probes}
     outputs = tuple(info.name for info in described.outputs if info.name not in added)
-    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, optimize, steps, units)
+    how = (optimize, rounds, steps, units, variant)
+    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, *how)
+
+
+def open_shaken(specimen: Specimen) -> Specimen:
+    """The same model and probes, with every number changed a little (see `shaking`). Raises UsageError, ValueError."""
+    sketch = specimen.read()
+    probes = exposure.add_probes(sketch.model) if specimen.probes else ()
+    if specimen.rounds:
+        dithered(sketch.model)
+    shaken(sketch.model, specimen.coarse / 8 or None)  # half a spacing: one operator rounds once
+    provider = specimen.session.provider
+    session = session_of(sketch, sketch.model, specimen.path, provider, optimize=False)
+    return replace(specimen, probes=probes, optimized=False, _plain=None, _probed=session)
 
 
 def session_of(
@@ -134,7 +178,7 @@ def session_of(
     folder = Path(path).resolve().parent if exposure.has_external_data(variant) else None
     content = sketch.serialize(variant)
     if optimize is None:
-        optimize = not exposure.rounds_inside(sketch.model)
+        optimize = not exposure.holds_integers(sketch.model)
     return all_tensors(open_session(content, provider, optimize, label=f"a variant of {path}", data_folder=folder))
 
 
@@ -147,8 +191,10 @@ class Evidence:
         noise: error between graph optimizations on and off, the largest per output.
         peak: the largest magnitude per output.
         dropped: scales at which the original itself gave NaN or Inf.
-        vacuous: outputs that did not move.
+        still: outputs that did not move.
         beside: outputs on random inputs that are not compared, where the user gave one sample: it alone cannot move.
+        shaken: what rounding does to the original; None where it is not known. steps: the largest difference that it
+            makes of an output where activations are rounded to integers.
     """
 
     samples: list[Sample] = field(default_factory=list)
@@ -156,8 +202,16 @@ class Evidence:
     noise: dict[str, float] = field(default_factory=dict)
     peak: dict[str, float] = field(default_factory=dict)
     dropped: list[str] = field(default_factory=list)
-    vacuous: tuple[str, ...] = ()
+    still: tuple[str, ...] = ()
     beside: list[dict[str, Array]] = field(default_factory=list)
+    shaken: Shaken | None = None
+    steps: dict[str, float] = field(default_factory=dict)
+
+    def verdicts(self, reference: Specimen, cases: Iterable[Case]) -> dict[str, Any]:
+        """What the outputs that did not move say of a verification with these cases."""
+        moved = [name for name in reference.outputs if name in reference.moving and name not in self.still]
+        ahead = {name: [p.name for p in reference.probes if p.output == name] for name in reference.outputs}
+        return sorted_out(self.still, moved, ahead, cases)
 
     def add(
         self, sample: Sample, on: dict[str, Array], off: dict[str, Array], truth: dict[str, Array] | None = None
@@ -172,11 +226,22 @@ class Evidence:
                 if np.isfinite(noise):
                     self.noise[name] = max(self.noise.get(name, 0.0), noise)
 
+    def add_rounding(self, feeds: Feeds, on: Mapping[str, Array], *, steps: bool) -> None:
+        """Note what rounding does to the outputs: to the other side of a step, or as noise of a coarser type."""
+        errors = self.steps if steps else self.noise
+        for run in self.shaken.runs(feeds) if self.shaken is not None else ():
+            for name, want in on.items():
+                error = relative_error(run[name], want, self.peak.get(name)) if want.dtype.kind == "f" else 0.0
+                scale = (float(np.max(np.abs(want), initial=0.0)) or self.peak.get(name, 0.0)) if steps else 1.0
+                errors[name] = max(errors.get(name, 0.0), error * scale if np.isfinite(error) else 0.0)
+
     def ledger(self, seed: int, tolerance: Tolerance, reference: Specimen) -> Ledger:
         """A ledger that knows the original's noise. Raises UsageError for the tolerance of an unknown output."""
         ledger = Ledger(seed, None, dict(self.noise), dict(self.peak))
-        ledger.least = 0.0 if reference.optimized else ONE_STEP
+        ledger.least = ONE_STEP if reference.rounds and not self.steps else 0.0
+        ledger.stepped = {name: max(away, 1.5 * reference.steps.get(name, 0.0)) for name, away in self.steps.items()}
         ledger.steps, ledger.units = reference.steps, reference.units
+        ledger.shaken, ledger.twins, ledger.coarse = self.shaken, reference.twins, reference.coarse
         if not isinstance(tolerance, Mapping):
             ledger.limit = tolerance
             return ledger
@@ -202,24 +267,33 @@ def collect(
     data: Data | None,
     progress: Progress | None = None,
     truth: Specimen | None = None,
+    twin: Specimen | None = None,
 ) -> Evidence:
     """Run the original on every sample: the user's data, or seeded inputs that take turns over the scales.
 
-    A scale at which the original gives NaN or Inf is dropped, unless it is the last. Further scales are tried while
-    some output that depends on the inputs does not move. `truth`, where given, is the original in another
-    implementation of ONNX: it says what is right, and ONNX Runtime how large the noise is.
+    A scale at which the original gives NaN or Inf, or does not run, is dropped; where none is left, what names and
+    types suggest is tried (see `suggested`). Further scales are tried while some output that depends on the inputs does
+    not move. `truth`, where given, is the original in another
+    implementation of ONNX: it says what is right, and ONNX Runtime how large the noise is. `twin`: the other
+    model, where that is of another precision: what overflows there is dropped as well.
     """
     evidence = Evidence()
+    if not reference.rounds or reference.proven:
+        other = otherwise if reference.optimized else None
+        evidence.shaken = Shaken(other, lambda: open_shaken(reference))
     if samples < 1:
         raise UsageError(f"--samples is {samples}", remedy="give 1 or more")
 
     def observe(sample: Sample, *, keep: bool = False) -> bool:
         """Run one sample; keep it where the original gives numbers."""
         on = reference.run(sample.feeds)
-        usable = keep or all(finite(value) for value in on.values())
+        usable = keep or (all(finite(value) for value in on.values()) and _bears(twin, sample))
         if usable:
             right = truth.run(sample.feeds) if truth is not None else None
-            evidence.add(sample, on, otherwise.run(sample.feeds), right)
+            stored = not reference.optimized and not reference.rounds  # weights alone: kernels for them say nothing
+            evidence.add(sample, on, {} if stored else otherwise.run(sample.feeds), right)
+            if reference.proven or reference.coarse or stored:
+                evidence.add_rounding(sample.feeds, on, steps=reference.proven)
         return usable
 
     if data is not None:
@@ -231,23 +305,59 @@ def collect(
             with contextlib.suppress(RunFailed):
                 evidence.beside.append(reference.run(draw(specs, scale, seed + index).feeds))
     else:
-        scales = list(SCALES)
-        turn = 0
-        while len(evidence.samples) < samples and scales:
-            _tell(progress, "original on samples", len(evidence.samples), samples)
-            scale = scales[turn % len(scales)]
-            if not observe(draw(specs, scale, seed + turn), keep=len(scales) == 1 and not evidence.samples):
-                scales.remove(scale)
-                evidence.dropped.append(scale.name)
-            turn += 1
-        extra = [*SCALES[1:], *EXTRA_SCALES] if samples == 1 else list(EXTRA_SCALES)
-        for scale in extra:
-            if not still(reference, evidence):
-                break
-            observe(draw(specs, scale, seed + turn))
-            turn += 1
-    evidence.vacuous = tuple(still(reference, evidence))
+        _draw_all(reference, evidence, specs, samples, seed, observe, progress)
+    evidence.still = tuple(still(reference, evidence))
     return evidence
+
+
+def _bears(twin: Specimen | None, sample: Sample) -> bool:
+    """Whether a model of another precision gives numbers: float16 ends at 65504."""
+    try:
+        return twin is None or all(finite(value) for value in twin.run(sample.feeds).values())
+    except DeviceFailed:
+        raise
+    except RunFailed:  # which the comparison will say
+        return True
+
+
+def _draw_all(
+    reference: Specimen,
+    evidence: Evidence,
+    specs: Sequence[InputSpec],
+    samples: int,
+    seed: int,
+    observe: Callable[..., bool],
+    progress: Progress | None,
+) -> None:
+    """Observe seeded inputs, until there are enough of them and the outputs move."""
+
+    def tried(sample: Sample) -> bool:
+        try:
+            return observe(sample)
+        except DeviceFailed:
+            raise
+        except RunFailed:
+            return False
+
+    scales, turn = list(SCALES), 0
+    while len(evidence.samples) < samples and scales:
+        _tell(progress, "original on samples", len(evidence.samples), samples)
+        scale = scales[turn % len(scales)]
+        if not tried(draw(specs, scale, seed + turn)):
+            scales.remove(scale)
+            evidence.dropped.append(scale.name)
+        turn += 1
+    for sample in () if evidence.samples else suggested(specs, seed):
+        if len(evidence.samples) < samples:
+            tried(sample)
+    if not evidence.samples:
+        observe(draw(specs, SCALES[-1], seed + turn - 1), keep=True)
+    extra = [*SCALES[1:], *EXTRA_SCALES] if samples == 1 else list(EXTRA_SCALES)
+    more = [draw(specs, scale, seed + turn + k) for k, scale in enumerate(extra)] if still(reference, evidence) else []
+    for sample in itertools.chain(more, suggested(specs, seed) if telling(specs) else ()):
+        if not still(reference, evidence):
+            break
+        tried(sample)
 
 
 def carried_noise(evidence: Evidence, probe: Probe) -> float:
@@ -276,49 +386,11 @@ def still(reference: Specimen, evidence: Evidence) -> list[str]:
 
 
 def _moved(evidence: Evidence, name: str) -> bool:
-    """Whether a tensor differs between samples, and its elements from each other.
-
-    A network with constant weights gives every class the same score, larger for a brighter image: its output moves,
-    but a converter that confuses rows, columns and classes would go unnoticed.
-    """
+    """Whether a tensor differs between samples, and its elements from each other."""
     values = [reference[name] for reference in evidence.references]
     beside = [other[name] for other in evidence.beside if finite(other[name])]
-    if values[0].dtype.kind != "f":
-        return any(not np.array_equal(values[0], value) for value in [*values[1:], *beside])
-    arrays = [value.astype(np.float64) for value in values]
-    if not all(np.isfinite(array).all() for array in arrays) or not any(array.size for array in arrays):
-        return True  # a failure, but no vacuous one
-    threshold = (
-        VARIATION
-        * max(TOLERANCE, min(LARGEST_TOLERANCE, 10.0 * evidence.noise.get(name, 0.0)))
-        * evidence.peak.get(name, 0.0)
-    )
-    uneven = any(array.size == 1 or float(np.ptp(array)) > threshold for array in arrays)
-    same_shape = [
-        array for array in [*arrays, *(value.astype(np.float64) for value in beside)] if array.shape == arrays[0].shape
-    ]
-    return uneven and float(np.max(np.ptp(np.stack(same_shape), axis=0))) > threshold
-
-
-def undecided(probes: Iterable[Probe], output: str, reference: Mapping[str, Array], ledger: Ledger) -> Array | None:
-    """Where the original's own ArgMax has two candidates within its noise: a mask over the output."""
-    for probe in probes:
-        if probe.output != output or probe.op != "ArgMax" or probe.reordered:
-            continue
-        scores = reference[probe.name].astype(np.float64)
-        if scores.ndim == 0 or scores.shape[probe.axis] < 2:
-            continue
-        best = np.partition(scores, -2, axis=probe.axis)
-        margin = np.take(best, -1, axis=probe.axis) - np.take(best, -2, axis=probe.axis)
-        limit = 2 * ledger.tolerance(probe.name, reference[probe.name].dtype) * float(np.max(np.abs(scores)))
-        if margin.size == reference[output].size:
-            return np.asarray(margin <= limit).reshape(reference[output].shape)
-    return None
-
-
-def feeds_of(sample: Sample, names: Iterable[str]) -> Feeds:
-    """The part of a sample that a model takes."""
-    return {name: sample.feeds[name] for name in names}
+    noise = max(TOLERANCE, min(LARGEST_TOLERANCE, 10.0 * evidence.noise.get(name, 0.0)))
+    return moved(values, beside, VARIATION * noise * evidence.peak.get(name, 0.0))
 
 
 def _tell(progress: Progress | None, text: str, done: int, total: int) -> None:
