@@ -231,17 +231,35 @@ def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) ->
         worst = max(ran, key=lambda case: (case.status == "failed", case.badness), default=None)
         if worst is not None:
             rows.append(_case_row(worst, name))
+        part = max((case for case in ran if case.channel is not None), key=_by_part, default=None)
+        if part is not None:
+            rows.append(_part_row(part))
         if verbose:
             rows += [_case_row(case, f"  {case.output}") for case in ran]
         notes += [str(case) for case in group if case.error is None]
     if found.deviation is not None:
         notes.append(str(found.deviation))
+    notes += [found.still] if found.still else []
     if outcome.command != "verify":  # which prints them beside its own figures
         notes += [f"warning: {line}" for line in found.warnings]
     if not rows:
         return notes
     header = (f"on {outcome.provider}", "max error", "tolerance", "own noise", "")
     return [*columns([header, *rows], right=(1, 2, 3)), *notes]
+
+
+def _by_part(case: Case) -> tuple[bool, float]:
+    return case.failed_in_part, case.channel.badness if case.channel is not None else 0.0
+
+
+def _part_row(case: Case) -> tuple[str, ...]:
+    """The part of an output that is worst by its own magnitude."""
+    part = case.channel
+    assert part is not None
+    noise = "-" if part.noise is None else f"{part.noise:.1e}"
+    tolerance = "-" if case.status == "stated" else f"{part.tolerance:.1e}"
+    status = "FAILED" if case.failed_in_part else ""
+    return f"  worst part: {case.output}{part}", f"{part.error:.1e}", tolerance, noise, status
 
 
 def _case_row(case: Case, name: str) -> tuple[str, ...]:

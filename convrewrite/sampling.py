@@ -54,12 +54,16 @@ class Sample:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """An input with its shape filled in; `below` bounds its integers where the graph does (0: their type does)."""
+    """An input with its shape filled in; `below` bounds its integers where the graph does (0: their type does).
+
+    `wide`: integers of the user may be of a wider type, where their values fit.
+    """
 
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
     below: int = 0
+    wide: bool = False
 
 
 def draw(specs: Sequence[InputSpec], scale: Scale, seed: int) -> Sample:
@@ -302,7 +306,7 @@ def _eight_bits(image: Any, file: Path, fromarray: Callable[[Array], Any]) -> An
 
 def _cut(array: Array, spec: InputSpec) -> list[Array]:
     """Cut one array into pieces of the input's shape and type."""
-    if array.dtype != spec.dtype and not (array.dtype.kind == spec.dtype.kind == "f"):
+    if array.dtype != spec.dtype and not (array.dtype.kind == spec.dtype.kind == "f") and not _fits(array, spec):
         raise UsageError(f"array '{spec.name}' of the data is {array.dtype}, the input is {spec.dtype}")
     with np.errstate(over="ignore"):
         fitting = array.astype(spec.dtype, copy=False)
@@ -322,6 +326,14 @@ def _cut(array: Array, spec: InputSpec) -> list[Array]:
             f"array '{spec.name}' of the data holds {len(array)} samples, no multiple of the batch {batch}"
         )
     return [array[i : i + batch] for i in range(0, len(array), batch)]
+
+
+def _fits(array: Array, spec: InputSpec) -> bool:
+    """Whether integers of a wider type are all numbers of the input's."""
+    if not spec.wide or array.dtype.kind not in "iu" or spec.dtype.kind not in "iu":
+        return False
+    bounds = np.iinfo(spec.dtype)
+    return not array.size or (int(array.min()) >= bounds.min and int(array.max()) <= bounds.max)
 
 
 def enlarge(image: Array, axes: Sequence[int], extents: Sequence[int]) -> Array:

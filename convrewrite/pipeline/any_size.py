@@ -230,6 +230,7 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
         first,
         cases=(*(case for part in parts for case in part.cases), *pixels),
         vacuous=tuple(dict.fromkeys(name for part in parts for name in part.vacuous)),
+        constant=tuple(dict.fromkeys(name for part in parts for name in part.constant)),
         command=_repeat(run),
         otherwise=OTHERWISE,
     )

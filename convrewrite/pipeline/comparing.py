@@ -44,6 +44,7 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
             f"{target} has a class for every pixel, which '{source}' does not",
             remedy="fcn proves it while it writes; convert without --upsample to compare the cells",
         )
+    given["twins"] = True
     window = Window.from_metadata(after.metadata)
     log.note(output=input_facts(after, target))
     if window is not None and Window.from_metadata(before.metadata) is None:

@@ -43,8 +43,8 @@ from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, meaning, obtained, refusal
 from convrewrite.rewrite import Judge, Pass, PassResult, run_pass
 from convrewrite.verification import Verification
-from convrewrite.verification.comparison import LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
-from convrewrite.verification.stated import joined, output_error, state
+from convrewrite.verification.comparison import LARGEST_PART, LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
+from convrewrite.verification.stated import joined, output_error, part_error, state
 
 ACCEPT = ("smaller", "faster", "always")
 """The judges by name."""
@@ -135,10 +135,11 @@ class _Run:
         if found.verdict != "failed" or limit is not None or not kernels:
             return found
         exact, moved = self._with(kernels, "exact.onnx"), self._with(acceptance.shaken(kernels), "shaken.onnx")
-        noise = NOISE_FACTOR * output_error(state(exact, moved, **self.how))
-        if not TOLERANCE < noise < LARGEST_TOLERANCE:
+        shaken = state(exact, moved, **self.how)
+        noise, part = NOISE_FACTOR * output_error(shaken), NOISE_FACTOR * part_error(shaken)
+        if noise >= LARGEST_TOLERANCE or max(noise, part) <= TOLERANCE:
             return found
-        return verification.verify(reference, staged, tolerance=noise, **self.how)
+        return verification.verify(reference, staged, least=(noise, min(part, LARGEST_PART)), **self.how)
 
     def _with(self, kernels: acceptance.Kernels, name: str) -> Path:
         """The original with other kernels, as a file."""

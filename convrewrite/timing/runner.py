@@ -15,7 +15,7 @@ from convrewrite.timing.process import CellFailed, Event, events
 from convrewrite.timing.protocol import Part, Subject, Task
 from convrewrite.timing.result import Bench, Cell, Cost, Missed
 from convrewrite.timing.statistics import NO_DIFFERENCE, Comparison, Rounds, compare
-from convrewrite.timing.subjects import Candidate, Size, by, check_inputs, extents, shapes_at, sliding
+from convrewrite.timing.subjects import Candidate, Size, by, casts, check_inputs, extents, shapes_at, sliding
 
 Progress = Callable[[str, int, int], None]
 
@@ -144,7 +144,7 @@ def bench(
         cells=tuple(found.cells),
         missed=tuple(found.missed),
         nodes=tuple(found.ready.get("nodes", ())),
-        warnings=tuple(found.ready.get("warnings", ())),
+        warnings=(*casts(*pair), *found.ready.get("warnings", ())),
     )
     return replace(result, error=error or _failure(result, min_speedup))
 

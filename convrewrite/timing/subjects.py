@@ -93,7 +93,10 @@ def _dtype(dtype: object) -> np.dtype[np.generic]:
 
 
 def check_inputs(a: Candidate, b: Candidate) -> None:
-    """Raise UsageError where the inputs differ: then times of the two say nothing of each other."""
+    """Raise UsageError where the inputs differ: then times of the two say nothing of each other.
+
+    Types of other precision do not count: both models are given the same numbers.
+    """
     mine, its = {info.name: info for info in a.inputs}, {info.name: info for info in b.inputs}
     if set(mine) != set(its):
         raise UsageError(
@@ -102,8 +105,27 @@ def check_inputs(a: Candidate, b: Candidate) -> None:
         )
     for name, info in mine.items():
         other = its[name]
-        if info.dtype != other.dtype or len(info.shape) != len(other.shape):
-            raise UsageError(f"input '{name}' is {_described(info)} in {a.path}, and {_described(other)} in {b.path}")
+        if not _alike(info.dtype, other.dtype) or len(info.shape) != len(other.shape):
+            raise UsageError(
+                f"input '{name}' is {_described(info)} in {a.path}, and {_described(other)} in {b.path}",
+                remedy="inputs of other precision are cast (float16, float32, float64; int32, int64), others are not",
+            )
+
+
+def _alike(a: np.dtype[np.generic], b: np.dtype[np.generic]) -> bool:
+    """Whether the same random numbers can be cast for both."""
+    return a == b or (a.kind == b.kind == "f") or (a.kind in "iu" and b.kind in "iu" and a.itemsize > 1 < b.itemsize)
+
+
+def casts(a: Candidate, b: Candidate) -> tuple[str, ...]:
+    """Lines on inputs that the models take in other types."""
+    pairs = [(info, other) for info in a.inputs for other in b.inputs if info.name == other.name]
+    return tuple(
+        f"input '{info.name}' is {info.dtype} in {a.path}, and {other.dtype} in {b.path}: the same numbers are cast "
+        "for each"
+        for info, other in pairs
+        if info.dtype != other.dtype
+    )
 
 
 def shapes_at(a: Candidate, b: Candidate, size: Size | None, batch: int | None) -> Shapes:

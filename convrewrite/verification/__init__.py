@@ -5,87 +5,35 @@
 
 What is compared: every output, and the tensor ahead of a final Softmax, LogSoftmax, Sigmoid or ArgMax, which would hide
 a difference. On what: seeded inputs at several scales, or the user's own. Against what: max|a-b| / max|b|, held against
-1e-5 or ten times the noise of the original itself (graph optimizations on against off), whichever is larger. Outputs
-that never move make the verdict `vacuous`; NaN and Inf are never equal; what did not run is `skipped`, with the reason.
+1e-5 or ten times the noise of the original itself (graph optimizations on against off), whichever is larger; of the
+output as a whole, and of every part of it (see `channels`). Where no output moves the verdict is `vacuous`; NaN and Inf
+are never equal; what did not run is `skipped`, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convrewrite.errors import UsageError
 from convrewrite.runtime import DeviceFailed, RunFailed
 from convrewrite.sampling import Images
 from convrewrite.verification import batches, extents, trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
+from convrewrite.verification.evidence import Evidence, carried_noise, collect
 from convrewrite.verification.exposure import read_sketch
 from convrewrite.verification.interface import Shapes, command, match_inputs, native_inputs, same_outputs
-from convrewrite.verification.reference import open_reference
+from convrewrite.verification.models import Models, joined, open_models
 from convrewrite.verification.room import Room, ended, room_for
-from convrewrite.verification.specimens import (
-    Data,
-    Evidence,
-    Progress,
-    Runner,
-    Specimen,
-    Tolerance,
-    carried_noise,
-    collect,
-    open_specimen,
-    undecided,
-)
+from convrewrite.verification.specimens import Data, Progress, Specimen, Tolerance
+from convrewrite.verification.still import undecided
 from convrewrite.verification.subjects import Subject, large_images, native_size_plans, split_data, window_plans
 from convrewrite.verification.verdicts import Case, Deviation, Divergence, Verification
 from convrewrite.verification.where import locate
 from convrewrite.windows import CutTensor, OutputGrid, Window
 
 __all__ = ["Case", "Deviation", "Divergence", "Progress", "Shapes", "Verification", "verify", "verify_fcn"]
-
-REFERENCES = ("onnxruntime", "onnx")
-"""What can say how the original behaves."""
-
-
-@dataclass(frozen=True)
-class _Models:
-    """The two models, and the original with the other graph optimizations; `truth`: the original elsewhere, if wanted.
-
-    They run with all optimizations and `otherwise` without; where activations are rounded, it is the other way round.
-    """
-
-    reference: Specimen
-    otherwise: Specimen
-    rewritten: Specimen
-    truth: Specimen | None = None
-
-    def facts(self) -> dict[str, Any]:
-        """What a verification says of where they ran."""
-        sessions = {"original": self.reference.session, "rewritten": self.rewritten.session}
-        return {
-            "provider": self.rewritten.session.provider,
-            "nodes": {model: session.nodes for model, session in sessions.items()},
-            "warnings": tuple(self._warnings(sessions.values())),
-        }
-
-    def _warnings(self, sessions: Iterable[Runner]) -> Iterator[str]:
-        yield from (session.warning for session in sessions if session.warning)
-        if not self.reference.optimized:
-            yield (
-                "activations are quantized: the models were compared without graph optimizations, with which ONNX "
-                "Runtime rounds otherwise, in the original too (own noise); a sum in another order may round to the "
-                "next step, so one step is tolerated"
-            )
-
-
-def _open(a_path: str | Path, b_path: str | Path, provider: str, reference: str = "onnxruntime") -> _Models:
-    if reference not in REFERENCES:
-        raise UsageError(f"unknown reference '{reference}'", remedy=f"choose one of {', '.join(REFERENCES)}")
-    original = open_specimen(a_path, provider, reference=True)
-    otherwise = open_specimen(a_path, provider, usual=False, reference=True)
-    truth = open_reference(original) if reference == "onnx" else None
-    return _Models(original, otherwise, open_specimen(b_path, provider), truth)
 
 
 def verify(
@@ -104,6 +52,8 @@ def verify(
     reference: str = "onnxruntime",
     where: bool = False,
     fixed: Mapping[str, Sequence[Any]] | None = None,
+    twins: bool = False,
+    least: tuple[float, float] = (0.0, 0.0),
     progress: Progress | None = None,
 ) -> Verification:
     """Compare two models with the same inputs and outputs.
@@ -123,6 +73,9 @@ def verify(
         where: find the first inner tensor that differs, too.
         fixed: shapes by input that a rewrite was asked to fix ({} for none): one that accepts less than the original
             without that fails. None where the two files are simply compared: then a warning says so.
+        twins: whether they may be of other precision (float32 and float16): the same inputs are cast for each, and
+            the tolerance is that of the coarser type.
+        least: smallest default tolerance of an output and of a part of one, where kernels are known to round so.
         progress: called as work goes on.
 
     Raises:
@@ -141,20 +94,21 @@ def verify(
             "batch": batch,
             "provider": provider,
             "where": where,
+            "twins": twins,
             "progress": progress,
         }
         return verify_fcn(a_path, b_path, window, **common, **options)
     asked = Shapes(None, batch, shapes or {})
     with room_for(a_path, b_path, size=every[0], batch=batch, named=asked.named, data=data) as fit:
         common["data"] = fit.data
-        models = _open(fit.a, fit.b, provider, reference)
-        common |= {"where": where, "provider": provider, "progress": progress, "fixed": fixed}
+        models = open_models(fit.a, fit.b, provider, reference, twins=twins)
+        common |= {"where": where, "provider": provider, "progress": progress, "fixed": fixed, "least": least}
         found = _at_all(every, replace(asked, batch=fit.batch), fit, models, **common)
     return fit.named(found)
 
 
 def _at_all(
-    every: Sequence[tuple[int, ...] | None], asked: Shapes, fit: Room, models: _Models, **common: Any
+    every: Sequence[tuple[int, ...] | None], asked: Shapes, fit: Room, models: Models, **common: Any
 ) -> Verification:
     """Compare two models at several sizes, one after the other."""
     same_outputs(models.reference, models.rewritten)
@@ -177,7 +131,7 @@ def _at_all(
 
 def _verify_at(
     at: Shapes,
-    models: _Models,
+    models: Models,
     *,
     samples: int,
     seed: int,
@@ -188,14 +142,24 @@ def _verify_at(
     more: bool,
     provider: str,
     progress: Progress | None,
+    least: tuple[float, float],
 ) -> Verification:
-    """Compare two models at one size, and with `more` at further extents of open axes."""
+    """Compare two models at one size, and with `more` at further extents of open axes.
+
+    Where they are quantized, their float surrogates come first.
+    """
+    taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "progress": progress}
+    inner = None
+    if models.bare is not None and (tolerance is None or isinstance(tolerance, Mapping)):
+        same: dict[str, Any] = {**taken, "tolerance": tolerance, "provider": provider, "least": least}
+        inner = _verify_at(at, models.bare, where=False, fixed=fixed, more=False, **same)
+        models = models.proven_by(inner)
     reference, rewritten = models.reference, models.rewritten
     right = "onnxruntime" if models.truth is None else "onnx"
     specs = match_inputs(reference, rewritten, at, data)
-    taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "progress": progress}
-    evidence = collect(reference, models.otherwise, specs, truth=models.truth, **taken)
+    evidence = collect(reference, models.otherwise, specs, truth=models.truth, twin=models.twin, **taken)
     ledger = evidence.ledger(seed, tolerance, reference)
+    ledger.least, ledger.least_part = max(ledger.least, least[0]), least[1]
     shared = _shared_probes(ledger, evidence, reference, rewritten, reference.outputs)
     for sample, want in zip(evidence.samples, evidence.references, strict=True):
         ledger.inputs = sample.feeds
@@ -223,13 +187,14 @@ def _verify_at(
     repeat = command(reference.path, rewritten.path, seed, samples, size, at, tolerance, provider, data, right)
     found = Verification(
         ledger.cases,
-        vacuous=evidence.vacuous,
         command=repeat,
         failing=ledger.failing,
         given=_word(data),
-        **models.facts(),
+        **evidence.verdicts(reference, ledger.cases),
+        **models.facts(inner),
     )
     found = replace(found, warnings=(*found.warnings, *narrowed))
+    found = joined(found, inner)
     return replace(found, divergence=_locate(models, evidence, ledger, provider)) if where else found
 
 
@@ -238,7 +203,7 @@ def _word(data: Data | None) -> str:
     return "images" if isinstance(data, Images) else "" if data is None else "data"
 
 
-def _locate(models: _Models, evidence: Evidence, ledger: Ledger, provider: str) -> Divergence:
+def _locate(models: Models, evidence: Evidence, ledger: Ledger, provider: str) -> Divergence:
     """Where the models begin to differ: on the failing inputs if the original takes them, else on the first sample."""
     first = evidence.samples[0].feeds
     feeds = ledger.failing.inputs if ledger.failing is not None else first
@@ -262,6 +227,7 @@ def verify_fcn(
     tolerance: Tolerance = None,
     provider: str = "cpu",
     where: bool = False,
+    twins: bool = False,
     progress: Progress | None = None,
 ) -> Verification:
     """Compare a classifier with its fully convolutional form: at the native size, and on larger images.
@@ -274,8 +240,8 @@ def verify_fcn(
         original_path, converted_path: before and after. window: what the converted model's metadata says.
         cut: where the original's head begins; without it the check at larger sizes of "native-size" is skipped.
         size: of the one larger image to compare on, instead of a few near the native size. sizes: of several.
-        samples, seed, data, batch, tolerance, provider, where, progress: as for `verify`. Images in `data` that are
-            larger than the window are compared as they are, and the window at their first pixel as a native image.
+        samples, seed, data, batch, tolerance, provider, where, twins, progress: as for `verify`. Images in `data` that
+            are larger than the window are compared as they are, and the window at their first pixel as a native image.
 
     Raises:
         UsageError: the models cannot be compared, or `size` is below the window.
@@ -283,33 +249,43 @@ def verify_fcn(
     """
     asked = [tuple(extents) for extents in sizes] or ([tuple(size)] if size is not None else [])
     with room_for(original_path, converted_path, size=window.size, batch=batch, named={}, data=data) as fit:
-        taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": fit.data, "progress": progress}
-        common: dict[str, Any] = {"tolerance": tolerance, "provider": provider, "where": where, **taken}
-        found = _verify_fcn(_open(fit.a, fit.b, provider), window, cut, asked, fit, **common)
+        models = open_models(fit.a, fit.b, provider, twins=twins)
+        common: dict[str, Any] = {"samples": samples, "seed": seed, "data": fit.data, "progress": progress}
+        common |= {"tolerance": tolerance, "provider": provider, "wanted": asked, "fit": fit}
+        inner = None
+        if models.bare is not None and (tolerance is None or isinstance(tolerance, Mapping)):
+            inner = _verify_map(models.bare, window, cut, where=False, **common)
+            models = models.proven_by(inner)
+        found = joined(_verify_map(models, window, cut, where=where, inner=inner, **common), inner)
     return fit.named(found)
 
 
-def _verify_fcn(
-    models: _Models,
+def _verify_map(
+    models: Models,
     window: Window,
     cut: Sequence[CutTensor],
-    wanted: Sequence[tuple[int, ...]],
-    fit: Room,
     *,
     samples: int,
     seed: int,
     data: Data | None,
+    wanted: Sequence[tuple[int, ...]],
+    fit: Room,
     tolerance: Tolerance,
     provider: str,
     where: bool,
     progress: Progress | None,
+    inner: Verification | None = None,
 ) -> Verification:
-    """Compare a classifier with its fully convolutional form; `wanted` are the sizes of larger images."""
+    """Compare a classifier with its fully convolutional form.
+
+    Args:
+        wanted: the sizes of larger images. inner: what the comparison of their float surrogates gave.
+    """
     original, converted = models.reference, models.rewritten
     specs = native_inputs(original, converted, window, fit.batch)
     native, given = split_data(data, window, specs)
     taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": native, "progress": progress}
-    evidence = collect(original, models.otherwise, specs, **taken)
+    evidence = collect(original, models.otherwise, specs, twin=models.twin, **taken)
     ledger = evidence.ledger(seed, tolerance, original)
     spec = next(spec for spec in specs if spec.name == window.input)
     subject = Subject(window, original, converted, evidence, ledger, spec, seed, progress, room=fit.check)
@@ -337,8 +313,9 @@ def _verify_fcn(
             stopped = ended(error, f"it ran at {', '.join(ran)}")
     at = Shapes(None, fit.batch)
     repeat = command(original.path, converted.path, seed, samples, wanted, at, tolerance, provider, data)
-    facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, "given": _word(data), **models.facts()}
-    found = Verification(ledger.cases, deviation, evidence.vacuous, repeat, **facts)
+    facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, "given": _word(data), **models.facts(inner)}
+    facts |= evidence.verdicts(original, ledger.cases)
+    found = Verification(ledger.cases, deviation, command=repeat, **facts)
     wanted_where = where and stopped is None
     return replace(found, divergence=_locate(models, evidence, ledger, provider)) if wanted_where else found
 

@@ -11,6 +11,7 @@ held against itself: one after the other, and all at once.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,8 +20,11 @@ import numpy as np
 
 from convrewrite.runtime import DeviceFailed, RunFailed
 from convrewrite.sampling import Feeds, Sample
+from convrewrite.verification.channels import Draws
 from convrewrite.verification.comparison import Array, Ledger
-from convrewrite.verification.specimens import Evidence, Specimen, undecided
+from convrewrite.verification.evidence import Evidence
+from convrewrite.verification.specimens import Specimen
+from convrewrite.verification.still import undecided
 
 COUNTS = {2: "two batches at once", 3: "three batches at once", 7: "seven batches at once"}
 """How many batches are tried at once, and what the check is called."""
@@ -151,9 +155,21 @@ def _at_once(
             continue
         for index, part in enumerate(parts):
             mask = undecided(reference.probes, name, part.want, ledger)
+            again = functools.partial(_again, ledger, part) if reference is not rewritten else _unknown
             own = value[index * extent : (index + 1) * extent]
-            ledger.compare(check, name, own, part.want[name], note=f"batch {index + 1}: {part.source}", uncertain=mask)
+            ledger.compare(
+                check, name, own, part.want[name], note=f"batch {index + 1}: {part.source}", uncertain=mask, again=again
+            )
     return fine
+
+
+def _again(ledger: Ledger, part: _Part, output: str, _: Sequence[int]) -> Draws | None:
+    """What rounding may make of one batch."""
+    return [run[output] for run in ledger.shaken.runs(part.feeds)] if ledger.shaken is not None else None
+
+
+def _unknown(_: str, __: Sequence[int]) -> None:
+    """The rewritten model is held against itself: what rounding does to it is not known."""
 
 
 def _where(error: RunFailed) -> str:

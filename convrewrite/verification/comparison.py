@@ -9,17 +9,22 @@ but by under 1e-6 of the output's largest magnitude. NaN and Inf are never equal
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
+from convrewrite.verification.channels import Draws, judge, judge_each
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Tally
+from convrewrite.verification.shaking import Shaken
 from convrewrite.verification.verdicts import MISMATCHES, RELATIVE, Case, Status
 
 Array = np.ndarray[Any, Any]
+
+Again = Callable[[str, Sequence[int]], Draws | None]
+"""Gives what rounding may make of an output, and of some entries of its axis 0 where that counts windows."""
 
 TOLERANCE = 1e-5
 """Of float32 and wider; rewritten models were seen at 3e-7 to 1.3e-6."""
@@ -29,6 +34,9 @@ NOISE_FACTOR = 10.0
 
 LARGEST_TOLERANCE = 1e-2
 """Noise raises the default tolerance no further than this: beyond it, the user has to say what is good enough."""
+
+LARGEST_PART = 0.1
+"""The rounding of new kernels raises the tolerance of a part of an output no further than this."""
 
 ONE_STEP = 1e-2
 """Of activations stored in eight bits, as a share of the largest: a sum in another order may round to the next one."""
@@ -74,9 +82,12 @@ class Ledger:
         noise: of the original, per output. peak: the original's largest magnitude, per output.
         carried: noise that a final Softmax makes of the noise ahead of it, per output whose operand is compared too.
         units: in the last place, where the way to an output led through a narrower type than its own.
-        least: smallest default tolerance, where the model itself rounds to less than its type. steps: by which the
-            values of an output differ at the least, as its last QuantizeLinear has them.
+        least: smallest default tolerance, where the model itself rounds to less than its type. least_part: the same of
+            a part of an output. steps: by which the values of an output differ at the least, as its last
+            QuantizeLinear has them. stepped: by how much numbers on the other side of a step inside may move an output.
+            twins: whether the types of the two models may differ. coarse: spacing of the coarser type then.
         inputs: what the comparisons that follow ran on. failing: where the worst failure was seen.
+        shaken: what rounding does to the original; None where outputs are not judged in parts.
     """
 
     seed: int = 0
@@ -87,9 +98,14 @@ class Ledger:
     limits: Mapping[str, float] = field(default_factory=dict)
     units: Mapping[str, float] = field(default_factory=dict)
     least: float = 0.0
+    least_part: float = 0.0
     steps: Mapping[str, float] = field(default_factory=dict)
+    stepped: Mapping[str, float] = field(default_factory=dict)
+    twins: bool = False
+    coarse: float = 0.0
     inputs: Mapping[str, Array] | None = None
     failing: Failing | None = None
+    shaken: Shaken | None = None
     _worst: dict[tuple[str, str], Case] = field(default_factory=dict)
     _tallies: dict[tuple[str, str], Tally] = field(default_factory=dict)
 
@@ -102,9 +118,8 @@ class Ledger:
             return 0.0
         noise = max(self.noise.get(output, 0.0), self.carried.get(output, 0.0))
         step = min(LARGEST_STEP, 1.5 * self.steps.get(output, 0.0) / (self.peak.get(output) or 1.0))
-        return max(
-            floor(dtype, self.units.get(output, 0.0)), self.least, step, min(LARGEST_TOLERANCE, NOISE_FACTOR * noise)
-        )
+        least = floor(dtype, self.units.get(output, 0.0))
+        return max(least, 8 * self.coarse, self.least, step, min(LARGEST_TOLERANCE, NOISE_FACTOR * noise))
 
     def compare(
         self,
@@ -116,6 +131,7 @@ class Ledger:
         note: str = "",
         places: Sequence[str] = (),
         uncertain: Array | None = None,
+        again: Again | None = None,
     ) -> bool:
         """Compare two arrays, keep the case if it is the worst of its check and output, and say whether it passed.
 
@@ -125,13 +141,17 @@ class Ledger:
             note: which inputs.
             places: names of the entries of axis 0, where that counts windows.
             uncertain: integers only: where the original itself is undecided, and a mismatch does not count.
+            again: what rounding may make of the original's array, where that did not run on `inputs` alone.
         """
         case = Case(check, output, note=note, noise=self.noise.get(output), seed=self.seed)
+        if self.twins and {got.dtype.kind, want.dtype.kind} in ({"f"}, {"i"}, {"u"}, {"i", "u"}):
+            wider = np.result_type(got.dtype, want.dtype)
+            got, want = got.astype(wider, copy=False), want.astype(wider, copy=False)
         if got.dtype != want.dtype or got.shape != want.shape:
             words = [f"{array.dtype} of shape {'x'.join(map(str, array.shape)) or 'scalar'}" for array in (got, want)]
             case = replace(case, status="failed", note=f"{words[0]} instead of {words[1]}; {note}".rstrip("; "))
         elif got.dtype.kind == "f":
-            case = self._floats(case, got, want)
+            case = self._floats(case, got, want, again, bool(places))
             if finite(got) and finite(want):
                 self._tallies.setdefault((check, output), Tally()).add(got, want, stacked=bool(places))
         else:
@@ -143,7 +163,7 @@ class Ledger:
         self.add(case)
         return case.status != "failed"
 
-    def _floats(self, case: Case, got: Array, want: Array) -> Case:
+    def _floats(self, case: Case, got: Array, want: Array, again: Again | None, stacked: bool) -> Case:
         """Judge floating-point arrays of one shape."""
         broken = [(array, whose) for array, whose in ((got, "rewritten"), (want, "original")) if not finite(array)]
         if broken:
@@ -158,9 +178,16 @@ class Ledger:
         error = relative_error(got, want, self.peak.get(case.output))
         place = _index(np.abs(got.astype(np.float64) - want.astype(np.float64)))
         figures = (float(got[place]), float(want[place]))
-        status: Status = "passed" if error <= tolerance else "failed"
+        scale = float(np.max(np.abs(want.astype(np.float64)))) or self.peak.get(case.output, 0.0)
+        if self.limits.get(case.output, self.limit) is None and scale:
+            tolerance = max(tolerance, self.stepped.get(case.output, 0.0) / scale * (1.0 + 1e-6))
+        channel = self._part(case.output, got, want, tolerance * scale, again, stacked) if error else None
+        asked = self.limits.get(case.output, self.limit) is not None
+        beyond = channel is not None and channel.badness > 1.0 and not asked
+        status: Status = "passed" if error <= tolerance and not beyond else "failed"
         return replace(
             case,
+            channel=channel,
             metric=RELATIVE,
             error=error,
             tolerance=tolerance,
@@ -168,6 +195,24 @@ class Ledger:
             figures=figures,
             status=status,
         )
+
+    def _part(self, output: str, got: Array, want: Array, whole: float, again: Again | None, stacked: bool) -> Any:
+        """The worst part of an output by its own magnitude; None where it is not judged in parts."""
+        if self.stepped:  # which element falls to the other side is a lottery: the surrogates are judged in parts
+            return None
+        limit = self.limits.get(output, self.limit)
+        least = max(floor(want.dtype, self.units.get(output, 0.0)), 8 * self.coarse, self.least_part)
+        relative = least if limit is None else limit
+        if again is None and (self.shaken is None or stacked):
+            return None
+        if stacked:
+            return judge_each(got, want, relative, whole, lambda entries: again(output, entries) if again else None)
+        return judge(got, want, relative, whole, lambda: (again or self._again)(output, ()))
+
+    def _again(self, output: str, _: Sequence[int]) -> Draws | None:
+        """What rounding makes of an output on the inputs of the comparison."""
+        runs = self.shaken.runs(self.inputs) if self.shaken is not None and self.inputs is not None else []
+        return [run[output] for run in runs if output in run]
 
     def _integers(self, case: Case, got: Array, want: Array, uncertain: Array | None) -> Case:
         """Judge integer, boolean or string arrays of one shape."""
@@ -201,6 +246,9 @@ class Ledger:
         rank = {"skipped": 0, "stated": 1, "passed": 2, "failed": 3}
         if known is None or (rank[case.status], case.badness) > (rank[known.status], known.badness):
             self._worst[key] = replace(case, seed=self.seed)
+        parts = [one.channel for one in (known, case) if one is not None and one.channel is not None]
+        if parts and not self._worst[key].failed_in_part:
+            self._worst[key] = replace(self._worst[key], channel=max(parts, key=lambda part: part.badness))
 
     def _keep_inputs(
         self, badness: float, output: str = "", got: Array | None = None, want: Array | None = None

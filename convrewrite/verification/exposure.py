@@ -13,7 +13,7 @@ Copies stay in memory, and are never written to disk.
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,9 @@ FINAL_OPS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Hardmax", "ArgMax"})
 """Operators that hide differences of their operand."""
 
 _TRANSPARENT_OPS = frozenset({"Identity", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear"})
+RANGE = "/range of the integers"
+"""The names of nodes that stand for a QuantizeLinear end in it (see `surrogate`)."""
+
 _LAYOUT_OPS = _TRANSPARENT_OPS | {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
 
 
@@ -86,9 +89,25 @@ def read_sketch(path: str | Path) -> Sketch:
         raise UsageError(f"cannot read {path} as an ONNX model ({type(error).__name__})") from None
 
 
+def read_variant(path: str | Path, variant: Callable[[onnx.ModelProto], None] | None) -> Sketch:
+    """A model without its weights, changed."""
+    sketch = read_sketch(path)
+    if variant is not None:
+        variant(sketch.model)
+    return sketch
+
+
 def rounds_inside(model: onnx.ModelProto) -> bool:
     """Whether activations are rounded to integers: an integer kernel in the place of a float one rounds otherwise."""
-    return any(node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear") for node in model.graph.node)
+    rounding = [node for node in model.graph.node if node.op_type in ("QuantizeLinear", "DynamicQuantizeLinear")]
+    moving = moving_tensors(model.graph) if rounding else set()
+    return any(node.input[0] in moving for node in rounding)
+
+
+def holds_integers(model: onnx.ModelProto) -> bool:
+    """Whether numbers are stored as integers: ONNX Runtime then has kernels for them that compute less accurately."""
+    kinds = ("QuantizeLinear", "DynamicQuantizeLinear", "DequantizeLinear")
+    return any(node.op_type in kinds for node in model.graph.node)
 
 
 def last_steps(model: onnx.ModelProto) -> dict[str, float]:
@@ -122,7 +141,7 @@ def add_probes(model: onnx.ModelProto) -> tuple[Probe, ...]:
     for output in [value.name for value in graph.output]:
         path: list[onnx.NodeProto] = []
         tensor = output
-        while (node := makers.get(tensor)) is not None and node.op_type in _LAYOUT_OPS and node.output[0] == tensor:
+        while (node := makers.get(tensor)) is not None and _is_layout(node) and node.output[0] == tensor:
             path.append(node)
             tensor = node.input[0]
         if node is None or node.op_type not in FINAL_OPS or node.domain not in ("", "ai.onnx"):
@@ -135,6 +154,14 @@ def add_probes(model: onnx.ModelProto) -> tuple[Probe, ...]:
     return tuple(probes)
 
 
+def _is_transparent(node: onnx.NodeProto) -> bool:
+    return node.op_type in _TRANSPARENT_OPS or node.name.endswith(RANGE)
+
+
+def _is_layout(node: onnx.NodeProto) -> bool:
+    return node.op_type in _LAYOUT_OPS or _is_transparent(node)
+
+
 def _probe(output: str, node: onnx.NodeProto, path: Sequence[onnx.NodeProto]) -> Probe:
     """Describe the tensor ahead of `node`, which reaches the output over `path`."""
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
@@ -144,7 +171,7 @@ def _probe(output: str, node: onnx.NodeProto, path: Sequence[onnx.NodeProto]) ->
         op=node.op_type,
         axis=int(attributes.get("axis", 0)),
         keepdims=bool(attributes.get("keepdims", 1)),
-        straight=all(step.op_type in _TRANSPARENT_OPS for step in path),
+        straight=all(_is_transparent(step) for step in path),
         reordered=any(step.op_type == "Transpose" for step in path),
     )
 
@@ -152,7 +179,7 @@ def _probe(output: str, node: onnx.NodeProto, path: Sequence[onnx.NodeProto]) ->
 def _repeat(path: Sequence[onnx.NodeProto], start: str, end: str) -> list[onnx.NodeProto]:
     """Repeat the layout operators of `path` (output first) from tensor `start` to a tensor named `end`."""
     nodes = []
-    steps = [node for node in reversed(path) if node.op_type not in _TRANSPARENT_OPS]
+    steps = [node for node in reversed(path) if not _is_transparent(node)]
     tensor = start
     for index, node in enumerate(steps):
         clone = onnx.NodeProto()
@@ -179,6 +206,15 @@ def reads(node: onnx.NodeProto) -> set[str]:
                 names |= reads(inner)
             names |= {value.name for value in graph.output}
     return names - {""}
+
+
+def moving_tensors(graph: onnx.GraphProto) -> set[str]:
+    """Tensors that depend on an input; the nodes stand in the order of computation, as the checker demands."""
+    found = set(input_names(graph))
+    for node in graph.node:
+        if reads(node) & found:
+            found.update(name for name in node.output if name)
+    return found
 
 
 def reached(

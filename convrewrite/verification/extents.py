@@ -21,7 +21,9 @@ import numpy as np
 from convrewrite.runtime import DeviceFailed, RunFailed, TensorInfo
 from convrewrite.sampling import Feeds, InputSpec, Sample, draw, enlarge
 from convrewrite.verification.comparison import Array, Ledger, finite, relative_error
-from convrewrite.verification.specimens import Evidence, Specimen, undecided
+from convrewrite.verification.evidence import Evidence
+from convrewrite.verification.specimens import Specimen
+from convrewrite.verification.still import undecided
 from convrewrite.verification.verdicts import Case
 
 DRAWS = 2

@@ -13,6 +13,7 @@ from convrewrite.errors import UsageError
 from convrewrite.runtime import TensorInfo
 from convrewrite.sampling import Images, InputSpec, bind_batch, fill, named_array
 from convrewrite.verification.specimens import Data, Specimen, Tolerance
+from convrewrite.verification.twins import narrower
 from convrewrite.windows import Window
 
 
@@ -70,20 +71,26 @@ def match_inputs(a: Specimen, b: Specimen, shapes: Shapes, data: Data | None = N
     if strange := [name for name in shapes.named if name not in ours]:
         raise UsageError(f"--shape names '{strange[0]}', which is no input", remedy=f"there are {', '.join(ours)}")
     for name, info in ours.items():
-        _match(info, theirs[name])
+        _match(info, theirs[name], a.twins)
     specs = []
     bound = bind_batch(a.session.inputs, shapes.batch, shapes.named)
     for name, info in ours.items():
         if data is not None and not isinstance(data, Images):
             named_array(data, name)
         known = theirs[name].shape if shapes.size else _or_data(info, theirs[name].shape, data)
-        specs.append(replace(shapes.apply(info, known, bound), below=a.below.get(name, 0)))
+        spec = replace(shapes.apply(info, known, bound), below=a.below.get(name, 0))
+        specs.append(_narrowed(spec, info, theirs[name]) if a.twins else spec)
     if shapes.size and not any(_took(shapes, info, theirs[info.name]) for info in ours.values()):
         raise UsageError(
             f"--size {by(shapes.size)} does not fit: no input is open, and none has that size",
             remedy="leave --size out",
         )
     return specs
+
+
+def _narrowed(spec: InputSpec, ours: TensorInfo, theirs: TensorInfo) -> InputSpec:
+    """Drawn in the narrower type of the two; the user's array may be of the wider one."""
+    return replace(spec, dtype=narrower(ours, theirs), wide=ours.dtype != theirs.dtype)
 
 
 def _or_data(info: TensorInfo, known: Sequence[int | str | None], data: Data | None) -> Sequence[int | str | None]:
@@ -114,10 +121,11 @@ def _took(shapes: Shapes, a: TensorInfo, b: TensorInfo) -> bool:
     return any(dims[i : i + len(want)] == want for i in range(len(dims))) or (len(size) == 1 and size[0] in dims[1:])
 
 
-def _match(a: TensorInfo, b: TensorInfo) -> None:
+def _match(a: TensorInfo, b: TensorInfo, twins: bool) -> None:
     """Raise UsageError where two inputs of one name cannot take the same array."""
-    if a.kind != b.kind:
+    if a.kind != b.kind and not twins:
         raise UsageError(f"input '{a.name}' is {a.kind} in one model and {b.kind} in the other")
+    narrower(a, b)
     if not a.shape or not b.shape:
         return
     pairs = list(zip(a.shape, b.shape, strict=False))
@@ -147,7 +155,8 @@ def native_inputs(original: Specimen, converted: Specimen, window: Window, batch
             if "N" in window.axes and known[window.axes.index("N")] is None:
                 known[window.axes.index("N")] = batch or 1
         spec = fill(replace(info, shape=info.shape or tuple(known)), None, known, batch)
-        specs.append(replace(spec, below=original.below.get(name, 0)))
+        spec = replace(spec, below=original.below.get(name, 0))
+        specs.append(_narrowed(spec, info, theirs[name]) if original.twins else spec)
     return specs
 
 

@@ -49,6 +49,11 @@ def output_error(found: Verification) -> float:
     return max((math.inf if case.error is None else case.error for case in ran), default=math.inf)
 
 
+def part_error(found: Verification) -> float:
+    """The largest error of a part of an output, over its own largest value, of a verification that `state` made."""
+    return max((case.channel.error for case in found.cases if case.channel is not None), default=0.0)
+
+
 def _stated(case: Case, limit: float | None) -> Case:
     named = replace(case, name=_NAMES.get(case.name, case.name))
     if case.status in ("failed", "skipped") or case.error is None:
@@ -62,5 +67,6 @@ def joined(equal: Verification, stated: Verification) -> Verification:
     """One verification: equal to the original with the new kernels, and so far from the original itself."""
     renamed = [replace(case, name=EQUAL) if case.name == "outputs" else case for case in equal.cases]
     vacuous = tuple(dict.fromkeys((*equal.vacuous, *stated.vacuous)))
+    constant = tuple(name for name in dict.fromkeys((*equal.constant, *stated.constant)) if name not in vacuous)
     failing = equal.failing if equal.failing is not None else stated.failing
-    return replace(equal, cases=(*renamed, *stated.cases), vacuous=vacuous, failing=failing)
+    return replace(equal, cases=(*renamed, *stated.cases), vacuous=vacuous, constant=constant, failing=failing)

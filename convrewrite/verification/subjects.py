@@ -17,7 +17,8 @@ import numpy as np
 from convrewrite.errors import UsageError
 from convrewrite.sampling import Feeds, Images, InputSpec, Scale, enlarge, random_array
 from convrewrite.verification.comparison import Ledger
-from convrewrite.verification.specimens import Data, Evidence, Progress, Specimen
+from convrewrite.verification.evidence import Evidence
+from convrewrite.verification.specimens import Data, Progress, Specimen
 from convrewrite.windows import OutputGrid, Window
 
 Array = np.ndarray[Any, Any]

@@ -11,6 +11,7 @@ a difference in meaning.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,9 @@ from convrewrite.errors import ConvrewriteError
 from convrewrite.runtime import RunFailed
 from convrewrite.sampling import Feeds
 from convrewrite.verification import exposure
-from convrewrite.verification.comparison import relative_error
+from convrewrite.verification.channels import Draws
+from convrewrite.verification.comparison import Again, relative_error
+from convrewrite.verification.shaking import DRAWS, shaken_by_hand
 from convrewrite.verification.specimens import Runner, session_of
 from convrewrite.verification.subjects import LargeImage, Position, Subject, Values
 from convrewrite.verification.verdicts import Deviation
@@ -61,8 +64,9 @@ class TrunkOracle:
     held: Feeds
     provider: str
 
-    def wants(self, image: LargeImage) -> tuple[list[Values], str]:
-        """The head's outputs on every chosen window of an image, and where the features came from."""
+    def wants(self, image: LargeImage) -> tuple[list[Values], str, Again]:
+        """The head's outputs on every chosen window of an image, where the features came from, and what rounding may
+        make of the outputs."""
         source = "features of the original's own trunk"
         try:
             features = self.trunk.run({i.name: image.feeds[i.name] for i in self.trunk.inputs})
@@ -76,7 +80,14 @@ class TrunkOracle:
         axes = {tensor.name: tensor.layout.index("N") for tensor in self.cut if "N" in tensor.layout}
         if set(axes) != {info.name for info in self.head.inputs}:
             axes = {}
-        return run_each(self.subject, self.head.run, items, axes, "head on every feature window"), source
+        found = run_each(self.subject, self.head.run, items, axes, "head on every feature window")
+        return found, source, functools.partial(self._again, items)
+
+    def _again(self, items: Sequence[Feeds], output: str, entries: Sequence[int]) -> Draws:
+        """The head's output on features that are shaken by hand."""
+        rng = np.random.default_rng(self.subject.seed)
+        runs = [[self.head.run(shaken_by_hand(items[i], rng)) for i in entries] for _ in range(DRAWS)]
+        return [np.stack([values[output] for values in run]) for run in runs]
 
     def _refuse_baked(self, features: Mapping[str, Array], image: LargeImage) -> None:
         """Raise BakedSize where a feature map has its native extent on a larger image: a Slice with a fixed end."""
@@ -118,7 +129,7 @@ class TrunkOracle:
         names = [tensor.name for tensor in self.cut]
         failed = f"the original's trunk does not run at that size ({why})"
         path = self.subject.converted.path
-        sketch = exposure.read_sketch(path)
+        sketch = self.subject.converted.read()
         model = sketch.model
         if missing := [name for name in names if name not in exposure.producers(model.graph)]:
             raise NoOracle(f"{failed}, and the converted model has no tensor '{missing[0]}'")
@@ -153,7 +164,7 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
     for tensor in cut:
         if not all(letter in tensor.layout for letter in window.letters):
             raise NoOracle(f"the spatial axes of '{tensor.name}' are merged with others")
-    sketch = exposure.read_sketch(path)
+    sketch = subject.original.read()
     model = sketch.model
     exposure.add_probes(model)
     inputs = exposure.input_names(model.graph)
@@ -214,8 +225,8 @@ def check(
             subject.ledger.skip(name, reason)
         else:
             try:
-                wants, source = oracle.wants(image)
-                compare_cells(subject, name, values, image.chosen, wants, f"{image.note}; {source}")
+                wants, source, again = oracle.wants(image)
+                compare_cells(subject, name, values, image.chosen, wants, f"{image.note}; {source}", again)
             except WrongStride as error:
                 subject.ledger.fail(name, str(error))
             except (NoOracle, RunFailed) as error:

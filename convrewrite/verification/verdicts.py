@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
 from convrewrite.notebook import Printed
+from convrewrite.verification.channels import Channel
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Metrics
 
@@ -43,6 +44,7 @@ class Case:
         note: which inputs, which window, or why it was skipped or failed.
         seed: that the whole verification started from.
         metrics: further figures, over all samples; None where the output holds no numbers to judge.
+        channel: the part of the output that is worst by its own magnitude; None where it was not judged in parts.
     """
 
     name: str
@@ -57,10 +59,24 @@ class Case:
     note: str = ""
     seed: int = 0
     metrics: Metrics | None = None
+    channel: Channel | None = None
 
     @property
     def badness(self) -> float:
-        """Error in units of the tolerance; what ranks cases."""
+        """Error in units of the tolerance; what ranks cases. Those that fail in a part alone are ranked by that part,
+        behind those that fail by twice the tolerance as a whole.
+        """
+        if self.failed_in_part and self.channel is not None:
+            return 2.0 - 1.0 / max(1.0, self.channel.badness)
+        return self._badness
+
+    @property
+    def failed_in_part(self) -> bool:
+        """Whether one part alone is beyond what it is allowed."""
+        return self.status == "failed" and self.error is not None and self._badness <= 1.0
+
+    @property
+    def _badness(self) -> float:
         if self.error is None:
             return math.inf if self.status == "failed" else 0.0
         return self.error / self.tolerance if self.tolerance else (math.inf if self.error else 0.0)
@@ -74,7 +90,18 @@ class Case:
             text = f"{subject}: {self.error:.2%} of the elements differ (tolerance {self.tolerance or 0.0:.2%}"
         elif self.noise:
             text += f", {self.error / self.noise:.1f} x the model's own noise"
+        if self.channel is not None and (self.channel.badness > 1.0 or self.failed_in_part):
+            text += f"; {self.part}"
         return text + ")" + ("" if self.status == "passed" else f" {self.status.upper()}")
+
+    @property
+    def part(self) -> str:
+        """The worst part in words; "" where there is none."""
+        worst = self.channel
+        if worst is None:
+            return ""
+        noise = "" if worst.noise is None else f", {worst.noise:.1e} by rounding alone"
+        return f"{worst} {worst.error:.1e} of its own largest value (tolerance {worst.tolerance:.1e}{noise})"
 
     def to_dict(self) -> dict[str, Any]:
         """For the report: numbers that JSON has no word for are null."""
@@ -90,6 +117,7 @@ class Case:
             "status": self.status,
             "note": self.note,
             "seed": self.seed,
+            "channel": None if self.channel is None else self.channel.to_dict(_number),
             **(self.metrics or NO_METRICS).to_dict(),
         }
 
@@ -180,6 +208,8 @@ class Verification(Printed):
         divergence: where the models begin to differ, if that was asked for.
         stopped: what ended it before all sizes ran; the cases are of those that did.
         failing: inputs of the worst failure.
+        constant: outputs that did not move, beside others that did, and that are bit-equal: constant by nature, as far
+            as these inputs show.
         given: "data" or "images" where the inputs were the user's. otherwise: what else helps where it says nothing.
     """
 
@@ -195,6 +225,7 @@ class Verification(Printed):
     failing: Failing | None = field(default=None, compare=False, repr=False)
     given: str = ""
     otherwise: str = ""
+    constant: tuple[str, ...] = ()
 
     @property
     def verdict(self) -> Verdict:
@@ -237,7 +268,8 @@ class Verification(Printed):
         return replace(
             decisive,
             cases=tuple(cases),
-            vacuous=tuple(dict.fromkeys(name for part in parts.values() for name in part.vacuous)),
+            vacuous=_unique(name for part in parts.values() for name in part.vacuous),
+            constant=_unique(name for part in parts.values() for name in part.constant),
             warnings=_unique(line for part in parts.values() for line in part.warnings),
         )
 
@@ -251,7 +283,17 @@ class Verification(Printed):
                 lines.append(str(max(ran, key=lambda case: (case.status == "failed", case.badness))))
             lines.extend(str(case) for case in group if case.status == "skipped")
         lines.extend(str(part) for part in (self.deviation, self.divergence) if part is not None)
+        lines += [self.still] if self.still else []
         return [*lines, *(f"warning: {line}" for line in self.warnings)]
+
+    @property
+    def still(self) -> str:
+        """A line on the outputs that are constant by nature; "" where there are none."""
+        if not self.constant or self.verdict == "vacuous":
+            return ""
+        some = ", ".join(self.constant[:4]) + (f" and {len(self.constant) - 4} more" if len(self.constant) > 4 else "")
+        which = f"output {some} did" if len(self.constant) == 1 else f"outputs {some} did"
+        return f"{which} not move on any of the inputs, and the two models agree there bit for bit; the others moved"
 
     def __str__(self) -> str:
         return "\n".join([self.verdict, *(f"  {line}" for line in self.summary())])
@@ -284,6 +326,7 @@ class Verification(Printed):
             "passed": self.passed,
             "cases": [case.to_dict() for case in self.cases],
             "vacuous": list(self.vacuous),
+            "constant": list(self.constant),
             "deviation": None if self.deviation is None else self.deviation.to_dict(),
             "command": self.command,
             "tf32": False,  # verification never rounds factors
@@ -309,11 +352,15 @@ def _failure(case: Case) -> str:
     text = f"not equivalent at {case.name}"
     if case.output:
         text += f": output {case.output}"
-    if case.figures is not None:
-        index = ",".join(map(str, case.place))
-        text += f" is {case.figures[0]:.7g} instead of {case.figures[1]:.7g} at [{index}]"
+    channel = case.channel if case.failed_in_part else None
+    figures, place = (case.figures, case.place) if channel is None else (channel.figures, channel.place)
+    if figures is not None:
+        index = ",".join(map(str, place))
+        text += f" is {figures[0]:.7g} instead of {figures[1]:.7g} at [{index}]"
     if case.error is not None and case.metric == MISMATCHES:
         text += f", {case.error:.2%} of its elements differ"
+    elif channel is not None:
+        text += f": by {case.part}, although only {case.error or 0.0:.1e} of the largest of all"
     elif case.error is not None:
         text += f", error {case.error:.2e} ({case.metric}), tolerance {case.tolerance or 0.0:.1e}"
     return text + (f" ({case.note})" if case.note else "") + f", seed {case.seed}"

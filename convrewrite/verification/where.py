@@ -87,7 +87,7 @@ def _compare_all(
     names: Sequence[str], a: _Model, b: _Model, feeds: Values, provider: str, limit: float | None
 ) -> Iterator[tuple[str, Any]]:
     """Each name with its case, or None where the two cannot be compared."""
-    usual = not exposure.rounds_inside(a.sketch.model)
+    usual = not exposure.holds_integers(a.sketch.model)
     for start in range(0, len(names), AT_A_TIME):
         part = names[start : start + AT_A_TIME]
         wants, otherwise = (a.run(part, feeds, provider, optimize=optimize) for optimize in (usual, not usual))

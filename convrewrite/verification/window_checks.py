@@ -19,8 +19,10 @@ import numpy as np
 from convrewrite.runtime import DeviceFailed, RunFailed
 from convrewrite.sampling import Feeds, InputSpec, random_array
 from convrewrite.verification import batches, extents
-from convrewrite.verification.comparison import relative_error
-from convrewrite.verification.specimens import Specimen, undecided
+from convrewrite.verification.channels import Draws
+from convrewrite.verification.comparison import Again, relative_error
+from convrewrite.verification.specimens import Specimen
+from convrewrite.verification.still import undecided
 from convrewrite.verification.subjects import Array, LargeImage, Position, Subject, Values
 from convrewrite.windows import OutputGrid
 
@@ -142,7 +144,8 @@ def windows(subject: Subject, images: Sequence[LargeImage]) -> None:
         if values is None:
             continue
         wants = run_crops(subject, image.feeds, image.chosen, check)
-        compare_cells(subject, check, values, image.chosen, wants, image.note)
+        again = crops_again(subject, image.feeds, image.chosen)
+        compare_cells(subject, check, values, image.chosen, wants, image.note, again)
         _cells_past_the_end(subject, image, values)
 
 
@@ -153,8 +156,12 @@ def compare_cells(
     positions: Sequence[Position],
     wants: Sequence[Mapping[str, Array]],
     note: str,
+    again: Again | None = None,
 ) -> None:
-    """Compare the cells at some positions with what the original gives for each."""
+    """Compare the cells at some positions with what the original gives for each.
+
+    `again`: what rounding alone may make of the original's (see `Ledger.compare`).
+    """
     places = [f"window at pixel {start_of(subject, position)}" for position in positions]
     for name, grid in subject.grids.items():
         blocks = [subject.block(name, values, position) for position in positions]
@@ -173,6 +180,7 @@ def compare_cells(
             note=note,
             places=places,
             uncertain=np.stack(known) if len(known) == len(masks) else None,
+            again=again,
         )
 
 
@@ -182,8 +190,8 @@ def start_of(subject: Subject, position: Position) -> Position:
     return tuple(o + i * s for o, i, s in zip(window.offset, position, window.stride, strict=True))
 
 
-def run_crops(subject: Subject, feeds: Feeds, positions: Sequence[Position], text: str = "") -> list[Values]:
-    """The original on every crop of an image."""
+def crops(subject: Subject, feeds: Feeds, positions: Sequence[Position]) -> list[Feeds]:
+    """Inputs of the original for the windows of an image."""
     window = subject.window
     items = []
     for position in positions:
@@ -191,6 +199,26 @@ def run_crops(subject: Subject, feeds: Feeds, positions: Sequence[Position], tex
         for axis, start, extent in zip(subject.axes, start_of(subject, position), window.size, strict=True):
             index[axis] = slice(start, start + extent)
         items.append({**feeds, window.input: np.ascontiguousarray(feeds[window.input][tuple(index)])})
+    return items
+
+
+def crops_again(subject: Subject, feeds: Feeds, positions: Sequence[Position]) -> Again:
+    """What rounding alone may make of the original on the windows of an image."""
+
+    def again(output: str, entries: Sequence[int]) -> Draws | None:
+        shaken = subject.evidence.shaken
+        items = crops(subject, feeds, [positions[entry] for entry in entries])
+        runs = [shaken.runs(item) if shaken is not None else () for item in items]
+        if not all(runs):
+            return None
+        return [np.stack([run[output] for run in draw]) for draw in zip(*runs, strict=True)]
+
+    return again
+
+
+def run_crops(subject: Subject, feeds: Feeds, positions: Sequence[Position], text: str = "") -> list[Values]:
+    """The original on every crop of an image."""
+    window, items = subject.window, crops(subject, feeds, positions)
     batch_axes = {}
     for info in subject.original.session.inputs:
         axis = window.axes.find("N") if info.name == window.input else 0
@@ -292,7 +320,8 @@ def _cells_past_the_end(subject: Subject, image: LargeImage, values: Mapping[str
             noise = random_array(np.random.default_rng(subject.seed + 7), spec, image.scale)
             noise[tuple(slice(0, extent) for extent in source.shape)] = source
             canvas = noise
-        results.append(run_crops(subject, {**image.feeds, window.input: canvas}, extra, check))
-    for result, filling in zip(results, ("zeros", "random"), strict=True):
+        feeds = {**image.feeds, window.input: canvas}
+        results.append((run_crops(subject, feeds, extra, check), crops_again(subject, feeds, extra)))
+    for (result, again), filling in zip(results, ("zeros", "random"), strict=True):
         note = f"{image.note}; missing pixels filled with {filling}"
-        compare_cells(subject, check, values, extra, result, note)
+        compare_cells(subject, check, values, extra, result, note, again)
