@@ -124,20 +124,26 @@ def add_types(graph: gs.Graph) -> set[str]:
     return set(bare)
 
 
-def infer_shapes(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+def infer_shapes(
+    graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]], *, strict: bool = True
+) -> dict[str, Shape]:
     """Shapes of all tensors that follow from the given input shapes; tensors of unknown shape are left out.
 
+    Args:
+        graph: it is not changed. input_shapes: by name of the input.
+        strict: raise where an operator contradicts its input shapes; else what follows from it is not known.
+
     Raises:
-        onnx.shape_inference.InferenceError: where an operator contradicts its input shapes.
+        onnx.shape_inference.InferenceError: see `strict`.
     """
     model = skeleton(graph, input_shapes)
     _with_same_shapes(model)
-    shapes = _inferred(model)
+    shapes = _inferred(model, strict=strict)
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Constant):
             shapes[name] = tuple(tensor.shape)
     while _fold_shape_inputs(graph, model, shapes):
-        shapes.update(_inferred(model))
+        shapes.update(_inferred(model, strict=strict))
     return shapes
 
 
@@ -179,8 +185,8 @@ def fixed_extents(graph: gs.Graph, inputs: Mapping[str, Sequence[Any]] | None = 
     return shapes
 
 
-def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=True, data_prop=True).graph
+def _inferred(model: onnx.ModelProto, *, strict: bool) -> dict[str, Shape]:
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=strict, data_prop=True).graph
     shapes: dict[str, Shape] = {}
     for info in [*inferred.value_info, *inferred.output, *inferred.input]:
         if info.type.tensor_type.HasField("shape"):
@@ -274,6 +280,13 @@ class Constants:
         needed = self._ancestors(tensor)
         if needed is None:
             return None
+        try:
+            return self._computed(tensor, needed)
+        except Exception:  # the evaluator raises what it likes on an operator that it lacks, or that is fed nonsense
+            return None
+
+    def _computed(self, tensor: gs.Tensor, needed: Sequence[gs.Node]) -> np.ndarray[Any, Any]:
+        """The value of a tensor, given the nodes that compute it."""
         if len(needed) == 1 and (held := held_tensor(needed[0])) is not None:
             return values_of(held)
         members = {id(node) for node in needed}
@@ -298,8 +311,5 @@ class Constants:
         small = onnx.helper.make_model(
             onnx.helper.make_graph(nodes, "constant", inputs, [output]), opset_imports=opsets
         )
-        try:
-            results: list[Any] = list(ReferenceEvaluator(small, new_ops=older).run(None, feeds))
-            return np.asarray(results[0])
-        except (NotImplementedError, RuntimeError, TypeError, ValueError, IndexError):
-            return None  # an operator that the reference evaluator does not have: not foldable
+        results: list[Any] = list(ReferenceEvaluator(small, new_ops=older).run(None, feeds))
+        return np.asarray(results[0])

@@ -107,6 +107,7 @@ def _plan(settings: Settings, folder: Path) -> list[str]:
     from convrewrite.batch.jobs import Lock, jobs, key
     from convrewrite.errors import ConvrewriteError
     from convrewrite.report import columns
+    from convrewrite.text import terminal
 
     lock = Lock.read(folder / settings.lock)
     rows = [("model", "output", "")]
@@ -121,4 +122,4 @@ def _plan(settings: Settings, folder: Path) -> list[str]:
         steps.append(" ".join([step.name, *(f"{name}={value}" for name, value in options.items())]))
     gates = settings.gates.model_dump(exclude_none=True, exclude={"bench_seconds"})
     told = ", ".join(f"{name} {value}" for name, value in gates.items()) or "none"
-    return [*columns(rows), f"steps: {'; '.join(steps)}", f"gates: {told}"]
+    return [*columns(rows), terminal(f"steps: {'; '.join(steps)}"), terminal(f"gates: {told}")]

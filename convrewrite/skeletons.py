@@ -75,7 +75,7 @@ def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | No
             writer.constant(tensor, name)
     nodes = [writer.node(node) for node in graph.nodes]
     inputs = [described(tensor, shapes.get(tensor.name, tensor.shape)) for tensor in graph.inputs]
-    outputs = [described(tensor, None if input_shapes else tensor.shape) for tensor in graph.outputs]
+    outputs = [described(tensor, None if input_shapes is not None else tensor.shape) for tensor in graph.outputs]
     proto = onnx.helper.make_graph(
         nodes, graph.name or "graph", [*inputs, *writer.inputs], outputs, writer.initializers
     )

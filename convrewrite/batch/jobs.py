@@ -14,6 +14,7 @@ from convrewrite.acceptance.decisions import Decisions
 from convrewrite.batch.matching import matching
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import UsageError
+from convrewrite.text import file_name
 
 SCHEMA = "convrewrite.lock/1"
 
@@ -65,7 +66,10 @@ def jobs(settings: Settings, folder: Path) -> list[Job]:
 
 def _job(settings: Settings, folder: Path, path: Path) -> Job:
     name = _short(path, folder)
-    words = {"name": path.stem, "stem": path.stem, "folder": str(Path(name).parent)}
+    inside = Path(name).parent
+    folders = [part if part in ("..", inside.anchor) else file_name(part) for part in inside.parts]
+    stem = file_name(path.stem)
+    words = {"name": stem, "stem": stem, "folder": str(Path(*folders))}
     data = settings.verification.data
     return Job(
         name,

@@ -198,7 +198,7 @@ def _check_plugin(path: Path, step: PluginStep) -> None:
 def _check_output(path: Path, settings: Settings) -> None:
     try:
         settings.output.format(name="x", folder="y", stem="x")
-    except (KeyError, IndexError, ValueError):
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError):
         raise UsageError(f"{path}: output '{settings.output}' has a field that is not {{name}} or {{folder}}") from None
 
 

@@ -33,9 +33,10 @@ from convrewrite.atomic import (
 )
 from convrewrite.board import doing
 from convrewrite.errors import UsageError
-from convrewrite.model_io.checks import DEFAULT_DOMAIN, dangling_input, names_are_text, refuse_unusable, run_checker
+from convrewrite.model_io.checks import DEFAULT_DOMAIN, dangling_input, drop_meaningless, refuse_unusable, run_checker
 from convrewrite.model_io.external_data import move_weights_out, settle_tensors
 from convrewrite.model_io.functions import inlined
+from convrewrite.model_io.names import is_text, unreadable_text
 from convrewrite.model_io.protofile import MappedFile, Memory, Payload, Segment, Source, chunks, cut, marked, splice
 from convrewrite.model_io.protograph import export_graph, import_graph, sort_nodes, tensors
 
@@ -70,7 +71,7 @@ class Model:
         graph: the nodes; weights are lazy. Initializers that the file lists as inputs are no `graph.inputs`.
         ir_version: kept on saving.
         path: where it was read from; None for standard input and for a model made in memory.
-        metadata: `metadata_props`, in order.
+        metadata: `metadata_props`, in order; those that are not UTF-8 stay in the shell.
         shell: the rest of the file: producer, doc_string, training_info, functions that could not be inlined.
         origin: what was read; None for a model made in memory.
     """
@@ -149,8 +150,12 @@ def _load(source: str | Path | bytes, path: Path | None, label: str) -> Model:
         proto = ModelProto.FromString(skeleton)
     except Exception as error:  # MalformedError, or what this release of protobuf raises
         raise UsageError(f"{label}: truncated, or not an ONNX model ({_one_line(error)})") from error
-    if not proto.HasField("graph") or not names_are_text(proto.graph):
+    if not proto.HasField("graph"):
         raise UsageError(f"{label}: not an ONNX model: it holds no readable graph")
+    fault = unreadable_text(proto)
+    if fault:
+        raise UsageError(f"{label}: not a valid ONNX model: {fault} is not text in UTF-8")
+    drop_meaningless(proto.graph)
     external = settle_tensors(proto.graph, payloads, path, label)
     refuse_unusable(proto, label)
     try:
@@ -166,7 +171,8 @@ def _load(source: str | Path | bytes, path: Path | None, label: str) -> Model:
     shell.CopyFrom(proto)
     for name in ("graph", "opset_import", "metadata_props", "ir_version"):
         shell.ClearField(name)
-    metadata = {entry.key: entry.value for entry in proto.metadata_props}
+    metadata = {entry.key: entry.value for entry in proto.metadata_props if is_text(entry)}
+    shell.metadata_props.extend(entry for entry in proto.metadata_props if not is_text(entry))
     return Model(graph, proto.ir_version, path, metadata, shell, Origin(data, external, proto.graph, payloads))
 
 

@@ -90,19 +90,25 @@ def _external_payload(tensor: TensorProto, path: Path, files: dict[str, MappedFi
 
 def _open_inside(folder: Path, location: str, where: str) -> MappedFile:
     """A file that a model names, if it is a regular one inside the model's folder."""
-    escapes = f"{where}: its external data '{location}' escapes the model's folder"
+    shown = location if len(location) <= 80 else f"{location[:80]}..."
+    escapes = f"{where}: its external data '{shown}' escapes the model's folder"
     parts = PureWindowsPath(location)  # knows both separators, and drives
     if not location or "\0" in location or parts.anchor or ".." in parts.parts:
         raise UsageError(escapes)
     file = folder / location
-    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder)):
+    try:
+        inside = Path(os.path.realpath(file)).is_relative_to(os.path.realpath(folder))
+        there = inside and file.is_file()
+    except OSError as error:  # a name that is too long, a loop of links
+        raise UsageError(f"{where}: cannot read its external data '{shown}' ({error.strerror})") from None
+    if not inside:
         raise UsageError(escapes)
-    if not file.is_file():
-        raise UsageError(f"{where}: its external data file '{location}' is missing from {folder}")
+    if not there:
+        raise UsageError(f"{where}: its external data file '{shown}' is missing from {folder}")
     try:
         return MappedFile(file)
     except OSError as error:
-        raise UsageError(f"{where}: cannot read its external data '{location}' ({error.strerror})") from error
+        raise UsageError(f"{where}: cannot read its external data '{shown}' ({error.strerror})") from error
 
 
 def move_weights_out(graph: GraphProto, payloads: list[Payload], target: Path) -> Path | None:

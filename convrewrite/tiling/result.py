@@ -8,6 +8,7 @@ from typing import Any
 
 from convrewrite.errors import CheckFailed
 from convrewrite.notebook import Printed
+from convrewrite.text import terminal
 from convrewrite.tiling.checks import Check
 from convrewrite.tiling.engine import Finished
 
@@ -140,4 +141,4 @@ class Applied(Printed):
             kind = f"tolerance {check.tolerance:.1e}" if check.tolerance is not None else STATED
             lines.append(f"checked    {check.name}: {check.count} places, error {check.error:.1e} ({kind})")
         lines.append(f"wrote      {self.target}" if self.written else f"not made   {self.target}")
-        return "\n".join(lines)
+        return "\n".join(map(terminal, lines))
