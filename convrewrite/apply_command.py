@@ -6,7 +6,6 @@ convrewrite apply any-size.onnx s3://bucket/scene.zarr map.tif --top1 --schedule
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,6 +119,7 @@ def register(
     ) -> None:
         """Compute the class map of an image of any size, tile by tile: what one pass would give, in little memory."""
         from convrewrite import atomic
+        from convrewrite.text import json_text
         from convrewrite.tiling import How
         from convrewrite.tiling import apply as applied
         from convrewrite.tiling.applying import files
@@ -155,10 +155,10 @@ def register(
         with progress(quiet) as tell:
             made = applied(model, image, target, how, None if tell is None else _telling(tell))
         if report is not None:
-            text = json.dumps(made.to_dict(), indent=2, allow_nan=False) + "\n"
-            atomic.write_whole(report, [text.encode()], ".json")
+            atomic.write_whole(report, [json_text(made.to_dict()).encode()], ".json")
         if not quiet and not made.finished.failed:
-            say(str(made))
+            for line in str(made).splitlines():
+                say(line)
         made.check()
 
 

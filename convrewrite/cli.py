@@ -23,6 +23,7 @@ from convrewrite import (
     inspect_command,
     linear_commands,
     run_command,
+    text,
     trade_commands,
     verify_command,
 )
@@ -201,7 +202,7 @@ def explain(
     reasons = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons(others)}
     reasons |= {reason.code: (reason.meaning, reason.remedy) for reason in tiling.REASONS.values()}
     if subject is None:
-        lines = ["passes", *(f"  {text.splitlines()[0]}" for text in passes.values()), "reasons"]
+        lines = ["passes", *(f"  {told.splitlines()[0]}" for told in passes.values()), "reasons"]
         _answer([*lines, *(f"  {code}\n      {meaning}" for code, (meaning, _) in reasons.items())])
     elif subject in passes:
         _answer([passes[subject]])
@@ -214,8 +215,8 @@ def explain(
 
 def _documented(pass_: type[Pass]) -> str:
     """What the module of a pass says of it, or else its class."""
-    text = sys.modules[pass_.__module__].__doc__ or pass_.__doc__ or ""
-    return text.strip() or f"{pass_.name}: it says nothing of itself"
+    told = sys.modules[pass_.__module__].__doc__ or pass_.__doc__ or ""
+    return told.strip() or f"{pass_.name}: it says nothing of itself"
 
 
 def _answer(lines: list[str]) -> None:
@@ -257,8 +258,8 @@ def _run(
     except KeyboardInterrupt:
         outcome = nothing.stopped(Interrupted("interrupted"))
     except MemoryError as error:
-        text = " ".join(str(error).split()) or "out of memory"
-        outcome = nothing.stopped(UsageError(f"not enough memory: {text}", remedy="choose a smaller --size"))
+        why = " ".join(str(error).split()) or "out of memory"
+        outcome = nothing.stopped(UsageError(f"not enough memory: {why}", remedy="choose a smaller --size"))
     except Exception as error:  # a fault of ours: the report says so too
         fault = ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}")
         fault.__cause__ = error
@@ -292,7 +293,7 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
         yield None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.completed}/{task.total}"),
         TimeElapsedColumn(),
@@ -302,8 +303,8 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
     with Progress(*columns, console=errors, transient=True) as bar:
         task = bar.add_task("")
 
-        def tell(text: str, done: int, total: int) -> None:
-            bar.update(task, description=text, completed=done, total=total)
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=text.terminal(what), completed=done, total=total)
 
         yield tell
 

@@ -137,22 +137,23 @@ def _row(layer: LayerCost) -> tuple[str, ...]:
     return layer.name, layer.op, output, *figures
 
 
-def count(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]] | None = None) -> Costs:
+def count(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]] | None = None, *, strict: bool = True) -> Costs:
     """Costs of every layer.
 
     Args:
         graph: it is not changed, and no weight is read.
         input_shapes: by name of the graph input; by default the graph's own, as far as they are numbers.
+        strict: raise where the graph does not run at these shapes; else count what is known of them.
 
     Raises:
-        onnx.shape_inference.InferenceError: where the graph does not run at the given shapes.
+        onnx.shape_inference.InferenceError: see `strict`.
     """
     given = {name: tuple(shape) for name, shape in (input_shapes or {}).items()}
     for tensor in graph.inputs:
         own = _static(tensor)
         if own is not None:
             given.setdefault(tensor.name, own)
-    shapes, sizes = infer_shapes(graph, given), item_sizes(graph)
+    shapes, sizes = infer_shapes(graph, given, strict=strict), item_sizes(graph)
     return Costs(tuple(layer_cost(node, shapes, sizes) for node in graph.nodes), parameters(graph))
 
 

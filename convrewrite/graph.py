@@ -175,23 +175,29 @@ def add_types(graph: gs.Graph) -> set[str]:
     return set(bare)
 
 
-def infer_shapes(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]]) -> dict[str, Shape]:
+def infer_shapes(
+    graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]], *, strict: bool = True
+) -> dict[str, Shape]:
     """Shapes of all tensors that follow from the given input shapes; tensors of unknown shape are left out.
 
+    Args:
+        graph: it is not changed. input_shapes: by name of the input.
+        strict: raise where an operator contradicts its input shapes; else what follows from it is not known.
+
     Raises:
-        onnx.shape_inference.InferenceError: where an operator contradicts its input shapes.
+        onnx.shape_inference.InferenceError: see `strict`.
     """
     model = skeleton(graph, input_shapes)
     _with_same_shapes(model)
-    shapes = _inferred(model)
+    shapes = _inferred(model, strict=strict)
     for name, tensor in graph.tensors().items():
         if isinstance(tensor, gs.Constant):
             shapes[name] = tuple(tensor.shape)
     for _ in range(ROUNDS):
         if not _fold_shape_inputs(graph, model, shapes):
             return shapes
-        shapes.update(_inferred(model))
-    _one_by_one(graph, model, shapes)
+        shapes.update(_inferred(model, strict=strict))
+    _one_by_one(graph, model, shapes, strict=strict)
     return shapes
 
 
@@ -233,13 +239,13 @@ def fixed_extents(graph: gs.Graph, inputs: Mapping[str, Sequence[Any]] | None = 
     return shapes
 
 
-def _inferred(model: onnx.ModelProto) -> dict[str, Shape]:
-    found = ((info.name, _fixed(info)) for info in _infos(model))
+def _inferred(model: onnx.ModelProto, *, strict: bool) -> dict[str, Shape]:
+    found = ((info.name, _fixed(info)) for info in _infos(model, strict=strict))
     return {name: shape for name, shape in found if shape is not None}
 
 
-def _infos(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=True, data_prop=True).graph
+def _infos(model: onnx.ModelProto, *, strict: bool) -> list[onnx.ValueInfoProto]:
+    inferred = onnx.shape_inference.infer_shapes(model, check_type=False, strict_mode=strict, data_prop=True).graph
     return [*inferred.value_info, *inferred.output, *inferred.input]
 
 
@@ -281,9 +287,9 @@ def _missed(
             yield index, value
 
 
-def _one_by_one(graph: gs.Graph, model: onnx.ModelProto, shapes: dict[str, Shape]) -> None:
+def _one_by_one(graph: gs.Graph, model: onnx.ModelProto, shapes: dict[str, Shape], *, strict: bool) -> None:
     """Go on node by node: a long chain of shapes, each computed from the one before, would take a round for each."""
-    constants, infos = Constants(graph, shapes), {info.name: info for info in _infos(model)}
+    constants, infos = Constants(graph, shapes), {info.name: info for info in _infos(model, strict=strict)}
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     for node, proto in zip(graph.nodes, model.graph.node, strict=True):
         if all(output.name in shapes for output in node.outputs if output.name):
@@ -297,7 +303,8 @@ def _one_by_one(graph: gs.Graph, model: onnx.ModelProto, shapes: dict[str, Shape
         initializers = folded + [stored[name] for name in dict.fromkeys(single.input) if name in stored]
         outputs = [onnx.ValueInfoProto(name=name) for name in single.output if name]
         alone = onnx.helper.make_graph([single], "one", inputs, outputs, initializers)
-        for info in _infos(onnx.helper.make_model(alone, opset_imports=model.opset_import, ir_version=8)):
+        one = onnx.helper.make_model(alone, opset_imports=model.opset_import, ir_version=8)
+        for info in _infos(one, strict=strict):
             shape = _fixed(info)
             if shape is not None and info.name not in shapes and info.name in proto.output:
                 infos[info.name], shapes[info.name] = info, shape

@@ -8,7 +8,6 @@ convrewrite inspect model.onnx --toeplitz c1 --size 8x8 --save t.npz
 from __future__ import annotations
 
 import enum
-import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,6 +102,7 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
         debug: DebugOption = False,
     ) -> None:
         """List the layers of a model with their cost and receptive fields, and what each pass would do."""
+        from convrewrite import faults
         from convrewrite.guards import Files
         from convrewrite.inspection import inspect as look
         from convrewrite.inspection import table
@@ -112,28 +112,30 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
             raise UsageError("--save keeps the matrix of --toeplitz", remedy="name a layer with --toeplitz")
         Files({"MODEL": source}).writing(json=json_, save=save, html=html).check_targets()
         model = load(source)
-        if toeplitz is not None:
-            answer(_matrix(model, toeplitz, size, save))
-            return
-        found = look(model, source, size=size, tol=tol, passes=passes)
-        if json_ is not None:
-            _write_json(found, json_, answer)
-        if html is not None:
-            from convrewrite import page
+        with faults.blaming([model]):
+            if toeplitz is not None:
+                answer(_matrix(model, toeplitz, size, save))
+                return
+            found = look(model, source, size=size, tol=tol, passes=passes)
+            if json_ is not None:
+                _write_json(found, json_, answer)
+            if html is not None:
+                from convrewrite import page
 
-            page.write(page.inspection_view(found, model.graph), html)
-        if json_ != "-" and not quiet:
-            answer(table.lines(found, sort.value, verbose=verbose))
+                page.write(page.inspection_view(found, model.graph), html)
+            if json_ != "-" and not quiet:
+                answer(table.lines(found, sort.value, verbose=verbose))
 
 
 def _write_json(found: Inspection, target: str, answer: Callable[[list[str]], None]) -> None:
     from convrewrite import atomic
+    from convrewrite.text import json_text
 
-    text = json.dumps(found.to_dict(), indent=2, allow_nan=False)
+    content = json_text(found.to_dict())
     if target == "-":
-        answer([text])
+        answer([content.rstrip()])
     else:
-        atomic.write_whole(target, [text.encode() + b"\n"], ".json")
+        atomic.write_whole(target, [content.encode()], ".json")
 
 
 def _matrix(model: Model, name: str, size: Size | None, save: str | None) -> list[str]:
@@ -144,10 +146,11 @@ def _matrix(model: Model, name: str, size: Size | None, save: str | None) -> lis
 
     from convrewrite import atomic
     from convrewrite.inspection.matrices import layer_matrix
+    from convrewrite.text import terminal
 
     layer = layer_matrix(model, name, size)
     matrix = layer.build()
-    lines = [str(layer), f"conv(x) = T x to {layer.error(matrix):.1e} of the largest, in ONNX Runtime"]
+    lines = [terminal(str(layer)), f"conv(x) = T x to {layer.error(matrix):.1e} of the largest, in ONNX Runtime"]
     density = matrix.nnz / (matrix.shape[0] * matrix.shape[1])
     lines.append(f"{matrix.nnz:,} entries are stored, {density:.2%} of the matrix")
     if matrix.shape[1] <= 16 and matrix.shape[0] <= 40:
@@ -156,5 +159,5 @@ def _matrix(model: Model, name: str, size: Size | None, save: str | None) -> lis
         buffer = io.BytesIO()
         scipy.sparse.save_npz(buffer, matrix)
         atomic.write_whole(save, [buffer.getvalue()], ".npz")
-        lines.append(f"kept in {save}; read it with scipy.sparse.load_npz")
+        lines.append(terminal(f"kept in {save}; read it with scipy.sparse.load_npz"))
     return lines

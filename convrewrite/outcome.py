@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import ConvrewriteError
+from convrewrite.faults import blaming
 from convrewrite.model_io import Model
 from convrewrite.rewrite import Site
 from convrewrite.timing import Bench
@@ -129,18 +130,29 @@ class Outcome:
 
 @dataclass
 class Log:
-    """What is known of a command while it runs; the error that ends it becomes part of the outcome."""
+    """What is known of a command while it runs; the error that ends it becomes part of the outcome.
+
+    Attributes:
+        models: what it has read: an error that nobody foresaw may be theirs.
+    """
 
     outcome: Outcome
+    models: list[Model] = field(default_factory=list)
 
     def note(self, **facts: Any) -> None:
         """Add to what is known."""
         self.outcome = replace(self.outcome, **facts)
 
+    def reads(self, model: Model) -> Model:
+        """Remember a model that was read."""
+        self.models.append(model)
+        return model
+
     @contextlib.contextmanager
     def until_error(self) -> Iterator[None]:
-        """Run the command; an error that is none of ours passes through."""
+        """Run the command; an error that is none of ours, nor of a model that was read, passes through."""
         try:
-            yield
+            with blaming(self.models):
+                yield
         except ConvrewriteError as error:
             self.outcome = self.outcome.stopped(error)

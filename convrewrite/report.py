@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
-from convrewrite import atomic
+from convrewrite import atomic, text
 from convrewrite.atomic import write_errors
 from convrewrite.errors import UsageError
 from convrewrite.outcome import STREAM, FileFacts, Outcome
@@ -107,13 +107,13 @@ def check_target(target: str, model: object) -> None:
 
 def write(outcome: Outcome, target: str) -> None:
     """Write the JSON report, whole or not at all. Raises UsageError where the target cannot be written."""
-    text = json.dumps(to_dict(outcome), indent=2, allow_nan=False) + "\n"
+    content = text.json_text(to_dict(outcome))
     if target == STREAM:
         refuse_closed_output()
         with write_errors("the report to standard output"):
-            print(text, end="", flush=True)
+            print(content, end="", flush=True)
         return
-    atomic.write_whole(target, [text.encode()], ".json")
+    atomic.write_whole(target, [content.encode()], ".json")
 
 
 def show(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
@@ -124,9 +124,10 @@ def show(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
     for label, lines in _sections(outcome, verbose):
         first = label
         for line in lines:
+            line = text.terminal(line)
             for part in _folded(line, width - LABEL) if width > 2 * LABEL else [line]:
-                text = Text.assemble((first.ljust(LABEL), STYLES.get(label, "bold")), part)
-                console.print(text, soft_wrap=True, highlight=False)
+                styled = Text.assemble((first.ljust(LABEL), STYLES.get(label, "bold")), part)
+                console.print(styled, soft_wrap=True, highlight=False)
                 first = ""
 
 
@@ -283,7 +284,8 @@ def _file_line(facts: FileFacts, window: Window | None) -> str:
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows whose cells stand below each other."""
+    """Rows whose cells stand below each other, safe for a terminal."""
+    rows = [[text.terminal(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return [
         "  ".join(

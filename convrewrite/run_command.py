@@ -112,6 +112,7 @@ def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:
     from convrewrite.batch.lock import Lock
     from convrewrite.errors import ConvrewriteError
     from convrewrite.report import columns
+    from convrewrite.text import terminal
 
     every = jobs(settings, folder)
     paths.refuse(settings, folder, every, config)
@@ -128,4 +129,4 @@ def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:
         steps.append(" ".join([step.name, *(f"{name}={value}" for name, value in options.items())]))
     gates = settings.gates.model_dump(exclude_none=True, exclude={"bench_seconds"})
     told = ", ".join(f"{name} {value}" for name, value in gates.items()) or "none"
-    return [*columns(rows), f"steps: {'; '.join(steps)}", f"gates: {told}"]
+    return [*columns(rows), terminal(f"steps: {'; '.join(steps)}"), terminal(f"gates: {told}")]

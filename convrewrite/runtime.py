@@ -2,11 +2,8 @@
 
     open_session(path, provider="cuda")  ->  Session that runs on CUDA, or UsageError with the cause and the mend
 
-ONNX Runtime falls back to the CPU without failing when a provider does not load, runs float32 convolutions in TF32
-on CUDA, prints to standard output and error, and shares its folder with its sister packages. All of that is settled
-here: a request for a provider is met or refused, which nodes it took is counted, TF32 is off unless asked for, the log
-is silent, and two installed packages are reported with the commands that mend it. `onnxruntime` is imported when the
-first session is opened.
+ONNX Runtime falls back to the CPU where a provider does not load, rounds to TF32 on CUDA, and prints. All of that is
+settled here. `onnxruntime` is imported when the first session is opened.
 """
 
 from __future__ import annotations
@@ -33,6 +30,7 @@ import numpy as np
 from convrewrite.board import doing, mine
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.leftovers import shown
+from convrewrite.spelling import spelled
 from convrewrite.unloadable import refuse_missing, unloadable
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
@@ -220,17 +218,17 @@ def open_session(
     options.use_per_session_threads = not shared_threads
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.intra_op_num_threads = threads or 0
-    if data_folder is not None:
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     refuse_missing(label, source)
 
     def make(names: Sequence[str]) -> Any:
         requested = [(_ORT_NAMES[name], _provider_options(name, tf32)) for name in names]
-        path = source if isinstance(source, bytes) else str(source)
-        with contextlib.nullcontext() if verbose else _silenced(ort), doing(f"loading {label} in ONNX Runtime"):
-            return ort.InferenceSession(path, options, providers=requested, enable_fallback=0)
+        quiet = contextlib.nullcontext() if verbose else _silenced(ort)
+        with quiet, doing(f"loading {label} in ONNX Runtime"), spelled(source, data_folder) as (given, folder):
+            if folder is not None:
+                options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+            return ort.InferenceSession(given, options, providers=requested, enable_fallback=0)
 
     try:
         raw = make(wanted)
@@ -286,6 +284,7 @@ def check_installation(installed: Mapping[str, str] | None = None) -> None:
 def one_line(error: BaseException | str) -> str:
     """What ONNX Runtime says, without its prefixes and source positions, on one line of reasonable length."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    text = re.sub(r"^Load model from .*? failed:|\bThis is an invalid model\. |\bType Error: ", "", text)
     text = re.sub(r"\S*/onnxruntime/\S+:\d+ (?:\S+ )*?\S+\([^)]*\) ?", "", text)
     return text if len(text) <= 300 else text[:297] + "..."
 

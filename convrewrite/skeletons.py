@@ -76,8 +76,9 @@ def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | No
     nodes = [writer.node(node) for node in graph.nodes]
     inputs = [described(tensor, shapes.get(tensor.name, tensor.shape)) for tensor in graph.inputs]
     given = {info.name: info for info in inputs}  # which may be outputs at once
+    recorded = input_shapes is None
     outputs = [
-        given.get(tensor.name) or described(tensor, None if input_shapes else tensor.shape) for tensor in graph.outputs
+        given.get(tensor.name) or described(tensor, tensor.shape if recorded else None) for tensor in graph.outputs
     ]
     proto = onnx.helper.make_graph(
         nodes, graph.name or "graph", [*inputs, *writer.inputs], outputs, writer.initializers

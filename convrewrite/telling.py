@@ -10,14 +10,15 @@ import sys
 import typer
 from rich.console import Console
 
+from convrewrite import text
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, PassFault, Refused, UsageError
 
 errors = Console(stderr=True, soft_wrap=True)
 
 
-def say(text: str) -> None:
+def say(line: str) -> None:
     """A line for a person."""
-    errors.print(text, markup=False, highlight=False)
+    errors.print(text.terminal(line), markup=False, highlight=False)
 
 
 def tell(error: ConvrewriteError) -> None:
@@ -25,7 +26,7 @@ def tell(error: ConvrewriteError) -> None:
     kinds = {CheckFailed.exit_code: "failed: ", UsageError.exit_code: "error: ", Refused.exit_code: "refused: "}
     if error.exit_code == Interrupted.exit_code:
         kinds[error.exit_code] = ""
-    say(f"{kinds.get(error.exit_code, 'internal error: ')}{error}")
+    say(text.shortened(f"{kinds.get(error.exit_code, 'internal error: ')}{error}"))
     if error.exit_code not in kinds and not isinstance(error, PassFault) and "--debug" not in sys.argv[1:]:
         command = shlex.join(["convrewrite", *sys.argv[1:], "--debug"])
         say(f"please report it with what this prints: {command}")
@@ -33,11 +34,11 @@ def tell(error: ConvrewriteError) -> None:
 
 def tell_usage(error: typer.TyperException) -> None:
     """What typer says, and where to read more; without any argument, typer has printed the help itself."""
-    text = " ".join(error.format_message().split())
+    what = text.shortened(" ".join(error.format_message().split()))
     context = getattr(error, "ctx", None)
     help_of = context.command_path if context is not None else "convrewrite"
-    if text:
-        say(f"error: {text.rstrip('.')}; see {help_of} --help")
+    if what:
+        say(f"error: {what.rstrip('.')}; see {help_of} --help")
 
 
 def settle_output() -> None:

@@ -33,6 +33,7 @@ from convrewrite.cli_options import (
     parse_size,
 )
 from convrewrite.errors import UsageError
+from convrewrite.text import terminal
 
 if TYPE_CHECKING:
     from convrewrite.outcome import Outcome
@@ -171,7 +172,7 @@ def _tell(found: Verification, save_failing: Path | None, replay: str, *, quiet:
     elif save_failing is not None:
         lines.append(f"nothing failed: {save_failing} was not written")
     for line in [] if quiet else lines:
-        console.print(line, markup=False, highlight=False)
+        console.print(terminal(line), markup=False, highlight=False)
 
 
 def _table(cases: Sequence[Case]) -> Table:
@@ -190,7 +191,7 @@ def _table(cases: Sequence[Case]) -> Table:
         first = [_figure(case.error), "-" if times is None else f"{times:.1f}"]
         check, _, at = case.name.partition(" at ")
         name = f"{case.output}{at and f' at {at}'}" if check in PLAIN else f"{case.output}, {case.name}"
-        table.add_row(escape(name), *first, *figures, top1)
+        table.add_row(escape(terminal(name)), *first, *figures, top1)
     return table
 
 

@@ -24,6 +24,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import onnx_graphsurgeon as gs
+
 from convrewrite.errors import UsageError
 
 METADATA_KEY = "convrewrite.window"
@@ -39,6 +41,9 @@ ELEMENTWISE = frozenset(
     QuantizeLinear DequantizeLinear""".split()
 )
 """Operators whose result at a cell depends on the operands at that cell alone (broadcasting aside)."""
+
+LETTERS = ("L", "HW", "DHW")
+"""Spatial axes of sound, images and volumes."""
 
 CHANNEL_WISE = frozenset(
     """ArgMax ArgMin BatchNormalization Concat Gather Gemm Hardmax LRN LayerNormalization LogSoftmax MatMul
@@ -225,50 +230,103 @@ class Window:
         """Read the metadata text; raises UsageError where it is not what `to_json` writes."""
         try:
             data = json.loads(text)
-            size, stride = tuple(map(int, data["size"])), tuple(map(int, data["stride"]))
+            size, stride = _extents(data["size"]), _extents(data["stride"])
             outputs = {
                 name: OutputGrid(
-                    stride=tuple(map(int, entry.get("stride", stride))),
-                    size=tuple(map(int, entry.get("size", (1,) * len(size)))),
-                    layout=tuple(entry.get("layout", ("N", "C"))),
-                    channels=tuple(map(int, entry.get("channels", ()))),
+                    stride=_extents(entry.get("stride", stride)),
+                    size=_extents(entry.get("size", (1,) * len(size))),
+                    layout=tuple(map(_text, entry.get("layout", ("N", "C")))),
+                    channels=_extents(entry.get("channels", ())),
                 )
                 for name, entry in data["outputs"].items()
             }
             window = cls(
-                input=str(data["input"]),
-                axes=str(data["axes"]),
+                input=_text(data["input"]),
+                axes=_text(data["axes"]),
                 size=size,
                 stride=stride,
-                offset=tuple(map(int, data["offset"])),
-                receptive_field=tuple(map(int, data["receptive_field"])),
-                equivalence=str(data["equivalence"]),
-                why=str(data.get("why", "")),
+                offset=_extents(data["offset"]),
+                receptive_field=_extents(data["receptive_field"]),
+                equivalence=_text(data["equivalence"]),
+                why=_text(data.get("why", "")),
                 outputs=outputs,
-                coarse=tuple(map(int, data.get("coarse", ()))),
+                coarse=_extents(data.get("coarse", ())),
             )
             window._check()
             return window
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            lacks = f"it lacks {error}" if isinstance(error, KeyError) else "it is not what fcn writes"
-            raise UsageError(
-                f"the model's metadata entry {METADATA_KEY} is damaged: {lacks}",
-                remedy="convert the original model again with 'convrewrite fcn'",
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise _damaged(
+                f"it lacks {error}" if isinstance(error, KeyError) else "it is not what fcn writes"
             ) from None
 
     def _check(self) -> None:
         """Raise ValueError where the entries contradict each other."""
         lists = self.size, self.stride, self.offset, self.receptive_field
-        if not self.letters or any(len(entries) != len(self.letters) for entries in lists):
+        letters = self.letters
+        if letters not in LETTERS or sorted(self.axes) != sorted(set(self.axes)):
+            raise ValueError(f"{self.axes!r} are no axes")
+        if any(len(entries) != len(letters) for entries in lists):
             raise ValueError(f"{self.axes!r} does not have the axes of {lists}")
-        if min(*self.size, *self.stride, *self.receptive_field) < 1:
+        for name, grid in self.outputs.items():
+            if len(grid.stride) != len(letters) or len(grid.size) != len(letters):
+                raise ValueError(f"output {name!r} does not have the axes of {self.axes!r}")
+            if min(*grid.stride, *grid.size, *grid.channels, 1) < 1 or set("".join(grid.layout)) - {*"NC", *letters}:
+                raise ValueError(f"output {name!r} is no grid")
+        if min(*self.size, *self.stride, *self.receptive_field, *self.coarse) < 1:
             raise ValueError("a size or stride is not positive")
         if self.coarse and any(a % b for a, b in zip(self.coarse, self.stride, strict=True)):
             raise ValueError("the stride does not divide the coarse one")
         if self.equivalence not in ("windows", "native-size"):
             raise ValueError(f"equivalence {self.equivalence!r}")
 
+    def of_graph(self, graph: gs.Graph) -> Window:
+        """Itself. Raises UsageError where it speaks of inputs or outputs that a graph does not have."""
+        image = next((tensor for tensor in graph.inputs if tensor.name == self.input), None)
+        if image is None or (image.shape is not None and len(image.shape) != len(self.axes)):
+            raise _damaged("it speaks of an input that the model does not have")
+        if not self.outputs.keys() <= {tensor.name for tensor in graph.outputs}:
+            raise _damaged("it speaks of an output that the model does not have")
+        return self
+
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, str]) -> Window | None:
-        """The window of a model that `fcn` wrote, or None for any other model."""
-        return cls.from_json(metadata[METADATA_KEY]) if METADATA_KEY in metadata else None
+    def from_metadata(cls, metadata: Mapping[str, str], graph: gs.Graph | None = None) -> Window | None:
+        """The window of a model that `fcn` wrote, or None for any other model.
+
+        Args:
+            metadata: of the model. graph: of it, where the window is more than a guess.
+
+        Raises:
+            UsageError: the entry is damaged, or does not belong to the graph.
+        """
+        if METADATA_KEY not in metadata:
+            return None
+        found = cls.from_json(metadata[METADATA_KEY])
+        return found if graph is None else found.of_graph(graph)
+
+    @classmethod
+    def interpolated(cls, metadata: Mapping[str, str]) -> Window | None:
+        """The window whose cells were interpolated to pixels, or None for any other model; raises UsageError."""
+        if UPSAMPLED_KEY not in metadata:
+            return None
+        try:
+            return cls.from_json(json.dumps(json.loads(metadata[UPSAMPLED_KEY])["window"]))
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise _damaged("it is not what fcn writes", UPSAMPLED_KEY) from None
+
+
+def _damaged(why: str, key: str = METADATA_KEY) -> UsageError:
+    remedy = "convert the original model again with 'convrewrite fcn'"
+    return UsageError(f"the model's metadata entry {key} is damaged: {why}", remedy=remedy)
+
+
+def _extents(values: object) -> tuple[int, ...]:
+    """A JSON list of whole numbers that a tensor's extent can be."""
+    if not isinstance(values, list | tuple) or not all(type(value) is int and abs(value) < 2**31 for value in values):
+        raise TypeError(f"{str(values)[:40]} is no list of extents")
+    return tuple(values)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{str(value)[:40]} is no text")
+    return value

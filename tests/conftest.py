@@ -31,6 +31,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=Path,
         help="run tests/test_shipped_models.py over the .onnx files and wheels below a folder",
     )
+    parser.addoption("--fuzz", metavar="N", type=int, help="run N cases of the long fuzzing test (marker fuzz_long)")
 
 
 def corpus_files(config: pytest.Config) -> list[Path]:
@@ -73,12 +74,14 @@ def corpus_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests over the corpus carry the marker `corpus`, so that `-m "not corpus"` leaves them out.
 
-    Those over shipped models are not even skipped where nobody asked for them.
+    Those over shipped models, and the long fuzzing test, are not even skipped where nobody asked for them.
     """
-    if not config.getoption("--shipped") and "shipped" not in config.getoption("-m"):
-        shipped = [item for item in items if item.get_closest_marker("shipped")]
-        config.hook.pytest_deselected(items=shipped)
-        items[:] = [item for item in items if not item.get_closest_marker("shipped")]
+    asked = config.getoption("-m") or ""
+    unasked = {"shipped"} if not config.getoption("--shipped") and "shipped" not in asked else set()
+    unasked |= {"fuzz_long"} if config.getoption("--fuzz") is None and "fuzz_long" not in asked else set()
+    left_out = [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
     for item in items:
         if "corpus_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.corpus)

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
-BASE = frozenset({"errors", "board"})
+BASE = frozenset({"errors", "board", "spelling", "text"})
 ENGINE = (
     frozenset(
         {
@@ -46,7 +46,7 @@ ENGINE = (
 )
 PROCESSES = BASE | {"leftovers", "atomic", "streams", "children", "endings"}
 FILES = ENGINE | {"leftovers", "atomic", "identity", "model_io", "notebook"}
-RUNTIME = FILES | {"runtime"}
+RUNTIME = FILES | {"runtime", "faults"}
 SAMPLING = RUNTIME | {"sampling"}
 CHECKS = SAMPLING | {"stored_json", "verification", "timing", "children", "endings"}
 JUDGES = CHECKS | {"acceptance", "report", "streams"}
@@ -62,6 +62,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "streams": PROCESSES,
     "supervisor": PROCESSES,
     "telling": BASE,
+    "text": frozenset(),
+    "spelling": frozenset(),
     "rewrite": ENGINE,
     "graph": ENGINE,
     "skeletons": BASE,
@@ -89,6 +91,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "model_io": FILES,
     "unloadable": FILES,
     "runtime": FILES | {"unloadable"},
+    "faults": FILES | {"runtime"},
     "sampling": RUNTIME,
     "verification": SAMPLING,
     "timing": SAMPLING | {"children", "endings"},

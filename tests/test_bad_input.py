@@ -252,7 +252,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(
     def denied(*args: object) -> None:
         raise error
 
-    monkeypatch.setattr(model_io, "write_durably", denied)
+    monkeypatch.setattr(model_io.writing, "write_durably", denied)
     target = source.with_name("out.onnx")
     check_target(source, target, error.strerror, lambda *a: call(monkeypatch, *a), lambda: capfd.readouterr().err)
     assert not target.exists()

@@ -90,7 +90,7 @@ def test_external_data_cannot_come_through_a_pipe(source: Path, target: Path) ->
 def test_over_2_gb_cannot_go_to_standard_output(
     source: Path, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
-    monkeypatch.setattr(model_io, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(model_io.writing, "MAX_FILE_BYTES", 1000)
     assert call(monkeypatch, "fcn", source, "-") == 2
     captured = capfdbinary.readouterr()
     assert captured.out == b""

@@ -607,7 +607,7 @@ def test_a_model_over_the_limit_gets_a_data_file(tmp_path: Path, monkeypatch: py
         outputs=[info("y", (1, 65))],
     )
     source = stored(proto, tmp_path / "in.onnx")
-    monkeypatch.setattr(model_io, "MAX_FILE_BYTES", 20_000)
+    monkeypatch.setattr(model_io.writing, "MAX_FILE_BYTES", 20_000)
     model = load(source)
     target = save(model, tmp_path / "big.onnx")
     offsets = [

@@ -12,6 +12,7 @@ from convrewrite import model_io, plugins, report
 from convrewrite.batch.matching import matching
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import UsageError
+from convrewrite.text import file_name
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,10 @@ def jobs(settings: Settings, folder: Path) -> list[Job]:
 
 def _job(settings: Settings, folder: Path, path: Path) -> Job:
     name = _short(path, folder)
-    words = {"name": path.stem, "stem": path.stem, "folder": str(Path(name).parent)}
+    inside = Path(name).parent
+    folders = [part if part in ("..", inside.anchor) else file_name(part) for part in inside.parts]
+    stem = file_name(path.stem)
+    words = {"name": stem, "stem": stem, "folder": str(Path(*folders))}
     data = settings.verification.data
     return Job(
         name,

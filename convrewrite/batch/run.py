@@ -189,5 +189,8 @@ def _write_reports(settings: Settings, folder: Path, batch: Batch) -> None:
             file.write(summary.to_markdown(batch))
     outputs = os.environ.get("GITHUB_OUTPUT")
     if outputs:
-        with atomic.write_errors(outputs), open(outputs, "a", encoding="utf-8") as file:
+        with (
+            atomic.write_errors(outputs),
+            open(outputs, "a", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
+        ):
             file.write(summary.to_outputs(batch, settings, folder))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from convrewrite import report
+from convrewrite import report, text
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -33,7 +32,7 @@ def to_json(batch: Batch) -> str:
         for r in batch.results
     ]
     data = {"schema": SCHEMA, "versions": report.versions(), "exit_code": batch.exit_code, "models": models}
-    return json.dumps(data, indent=2, allow_nan=False) + "\n"
+    return text.json_text(data)
 
 
 def _facts(result: Result) -> dict[str, Any]:
@@ -71,24 +70,21 @@ def to_junit(batch: Batch) -> str:
     suite = ElementTree.Element("testsuite", {"name": "convrewrite", "tests": str(len(batch.results)), **counts})
     for result in batch.results:
         seconds = str(0 if result.cached else result.facts.get("seconds", 0))
-        case = ElementTree.SubElement(suite, "testcase", classname="convrewrite.run", name=result.name, time=seconds)
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="convrewrite.run", name=text.xml(result.name), time=seconds
+        )
         if result.exit_code:
             kind = kinds.get(result.exit_code, "error")
-            ElementTree.SubElement(case, kind, message=_xml(result.facts["message"]))
+            ElementTree.SubElement(case, kind, message=text.xml(result.facts["message"]))
         else:
-            ElementTree.SubElement(case, "system-out").text = _xml(", ".join(filter(None, row(result)[1:])))
+            ElementTree.SubElement(case, "system-out").text = text.xml(", ".join(filter(None, row(result)[1:])))
     ElementTree.indent(suite)
     return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _xml(text: str) -> str:
-    """Without the characters that XML cannot hold."""
-    return "".join(char if char.isprintable() or char in "\t\n" else "?" for char in text)
-
-
 def to_markdown(batch: Batch) -> str:
     """A table, one row per model."""
-    rows = [HEADER, ("---",) * len(HEADER), *(tuple(map(_cell, row(result))) for result in batch.results)]
+    rows = [HEADER, ("---",) * len(HEADER), *(tuple(map(text.markdown_cell, row(result))) for result in batch.results)]
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join(["### convrewrite", "", *lines, "", f"exit code {batch.exit_code}", ""])
 
@@ -96,14 +92,10 @@ def to_markdown(batch: Batch) -> str:
 def to_outputs(batch: Batch, settings: Settings, folder: Path) -> str:
     """The outputs of a GitHub step: paths of the reports, and the smallest speedup that was measured."""
     paths = {"report": settings.reports.json_, "html": settings.reports.html}
-    lines = [f"{name}={folder / path}" for name, path in paths.items() if path is not None]
+    lines = [text.github_output(name, str(folder / path)) for name, path in paths.items() if path is not None]
     speeds = [r.facts["speedup"]["median"] for r in batch.results if r.facts.get("speedup")]
-    lines += [f"speedup={min(speeds):.3f}"] if speeds else []
-    return "".join(f"{line}\n" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    lines += [text.github_output("speedup", f"{min(speeds):.3f}")] if speeds else []
+    return "".join(lines)
 
 
 def row(result: Result) -> tuple[str, ...]:

@@ -149,7 +149,7 @@ def inspect(
     """
     at = native(model, size)
     graph = model.graph
-    counted = costs.count(graph, at.inputs if at.tensors else None)
+    counted = costs.count(graph, at.inputs if at.tensors else None, strict=bool(at.tensors))
     image = image_input(graph, at.tensors)
     window = None if image is None else tuple(at.tensors[image][d] for d in spatial_dims(graph, at.tensors, image))
     if size is not None and window is not None and not _fits(size, window):

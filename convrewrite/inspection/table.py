@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from convrewrite.inspection import heads
 from convrewrite.report import columns
+from convrewrite.text import terminal
 
 if TYPE_CHECKING:
     from convrewrite.fields import Reach
@@ -45,7 +46,7 @@ def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> l
     if found.sites:
         rows = [("pass", "site", "outcome", ""), *(_site(site) for site in found.sites)]
         told += ["", *columns(rows)]
-    return told
+    return [terminal(line) for line in told]
 
 
 def _row(layer: Layer, total: int) -> tuple[str, ...]:

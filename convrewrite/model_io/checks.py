@@ -6,23 +6,12 @@ import onnx
 from onnx import GraphProto, ModelProto
 
 from convrewrite.errors import UsageError
+from convrewrite.model_io.attributes import impossible_attribute
 from convrewrite.model_io.protofile import marked
 from convrewrite.model_io.protograph import tensors
 from convrewrite.skeletons import tolerant
 
 DEFAULT_DOMAIN = ("", "ai.onnx")
-
-
-def names_are_text(graph: GraphProto) -> bool:
-    """Whether the names are UTF-8; protobuf hands out bytes where they are not."""
-    infos = [*graph.input, *graph.output, *graph.value_info, *graph.initializer]
-    names: list[object] = [graph.name, *(info.name for info in infos)]
-    for node in graph.node:
-        names += [node.name, node.op_type, node.domain, *node.input, *node.output]
-        names += [attribute.name for attribute in node.attribute]
-        if not all(names_are_text(attribute.g) for attribute in node.attribute if attribute.HasField("g")):
-            return False
-    return all(isinstance(name, str) for name in names)
 
 
 def dangling_input(graph: GraphProto) -> str:
@@ -50,11 +39,28 @@ def refuse_unusable(proto: ModelProto, label: str) -> None:
         )
     if not proto.graph.output:
         raise UsageError(f"{label}: the graph has no outputs")
+    fault = impossible_attribute(proto.graph)
+    if fault:
+        raise UsageError(f"{label}: not a valid ONNX model: {fault}")
     initializers = {tensor.name for tensor in proto.graph.initializer}
     for info in proto.graph.input:
         dims = info.type.tensor_type.shape.dim
         if info.name not in initializers and any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in dims):
             raise UsageError(f"{label}: input '{info.name}' has a dimension of size 0")
+
+
+def drop_meaningless(graph: GraphProto) -> None:
+    """Clear fields that mean nothing where they stand, as ONNX Runtime does, and that others stumble over.
+
+    Segments of a tensor are not implemented anywhere; outside of a function an attribute has nothing to refer to.
+    """
+    for tensor in tensors(graph):
+        tensor.ClearField("segment")
+    for node in graph.node:
+        for attribute in node.attribute:
+            attribute.ClearField("ref_attr_name")
+            if attribute.HasField("g"):
+                drop_meaningless(attribute.g)
 
 
 def run_checker(proto: ModelProto) -> None:

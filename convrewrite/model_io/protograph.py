@@ -92,6 +92,7 @@ def import_graph(model: onnx.ModelProto, stored: Sequence[Payload]) -> gs.Graph:
     graph_proto = GraphProto()
     graph_proto.CopyFrom(model.graph)
     _strip_attributes(graph_proto)
+    _strip_doc_strings(graph_proto)
     graph = OnnxImporter.import_graph(
         graph_proto,
         opset=OnnxImporter.get_opset(model),
@@ -177,6 +178,15 @@ def _shape_of(info: ValueInfoProto) -> list[int | str | None] | None:
     return [None if dim == "" or (isinstance(dim, int) and dim < 0) else dim for dim in shape]
 
 
+def _strip_doc_strings(graph: GraphProto) -> None:
+    """Take away doc strings of graphs, which `export_graph` keeps: where they are not UTF-8 nothing can hold them."""
+    graph.ClearField("doc_string")
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                _strip_doc_strings(attribute.g)
+
+
 def _is_importable(attribute: AttributeProto) -> bool:
     known = ("FLOAT", "INT", "STRING", "TENSOR", "GRAPH", "FLOATS", "INTS", "STRINGS")
     if attribute.type not in {AttributeProto.AttributeType.Value(name) for name in known}:
@@ -220,7 +230,7 @@ class _Exporter:
         for field in ("node", "initializer", "sparse_initializer", "input", "output", "value_info"):
             proto.ClearField(field)
         proto.name = graph.name or "graph"  # the checker refuses the empty name that real files have
-        if graph.doc_string or origin.doc_string:
+        if graph.doc_string:
             proto.doc_string = graph.doc_string
 
         held = graph.tensors()

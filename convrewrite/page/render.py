@@ -10,7 +10,7 @@ from pathlib import Path
 import jinja2
 from rich.filesize import decimal
 
-from convrewrite import atomic
+from convrewrite import atomic, text
 from convrewrite.page.views import View
 
 
@@ -28,7 +28,12 @@ def render(view: View) -> str:
 def _environment() -> jinja2.Environment:
     loader = jinja2.PackageLoader("convrewrite.page", "templates")
     made = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_shown,
     )
     made.filters |= {
         "by": by,
@@ -56,6 +61,11 @@ def pads(begin_end: Sequence[int] | None) -> str:
     half = len(begin_end) // 2
     begin, end = begin_end[:half], begin_end[half:]
     return by(begin) if list(begin) == list(end) else f"{by(begin)}, {by(end)}"
+
+
+def _shown(value: object) -> object:
+    """What a template puts into the page; our own markup as it is."""
+    return text.html(value) if type(value) is str else value
 
 
 def _text(name: str) -> str:

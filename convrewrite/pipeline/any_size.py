@@ -126,10 +126,11 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map, log: 
     refuse_stream_target(target)
     if how.softmax and not how.upsample:
         raise UsageError("--softmax says what is interpolated", remedy="give --upsample bilinear or nearest, too")
-    original = load(source)
+    original = log.reads(load(source))
     log.note(input=input_facts(original, source))
     model = original if how.opset is None else upgraded(original, how.opset)
-    run = _Run(source, target, pass_, how, options, log, original, model, Window.from_metadata(model.metadata))
+    window = Window.from_metadata(model.metadata, model.graph)
+    run = _Run(source, target, pass_, how, options, log, original, model, window)
     log.note(window=run.window)
     if how.dynamic_batch:
         size = pass_.window or pass_.size if run.window is None else run.window.size

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from convrewrite import model_io, runtime, timing, verification
+from convrewrite import runtime, timing, verification
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline.files import input_facts
+from convrewrite.pipeline.files import input_facts, load
 from convrewrite.pipeline.steps import common
 from convrewrite.rewrite import run_pass
 from convrewrite.windows import UPSAMPLED_KEY, Window
@@ -36,16 +36,16 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
     runtime.check_installation()
     if STREAM in (source, target):
         raise UsageError("verify reads two files, and none from standard input", remedy="give both paths")
-    before = model_io.load(source)
+    before = log.reads(load(source))
     log.note(input=input_facts(before, source))
-    after = model_io.load(target)
+    after = log.reads(load(target))
     if UPSAMPLED_KEY in after.metadata and UPSAMPLED_KEY not in before.metadata:
         raise UsageError(
             f"{target} has a class for every pixel, which '{source}' does not",
             remedy="fcn proves it while it writes; convert without --upsample to compare the cells",
         )
     given["twins"] = True
-    window = Window.from_metadata(after.metadata)
+    window = Window.from_metadata(after.metadata, after.graph)
     log.note(output=input_facts(after, target))
     if window is not None and Window.from_metadata(before.metadata) is None:
         log.note(window=window)
@@ -70,8 +70,8 @@ def time(source: str, target: str, **how: Any) -> Outcome:
     with log.until_error():
         if STREAM in (source, target):
             raise UsageError("bench reads two files", remedy="give both paths")
-        log.note(input=input_facts(model_io.load(source), source))
-        log.note(output=input_facts(model_io.load(target), target))
+        log.note(input=input_facts(log.reads(load(source)), source))
+        log.note(output=input_facts(log.reads(load(target)), target))
         result = timing.bench(source, target, **how)
         log.note(bench=result, provider=result.provider if result.cells else log.outcome.provider, status="compared")
         result.check()

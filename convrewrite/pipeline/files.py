@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from convrewrite import costs, model_io
+from convrewrite import costs, faults, model_io
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, FileFacts, Log
@@ -20,12 +20,19 @@ NAMED = 3
 
 
 def load(source: str) -> Model:
-    """Read a model from a path, or from standard input."""
+    """Read a model from a path, or from standard input.
+
+    Raises:
+        UsageError: it cannot be read, or is no valid model.
+    """
     if source != STREAM:
-        return model_io.load(source)
-    if sys.stdin is None or sys.stdin.isatty():
+        model = model_io.load(source)
+    elif sys.stdin is None or sys.stdin.isatty():
         raise UsageError("no model on standard input", remedy="give IN and OUT, or pipe a model in")
-    return model_io.load(sys.stdin.buffer.read())
+    else:
+        model = model_io.load(sys.stdin.buffer.read())
+    faults.refuse_contradictions(model)
+    return model
 
 
 def refuse_stream_target(target: str) -> None:

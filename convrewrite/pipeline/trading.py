@@ -182,7 +182,7 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
     check_provider(options.provider)
     refuse_stream_target(target)
     decisions = Decisions.read(how.timings)
-    model = load(source)
+    model = log.reads(load(source))
     check_patterns(model.graph, options)
     at = native(model, how.size, options.data)
     log.note(input=replace(input_facts(model, source), macs=at.macs(model.graph)))

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite import atomic, model_io, runtime
+from convrewrite import atomic, faults, model_io, runtime
 from convrewrite.errors import Interrupted, UsageError
 from convrewrite.guards import Files
 from convrewrite.model_io import Model
@@ -50,7 +50,8 @@ def apply(source: str | Path | Model, image: str, target: str, how: How, tell: T
     """
     runtime.check_installation()
     model = source if isinstance(source, Model) else model_io.load(source)
-    with atomic.scratch() as folder:
+    faults.refuse_contradictions(model)
+    with faults.blaming([model]), atomic.scratch() as folder:
         return _Run(model, image, target.removeprefix("file://"), how, Path(folder)).done(tell)
 
 

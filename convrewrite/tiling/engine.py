@@ -197,6 +197,7 @@ def workers(
         "distributed.admin.log-format": "%(message)s",
         "distributed.logging.distributed": "critical",
         "logging.distributed": "critical",
+        "temporary-directory": folder,
     }
     with dask.config.set(settings), contextlib.ExitStack() as stack:
         _quiet()

@@ -94,7 +94,7 @@ def _stored(metadata: Mapping[str, str]) -> Preparation:
             return Preparation(
                 float(data.get("scale", 1.0)), means, deviations, tuple(map(int, data.get("channels", ())))
             )
-        except (ValueError, TypeError, AttributeError):
+        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise UsageError(
                 f"the model's metadata entry {PREPARE_KEY} is damaged", remedy="give --scale, --mean, --std, --channels"
             ) from None

@@ -9,6 +9,7 @@ from typing import Any
 
 from convrewrite.errors import CheckFailed
 from convrewrite.notebook import Printed
+from convrewrite.text import terminal
 from convrewrite.tiling.checks import Check
 from convrewrite.tiling.engine import Finished
 
@@ -151,4 +152,4 @@ class Applied(Printed):
                     f"they are {number}"
                 )
         lines.append(f"wrote      {self.target}" if self.written else f"not made   {self.target}")
-        return "\n".join(lines)
+        return "\n".join(map(terminal, lines))

@@ -7,7 +7,6 @@ or at the place of a cell in it, cannot be computed from crops, and is refused b
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -25,7 +24,7 @@ from convrewrite.layers import Sliding
 from convrewrite.model_io import Model
 from convrewrite.rewrite import Reason
 from convrewrite.tiling.geometry import Axis, Cells, Geometry, Pixels
-from convrewrite.windows import ELEMENTWISE, SLIDING, UPSAMPLED_KEY, Window
+from convrewrite.windows import ELEMENTWISE, SLIDING, Window
 
 REASONS = {
     reason.code: reason
@@ -173,10 +172,10 @@ def outline(model: Model) -> tuple[int, int]:
 
 def _window(model: Model) -> tuple[Window | None, bool]:
     """What the file says of its cells; and whether each pixel has one, interpolated from those of the window."""
-    if UPSAMPLED_KEY not in model.metadata:
-        return Window.from_metadata(model.metadata), False
-    stored = json.loads(model.metadata[UPSAMPLED_KEY])
-    return Window.from_json(json.dumps(stored["window"])), True
+    finer = Window.interpolated(model.metadata)
+    if finer is not None:
+        return finer.of_graph(model.graph), True
+    return Window.from_metadata(model.metadata, model.graph), False
 
 
 def _is_batch(dim: int, window: Window | None) -> bool:

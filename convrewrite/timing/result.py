@@ -8,6 +8,7 @@ from typing import Any
 
 from convrewrite.errors import ConvrewriteError
 from convrewrite.notebook import Printed
+from convrewrite.text import terminal
 from convrewrite.timing.statistics import MIN_SETS, Comparison, Estimate
 from convrewrite.timing.subjects import by
 
@@ -200,7 +201,7 @@ class Bench(Printed):
             lines += _profile(cell)
         lines += [f"not measured: {missed.label}: {missed.reason}" for missed in self.missed]
         lines += [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join([*lines, self._legend()] if self.cells else lines)
+        return "\n".join(map(terminal, [*lines, self._legend()] if self.cells else lines))
 
     def _legend(self) -> str:
         where = f"{self.provider}, {self.threads} threads" if self.provider == "cpu" else self.provider

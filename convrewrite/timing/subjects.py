@@ -50,7 +50,7 @@ class Candidate:
         if not inputs:
             raise UsageError(f"{path} has no input")
         memory.check_constants(model.graph)
-        return cls(str(path), model, inputs, Window.from_metadata(model.metadata))
+        return cls(str(path), model, inputs, Window.from_metadata(model.metadata, model.graph))
 
     @property
     def image(self) -> TensorInfo:

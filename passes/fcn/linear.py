@@ -170,6 +170,10 @@ def _weight(
 
     def kernels(stored: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         matrix = replace(layer, alpha=1.0).matrix(stored)[:, part]
+        read = math.prod(a.extent for a in axis)
+        if matrix.shape[1] != read:  # below opset 11 shape inference lets it pass
+            detail = f"{lifter.label(node)} takes {matrix.shape[1]} features, and reads {read}"
+            raise Refuse("fcn/dynamic-shape", f"{detail} at this size of the input")
         apart = matrix.reshape(outputs, *(a.extent for a in axis))
         return apart.transpose(0, *(i + 1 for i in order)).reshape(shape)
 

@@ -51,7 +51,9 @@ def best_groups(norms: Array, groups: int, group: int = 1) -> Layout | None:
     made: list[Component] = []
     for index in range(group):
         rows, columns = (np.arange(index * n // group, (index + 1) * n // group) for n in (out, inputs))
-        energy = np.square(norms[np.ix_(rows, columns)]).astype(np.float32)  # only labels come of it
+        part = norms[np.ix_(rows, columns)]
+        part = np.ldexp(part, -int(np.frexp(part.max(initial=0.0))[1]))  # near 1, or squares of float32 overflow
+        energy = np.square(part).astype(np.float32)  # only labels come of it
         with threadpool_limits(1):  # many small products, whose threads would wait for each other
             row_labels, column_labels = cocluster(energy, groups // group)
         made += [

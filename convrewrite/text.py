@@ -1,0 +1,127 @@
+"""Text from strangers, made safe for where it goes: names in models, paths, and messages that quote them.
+
+    terminal         a line on a terminal or in the log of a CI: nothing moves the cursor, nothing begins a command
+    markdown_cell    a cell of a Markdown table, and the page of a job
+    html             text of a page, ahead of the escaping that the template does
+    xml              text and attributes of XML 1.0 (JUnit)
+    github_output    one output of a GitHub step
+    file_name        one part of a path that is made out of a name
+    json_text        a report as JSON
+
+What cannot be shown is made visible as Python would write it (a newline as `\\n`, a byte that is no UTF-8 as `\\xff`),
+so that two names that differ look different, and text that was made safe stays as it is if that happens again.
+Sources: the Unicode standard (bidirectional controls: UAX 9), XML 1.0 section 2.2, GitHub Flavored Markdown, "Workflow
+commands for GitHub Actions", Microsoft's "Naming Files, Paths, and Namespaces".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
+_SPACING = "\t\n"
+_INVISIBLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f"  # C0 and C1: the escape sequences of terminals
+    "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"  # no width, line separators, directions
+    "\ud800-\udfff\ufffe\uffff]"
+)
+_COMMAND = re.compile(r"^(\s*):(?=:)")
+_LOG_COMMAND = re.compile(r"#(?=#(?:\[|vso\[|teamcity\[))")
+_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
+_RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com[0-9]|lpt[0-9])(\.|$)")
+
+LONGEST_NAME = 200
+"""Bytes of a part of a path: file systems take 255, and suffixes and hidden names are added to it."""
+
+
+def visible(text: str, keep: str = "") -> str:
+    """The text with what cannot be seen, or moves what is around it, written as an escape; `keep` stays as it is."""
+    return _INVISIBLE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
+
+
+def _escape(char: str) -> str:
+    code = ord(char)
+    if 0xDC80 <= code <= 0xDCFF:  # how Python holds a byte that is no UTF-8
+        return f"\\x{code - 0xDC00:02x}"
+    return char.encode("unicode_escape", "surrogatepass").decode()
+
+
+def terminal(text: str) -> str:
+    """One line, for a terminal and for the log of a CI.
+
+    A line that begins with `::` is a command to GitHub, one with `##[` or `##vso[` is one to it or to Azure.
+    """
+    return _LOG_COMMAND.sub("\\\\x23", _COMMAND.sub("\\1\\\\x3a", visible(text)))
+
+
+def shortened(text: str, longest: int = 2000) -> str:
+    """The text, its middle left out where it is long."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+
+
+def markdown_cell(text: str) -> str:
+    """A cell of a table in Markdown: plain text, whatever it holds."""
+    plain = _MARKUP.sub(lambda found: f"\\{found[0]}", terminal(text))
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def html(text: str) -> str:
+    """Text of a page, which the template escapes after this."""
+    return visible(text, keep=_SPACING)
+
+
+def xml(text: str) -> str:
+    """Text or the value of an attribute in XML 1.0, which the writer escapes after this."""
+    return visible(text, keep=_SPACING)
+
+
+def github_output(name: str, value: str) -> str:
+    """The lines that set one output of a GitHub step.
+
+    A value of several lines stands between two lines that nobody can guess. The file is written with the error
+    handler `surrogateescape`, so that a path keeps its bytes.
+    """
+    if not re.search("[\r\n]", value):
+        return f"{name}={value}\n"
+    delimiter = f"end_{secrets.token_hex(16)}"
+    return f"{name}<<{delimiter}\n{value}\n{delimiter}\n"
+
+
+def file_name(text: str) -> str:
+    """One part of a path, on every system: no separator, no control character, no device, not too long.
+
+    A name that is fine stays as it is; one that is cut keeps apart from others by a hash of the whole.
+    """
+    name = re.sub(r"[\x00-\x1f\x7f/\\:]", "_", text)
+    if not name.strip(". "):
+        name = "_" * max(1, len(name))
+    if _RESERVED.match(name):
+        name = f"_{name}"
+    stored = name.encode(errors="surrogatepass")
+    if len(stored) > LONGEST_NAME:
+        digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:12]
+        name = f"{stored[: LONGEST_NAME - 13].decode(errors='ignore')}-{digest}"
+    return name
+
+
+def json_text(data: Any, indent: int | None = 2) -> str:
+    """A report as JSON that every reader takes: ASCII, no lone surrogates, no numbers that JSON has no word for.
+
+    Raises:
+        ValueError: a number is infinite or none.
+    """
+    return json.dumps(_unicode(data), indent=indent, allow_nan=False) + "\n"
+
+
+def _unicode(value: Any) -> Any:
+    if isinstance(value, str):
+        return _SURROGATES.sub(lambda found: _escape(found[0]), value)
+    if isinstance(value, Mapping):
+        return {_unicode(key): _unicode(entry) for key, entry in value.items()}
+    return [_unicode(entry) for entry in value] if isinstance(value, list | tuple) else value
