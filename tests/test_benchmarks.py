@@ -297,7 +297,7 @@ def test_render_knows_no_other_benchmark(tmp_path: Path) -> None:
         render.filled("<!-- benchmark: other -->\n<!-- end -->", tmp_path)
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "benchmarks" / "README.md"], ids=["top", "benchmarks"])
+@pytest.mark.parametrize("path", render.documents(), ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_the_tables_in_the_repository_are_those_of_the_results(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert render.filled(text) == text, f"run: python -m benchmarks.render {path.relative_to(ROOT)}"

@@ -1,4 +1,5 @@
-"""The README cannot rot: its commands run as they stand, in a fresh environment, and its text is what they print."""
+"""The README and the documentation cannot rot: their commands run as they stand, in a fresh environment, and their text
+is what these print."""
 
 from __future__ import annotations
 
@@ -12,16 +13,19 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md")))]
 
 
 def block(kind: str, name: str) -> str:
-    """The fenced block that follows a marker such as <!-- command: main -->."""
-    found = re.search(rf"<!-- {kind}: {name} -->\n```\w+\n(.*?)```", README, re.DOTALL)
-    assert found, f"README.md has no block {kind}: {name}"
-    return found[1]
+    """The fenced block that follows a marker such as <!-- command: main -->; a name has one block in all pages."""
+    found = [
+        text for page in PAGES for text in re.findall(rf"<!-- {kind}: {name} -->\n```\w+\n(.*?)```", page, re.DOTALL)
+    ]
+    assert len(set(found)) == 1, f"{len(found)} blocks {kind}: {name}"
+    return found[0]
 
 
-COMMANDS = re.findall(r"<!-- command: (\w+) -->", README)
+COMMANDS = list(dict.fromkeys(name for page in PAGES for name in re.findall(r"<!-- command: (\w+) -->", page)))
 
 
 @pytest.fixture(scope="module")
@@ -106,5 +110,10 @@ def test_the_test_command_is_what_ci_runs() -> None:
 
 def test_the_commands_are_two_lines_and_the_links_lead_somewhere() -> None:
     assert all(len(block("command", name).strip().splitlines()) == 1 for name in ("main", "tests"))
-    for target in re.findall(r"\]\((?!http)([^)#]+)\)", README):
+    for target in re.findall(r"\]\((?!http)([^)#]+)[^)]*\)", README):
         assert (ROOT / target).exists(), f"README.md links to {target}"
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.splitlines()) <= 140
+    assert "goal" not in README, "goals are of the benchmarks"

@@ -10,6 +10,7 @@ held-out digits, draws pixel_map.png beside this file, and prints how many digit
 from __future__ import annotations
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -71,7 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Make the picture."""
     options = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     options.add_argument("--out", type=Path, default=Path(__file__).with_name("pixel_map.png"))
-    target = options.parse_args(arguments).out
+    options.add_argument("--result", type=Path, help="also write what is counted, for benchmarks.render")
+    chosen = options.parse_args(arguments)
+    target = chosen.out
     image, placements = digits.canvas(SIDE, SIDE, seed=SEED, count=COUNT)
     probabilities = pixel_map(image)
     right = sum(
@@ -80,6 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write_png(picture(image, probabilities), target)
     print(f"{target.name}: {target.stat().st_size} bytes")
     print(f"{right} of {len(placements)} digits have their own class at their centre")
+    if chosen.result is not None:
+        counted = {"right": right, "digits": len(placements), "rehearsal": False}
+        chosen.result.write_text(json.dumps(counted) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
