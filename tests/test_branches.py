@@ -91,14 +91,24 @@ def test_names_of_a_branch_do_not_clash(extent: int) -> None:
     assert np.array_equal(run(content, image), run(model, image))
 
 
-def test_a_condition_on_an_open_batch_is_not_decided_by_one_batch() -> None:
-    model = by_extent(0, 1, batch="N")
+@pytest.mark.parametrize("wanted", [1, 3, 11, 64])
+def test_a_condition_on_an_open_batch_is_not_decided_by_the_batches_that_are_tried(wanted: int) -> None:
+    model = by_extent(0, wanted, batch="N")
     variants = [{"x": (batch, 3, 14, 12)} for batch in (1, 2)]
     assert taken(model, *variants)[1] == ()
-    assert taken(model, variants[1])[1] == ("y",)
+    assert taken(model, variants[1])[1] == ()
     site = run_pass(Fcn(), model_io.load(model.SerializeToString()).graph).sites[0]
     assert (site.outcome, site.reason) == ("refused", "fcn/no-rule")
     assert "If 'y'" in site.detail
+
+
+def test_a_condition_on_rows_is_decided_beside_an_open_batch() -> None:
+    model = by_extent(2, 14, batch="N")
+    variants = [{"x": (batch, 3, 14, 12)} for batch in (1, 2)]
+    content, names = taken(model, *variants)
+    assert names[0] == "y"
+    image = np.random.default_rng(0).standard_normal((11, 3, 14, 12)).astype(np.float32)
+    assert np.array_equal(run(content, image), run(model, image))
 
 
 def test_a_condition_on_values_is_refused_by_name() -> None:

@@ -126,7 +126,7 @@ class Fcn:
         for axes, shape in self._readings(image):
             try:
                 variants = self._variants(graph, image, axes, shape)
-                flat, taken = settled(graph, variants)
+                flat, taken = settled(graph, variants, self._declared(graph, image, axes, shape))
                 native = infer_shapes(flat, variants[0])
             except onnx.shape_inference.InferenceError as error:
                 text = " ".join(str(error).split())[:160]
@@ -195,6 +195,16 @@ class Fcn:
             | {image.name: given}
             for batch, given in batches.items()
         ]
+
+    def _declared(
+        self, graph: gs.Graph, image: gs.Variable, axes: str, shape: list[int]
+    ) -> dict[str, Sequence[int | str | None]]:
+        """Shapes of all inputs, where an open batch stays open."""
+        given: list[int | str | None] = list(shape)
+        place = axes.find("N")
+        if place == 0 and not isinstance(image.shape[place], int):
+            given[0] = image.shape[place]
+        return {t.name: list(t.shape or ()) for t in graph.inputs} | {image.name: given}
 
     def _walk(self, graph: gs.Graph, image: gs.Variable, axes: str, native: dict[str, tuple[int, ...]]) -> Lifted:
         """Lift with trailing pads that no window sees left out; with them, where the net is padded all the same."""
