@@ -28,7 +28,16 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite import quantized
-from convrewrite.graph import Constants, OpenShape, fixed_extents, maker, position, producer, subgraph_tensors
+from convrewrite.graph import (
+    Constants,
+    OpenShape,
+    fixed_extents,
+    maker,
+    position,
+    producer,
+    subgraph_tensors,
+    values_of,
+)
 from convrewrite.layers import LINEAR, LinearLayer
 from convrewrite.quantized import Stored
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
@@ -269,7 +278,7 @@ def _source(graph: gs.Graph, data: gs.Tensor, *, move: bool) -> tuple[gs.Tensor,
     best, tensor, others = data, data, False
     while (made := producer(tensor)) is not None:
         alone = len(tensor.outputs) == 1 and tensor.name not in kept
-        if made.op == "Conv" and made.name.endswith(CONV):
+        if made.name.endswith(CONV) and _of_single_pixels(made):
             for node in reversed(between):
                 node.inputs[0] = tensor
                 tensor = node.outputs[0]
@@ -284,6 +293,19 @@ def _source(graph: gs.Graph, data: gs.Tensor, *, move: bool) -> tuple[gs.Tensor,
         best = best if between else made.inputs[0]
         tensor = made.inputs[0]
     return best, None
+
+
+def _of_single_pixels(conv: gs.Node) -> bool:
+    """Whether a node is a convolution as this pass writes it, over images of one pixel: a name alone says nothing."""
+    node: gs.Node | None = conv
+    while node is not None and node.op != "Reshape":
+        if node.op == "Conv" and node.attrs != {"kernel_shape": [1, 1]}:
+            return False
+        if node.op != "Conv" and node.op not in UNARY and not _rounds_all_alike(node):
+            return False
+        node = producer(node.inputs[0])
+    shape = node.inputs[1] if node is not None and len(node.inputs) > 1 else None
+    return isinstance(shape, gs.Constant) and values_of(shape).reshape(-1)[1:].tolist()[1:] == [1, 1]
 
 
 def _taken_on(graph: gs.Graph, result: gs.Tensor, pixels: gs.Tensor, shape: Sequence[int]) -> bool:

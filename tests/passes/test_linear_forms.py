@@ -320,3 +320,13 @@ def test_the_head_of_a_classifier_there_and_back() -> None:
     assert ops(products).count("Conv") == 1
     for made in (convolutions, products):
         assert_same(model, made, 1, 3, 6, 6)
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_convolution_of_the_models_own_is_known_by_its_structure_not_by_its_name(kernel: int) -> None:
+    """What another tool called as this pass calls its own has more pixels than one."""
+    net = Net(1, 3, 5, 5)
+    map_ = net.node("Conv", "x", net.ints(4, 3, kernel, kernel), name="a/fc-to-conv/conv", kernel_shape=[kernel] * 2)
+    model = net.model(net.MatMul(net.Reshape(map_, net.const([-1, 4])), net.ints(4, 6)))
+    _, made = changed(model, FcToConv())
+    assert_same(model, made, 1, 3, 5, 5)
