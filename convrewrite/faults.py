@@ -34,7 +34,7 @@ KNOWN_DOMAINS = frozenset(("", "ai.onnx", "ai.onnx.ml", "com.microsoft"))
 
 
 def refuse_contradictions(model: Model) -> None:
-    """Refuse a model whose operators contradict their inputs, as far as shapes and types tell.
+    """Refuse a model whose operators contradict their inputs, or share a name, where ONNX Runtime does not load it.
 
     Raises:
         UsageError: with ONNX Runtime's own words, where it cannot load the model; or extents contradict each other,
@@ -44,6 +44,9 @@ def refuse_contradictions(model: Model) -> None:
     if origin is None:
         return
     proto = _skeleton(model)
+    names = [node.name for node in proto.graph.node if node.name]
+    if len(names) > len(set(names)) and (fault := unloadable(model)) is not None:  # which shapes do not show
+        raise fault
     try:
         inferred = onnx.shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except Exception:  # InferenceError, or whatever the C++ side lets through

@@ -29,6 +29,11 @@ def weight_of(model: ModelProto, place: int = 1, op: str = "Conv") -> TensorProt
     return next(tensor for tensor in model.graph.initializer if tensor.name == name)
 
 
+def one_name(model: ModelProto) -> None:
+    for node in model.graph.node:
+        node.name = "n"
+
+
 def attribute(name: str, value: object, op: str = "Conv") -> Change:
     def change(model: ModelProto) -> None:
         node = conv(model, op)
@@ -130,6 +135,7 @@ INVALID: dict[str, Change] = {
     "a kernel_shape of another rank": attribute("kernel_shape", [3]),
     "a huge kernel_shape": attribute("kernel_shape", [3, 2**40]),
     "a way to pad that is none": attribute("auto_pad", "SOMEHOW"),
+    "nodes of one name": one_name,
     "group 0": attribute("group", 0),
     "a negative group": attribute("group", -1),
     "a group that does not divide": attribute("group", 3),

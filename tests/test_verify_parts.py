@@ -99,6 +99,25 @@ def test_a_fault_in_a_small_part_is_found(tmp_path: Path, shape: tuple[int, ...]
         found.check()
 
 
+@pytest.mark.parametrize("fault", [0.0, 1.01])
+@pytest.mark.parametrize("step", [2, 3, 4])
+def test_small_cells_between_large_ones_are_judged_by_themselves(tmp_path: Path, step: int, fault: float) -> None:
+    """DepthToSpace lays channels out in turns; along no axis and in no line are the small ones alone."""
+    diagonal = np.arange(step * step).reshape(step, step) % (step + 1) == 0  # of a block: channels that are large
+    large = np.where(diagonal.ravel(), LARGE, 1.0)
+
+    def model(factor: float) -> onnx.ModelProto:
+        net = Net(1, 3, 8, 8)
+        kernels = normal(4, step * step, 3, 3, 3) * np.where(large > 1, large, factor)[:, None, None, None]
+        return net.model(net.DepthToSpace(net.Conv("x", net.const(kernels.astype(np.float32))), blocksize=step))
+
+    assert check(tmp_path, model(1.0), model(1.0)).passed
+    found = check(tmp_path, model(1.0), model(fault))
+    assert found.verdict == "failed"
+    assert found.worst is not None
+    assert "::" in str(found.worst.channel), "every n-th cell of two axes"
+
+
 def classes(change: Change = same, *, split: bool = False) -> onnx.ModelProto:
     """Conv, Relu, Flatten, Gemm to 5 classes, the first of which is large; `change` sees the last bias."""
     net = Net("N", 3, 6, 6)

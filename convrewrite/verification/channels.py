@@ -3,6 +3,7 @@
     scores [N, 5] = (3e6, 0.2, -0.1, 0.4, 0.3)     a second class that is 0 is 7e-8 of the largest, and 100 % of its own
     map [N, K, H, W]                               each image, channel, row and column; each cell, and each line of one
     boxes [N, 6, 8400] of 1e3 beside scores of 1e-3                                    the same, whichever axis it is
+    cells that take turns, as DepthToSpace writes them                                 every second, third and fourth
 
 For a part c:    max|a - b| over c   <=   max(E * max|b| over c,  10 * max|shaken - original| over c)
 
@@ -13,6 +14,7 @@ cancel, and then its magnitude says nothing of the accuracy that it has (see `sh
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +31,9 @@ class Channel:
 
     Attributes:
         axis: that its index counts along; None where it is a line or cell, with an index on all other axes.
-        index: on that axis, or on all but the one that was looked along.
+        index: on that axis, or on all but the one that was looked along; where every n-th entry is meant, the first.
         along: the axis that a line or cell was looked along.
+        every: n of each axis, 1 where it is taken as a whole; () where the part is no such grid.
         error: max|a-b| / max|b| over the part. tolerance, noise: of the same. noise is None where it was not needed.
         place: of its worst element. figures: the rewritten model's value there, and the original's.
     """
@@ -43,6 +46,7 @@ class Channel:
     noise: float | None
     place: tuple[int, ...]
     figures: tuple[float, float]
+    every: tuple[int, ...] = ()
 
     @property
     def badness(self) -> float:
@@ -52,7 +56,9 @@ class Channel:
     def __str__(self) -> str:
         """`[:, 3, :, :]`, as numpy counts."""
         rank = len(self.place)
-        if self.axis is not None:
+        if self.every:
+            words = [":" if n == 1 else f"{first}::{n}" for first, n in zip(self.index, self.every, strict=True)]
+        elif self.axis is not None:
             words = [str(self.index[0]) if axis == self.axis else ":" for axis in range(rank)]
         else:
             rest = iter(self.index)
@@ -81,6 +87,24 @@ def _parts(shape: Sequence[int]) -> Iterator[tuple[int | None, int | None, tuple
         for along in wide:
             if along:
                 yield None, along, (along,)
+
+
+STEPS = (2, 3, 4)
+"""Every n-th cell is a part by itself: upscaling by n writes the cells of its channels in turns."""
+
+
+def _grids(shape: Sequence[int]) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(first entries, steps) of the grids of every n-th entry on two axes; a step of 1 is the whole axis."""
+    for one, other in itertools.combinations(range(len(shape)), 2):
+        for step in STEPS:
+            if min(shape[one], shape[other]) > step:  # else an index or a line is that part
+                steps = [step if axis in (one, other) else 1 for axis in range(len(shape))]
+                for first in itertools.product(*(range(n) for n in steps)):
+                    yield first, tuple(steps)
+
+
+def _cut(first: Sequence[int], steps: Sequence[int]) -> tuple[slice, ...]:
+    return tuple(slice(start, None, step) for start, step in zip(first, steps, strict=True))
 
 
 def judge(
@@ -119,7 +143,39 @@ def judge(
         badness, index = _worst(errors, allowed)
         if worst is None or badness > worst.badness:
             worst = _channel(index, axis, along, (a, b, difference), (errors, peaks, allowed), noise, reduced)
+    for first, steps in _grids(want.shape):
+        cut = _cut(first, steps)
+        error, peak = difference[cut].max(), magnitude[cut].max()
+        limit = float(_allowed(peak, relative, whole, tiny))
+        if not asked and error > limit:
+            asked = True
+            known = draws()
+            noise = np.max([_deviation(draw, b) for draw in known], axis=0) if known else None
+        if noise is not None:
+            limit = max(limit, FACTOR * float(noise[cut].max()))
+        elif asked:
+            return None
+        if worst is None or float(_ratio(error, np.asarray(limit))) > worst.badness:
+            worst = _grid(first, steps, (a, b, difference), (float(error), float(peak), limit), noise)
     return worst
+
+
+def _grid(
+    first: tuple[int, ...],
+    steps: tuple[int, ...],
+    arrays: tuple[Array, Array, Array],
+    sums: tuple[float, float, float],
+    noise: Array | None,
+) -> Channel:
+    """Describe every n-th entry."""
+    a, b, difference = arrays
+    error, peak, allowed = sums
+    scale, cut = peak or float(np.max(np.abs(b))) or 1.0, _cut(first, steps)
+    inside = np.unravel_index(int(np.argmax(difference[cut])), difference[cut].shape)
+    place = tuple(start + step * int(i) for start, step, i in zip(first, steps, inside, strict=True))
+    own = None if noise is None else float(noise[cut].max()) / scale
+    figures = float(a[place]), float(b[place])
+    return Channel(None, first, None, error / scale, allowed / scale, own, place, figures, steps)
 
 
 def judge_each(
@@ -141,6 +197,10 @@ def judge_each(
         errors, peaks = difference.max(axis=axes), magnitude.max(axis=axes)
         ratio = _ratio(errors, _allowed(peaks, relative, whole, tiny))
         worst = np.maximum(worst, ratio.reshape(len(want), -1).max(axis=1))
+    for first, steps in _grids(want.shape[1:]):
+        cut = (slice(None), *_cut(first, steps))
+        errors, peaks = (x[cut].reshape(len(want), -1).max(axis=1) for x in (difference, magnitude))
+        worst = np.maximum(worst, _ratio(errors, _allowed(peaks, relative, whole, tiny)))
     order = np.argsort(-worst, kind="stable")
     asked = [int(entry) for entry in order[:ENTRIES] if worst[entry] > 1.0]
     known = draws(asked) if asked else []
