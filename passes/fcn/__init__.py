@@ -39,7 +39,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.branches import settled
 from convrewrite.errors import UsageError
-from convrewrite.graph import Constants, infer_shapes, live_nodes, producer, skeleton, subgraph_tensors
+from convrewrite.graph import Constants, infer_shapes, live_nodes, producer, skeleton, subgraph_tensors, subgraphs
 from convrewrite.passes.fcn.lifter import Lifted, Lifter
 from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
@@ -83,7 +83,7 @@ class Fcn:
         image = image_input(graph)
         names = [image.name] if image is not None else [t.name for t in graph.inputs]
         for node in graph.nodes:
-            if any(tensor.name in names for tensor in node.inputs):
+            if any(tensor.name in names for tensor in (*node.inputs, *subgraph_tensors(node))):
                 yield node
                 return
 
@@ -335,10 +335,15 @@ def convolutional_already(graph: gs.Graph, image: gs.Variable) -> bool:
     """Whether every output keeps the image's axes: nothing on the way collapses them."""
     reached = {image.name}
     for node in graph.nodes:
-        if any(t.name in reached for t in node.inputs):
-            if node.op in COLLAPSING:
+        if any(t.name in reached for t in (*node.inputs, *subgraph_tensors(node))):
+            if _collapses(node):
                 return False
             reached.update(t.name for t in node.outputs if t.name)
     return any(t.name in reached for t in graph.outputs) and any(
         isinstance(d, str) or d is None or d > 1 for t in graph.outputs for d in (t.shape or ())[2:]
     )
+
+
+def _collapses(node: gs.Node) -> bool:
+    """Whether a node, or one in its subgraphs, collapses a map."""
+    return node.op in COLLAPSING or any(_collapses(inner) for graph in subgraphs(node) for inner in graph.nodes)
