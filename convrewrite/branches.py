@@ -45,11 +45,21 @@ def settled(
     taken: list[str] = []
     work = graph
     while decisions := _decisions(work, variants, declared):
-        work = graph.copy() if work is graph else work
-        for node in [node for node in work.nodes if node.op == "If" and _name(node) in decisions]:
-            taken.append(_name(node))
-            _take(work, node, node.attrs["then_branch" if decisions[_name(node)] else "else_branch"])
+        work = followed(work, decisions)
+        taken += decisions
     return work, tuple(taken)
+
+
+def followed(graph: gs.Graph, decisions: Mapping[str, bool]) -> gs.Graph:
+    """A copy of the graph in which each named `If` is the branch that it takes.
+
+    Args:
+        graph: it is not changed. decisions: the condition of each, by the name of its first output.
+    """
+    work = graph.copy()
+    for node in [node for node in work.nodes if node.op == "If" and _name(node) in decisions]:
+        _take(work, node, node.attrs["then_branch" if decisions[_name(node)] else "else_branch"])
+    return work
 
 
 def _name(node: gs.Node) -> str:

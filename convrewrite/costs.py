@@ -9,9 +9,9 @@ A MAC is one multiplication with its addition (2 FLOPs), of the operators that m
     LSTM, GRU, RNN  directions x steps x batch x gates x hidden x (input + hidden)
 
 and their quantized and fused forms. Pools, activations, normalisations and other element-wise operators count nothing,
-as in the literature; so do subgraphs (If, Loop, Scan), of which it is not known how often they run. Padding counts in
-full. Bytes moved are what a layer must at least read and write: its inputs, weights included, once each, and its
-outputs once; what caches and fusion spare or blocking adds is not in it.
+as in the literature. Those of subgraphs (If, Loop, Scan) are not known, since it is not known how often they run; their
+parameters count. Padding counts in full. Bytes moved are what a layer must at least read and write: its inputs, weights
+included, once each, and its outputs once; what caches and fusion spare or blocking adds is not in it.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ import onnx_graphsurgeon as gs
 from convrewrite.graph import infer_shapes
 from convrewrite.layers import LinearLayer
 from convrewrite.skeletons import held_tensor, is_tensor
+from convrewrite.tensors import producer, subgraphs
 
 Shape = tuple[int, ...]
 
@@ -66,7 +67,8 @@ class LayerCost:
         name: of its first output, which is unique in a graph. op: its operator.
         output: shape of the first output; None where it is not known.
         macs: None where they do not follow from the shapes that are known.
-        parameters: entries of its floating-point constants; a constant that nodes share counts at each of them.
+        parameters: entries of its floating-point constants, those that its subgraphs read or hold included; a constant
+            that nodes share counts at each of them.
         bytes_moved: inputs and outputs, each once; None where a shape or type is not known.
     """
 
@@ -94,11 +96,13 @@ class Costs:
 
     Attributes:
         layers: every node, in order.
-        parameters: of the graph: a shared constant counts once.
+        parameters: of the graph and its subgraphs: a shared constant counts once.
+        uncounted: how many subgraphs have layers whose MACs are not counted.
     """
 
     layers: tuple[LayerCost, ...]
     parameters: int
+    uncounted: int = 0
 
     @property
     def macs(self) -> int:
@@ -122,10 +126,11 @@ class Costs:
         rows = [header, *map(_row, shown)]
         rows.append(("all", "", "", f"{self.macs:,}", f"{self.parameters:,}", f"{self.bytes_moved:,}", ""))
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return "\n".join(
+        lines = [
             "  ".join(c.rjust(w) if i > 2 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
             for row in rows
-        )
+        ]
+        return "\n".join([*lines, *([told_uncounted(self.uncounted)] if self.uncounted else [])])
 
 
 def _row(layer: LayerCost) -> tuple[str, ...]:
@@ -154,18 +159,20 @@ def count(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int]] | None = No
         if own is not None:
             given.setdefault(tensor.name, own)
     shapes, sizes = infer_shapes(graph, given, strict=strict), item_sizes(graph)
-    return Costs(tuple(layer_cost(node, shapes, sizes) for node in graph.nodes), parameters(graph))
+    layers = tuple(layer_cost(node, shapes, sizes) for node in graph.nodes)
+    return Costs(layers, parameters(graph), uncounted(graph))
 
 
 def layer_cost(node: gs.Node, shapes: Mapping[str, Shape], sizes: Mapping[str, int]) -> LayerCost:
     """The cost of one node, given the shape and the bytes per entry of each tensor."""
     constants = {t.name: t for t in node.inputs if isinstance(t, gs.Constant)}
+    inner = _used([node]) if subgraphs(node) else {}
     return LayerCost(
         name=node.outputs[0].name if node.outputs else node.name,
         op=node.op,
         output=_shape(node.outputs, 0, shapes),
         macs=_macs(node, shapes),
-        parameters=sum(math.prod(t.shape) for t in constants.values() if _is_float(t)),
+        parameters=sum(inner.values()) or sum(math.prod(t.shape) for t in constants.values() if _is_float(t)),
         bytes_moved=_bytes_moved(node, shapes, sizes),
     )
 
@@ -182,23 +189,56 @@ def graph_macs(graph: gs.Graph, shapes: Mapping[str, Shape]) -> int:
 
 def parameters(graph: gs.Graph) -> int:
     """Entries of all floating-point constants that some node or output uses, and of all weights stored as integers."""
-    used: dict[str, gs.Constant] = {}
-    stored: set[str] = set()
-    for node in graph.nodes:
-        stored.update(node.inputs[place].name for place in STORED.get(node.op, ()) if place < len(node.inputs))
-        for tensor in node.inputs:
-            if isinstance(tensor, gs.Constant):
-                used[tensor.name] = tensor
+    return sum(_used(graph.nodes).values())
+
+
+def uncounted(graph: gs.Graph) -> int:
+    """How many subgraphs, at any depth, have layers whose MACs are not counted."""
+    inner = [sub for node in graph.nodes for sub in subgraphs(node)]
+    return sum(any(node.op in WEIGHTED for node in sub.nodes) + uncounted(sub) for sub in inner)
+
+
+def told_uncounted(number: int) -> str:
+    """The words for that; empty where there are none."""
+    return "" if not number else f"{number} subgraph{' is' if number == 1 else 's are'} not counted"
+
+
+def _used(nodes: Sequence[gs.Node]) -> dict[tuple[str, int], int]:
+    """Entries of each constant with parameters that nodes or their subgraphs read or hold; each counts once.
+
+    Subgraphs may have constants of their own under one name, and copies of outer ones, whose stored values are one.
+    """
+    used: dict[tuple[str, int], gs.Constant] = {}
+    stored: set[tuple[str, int]] = set()
+    todo = [*nodes]
+    while todo:
+        node = todo.pop()
+        todo += [inner for sub in subgraphs(node) for inner in sub.nodes]
+        places = STORED.get(node.op, ())
+        for place, tensor in enumerate(node.inputs):
+            constant = tensor if isinstance(tensor, gs.Constant) else _held_by(tensor)
+            if constant is not None:
+                key = tensor.name, id(constant._values)
+                used[key] = constant
+                stored |= {key} if place in places else set()
         held = held_tensor(node)
         if held is not None:
-            used[node.outputs[0].name] = held
-    return sum(math.prod(c.shape) for name, c in used.items() if _is_float(c) or name in stored)
+            used[node.outputs[0].name, id(held._values)] = held
+        given = [tensor for sub in subgraphs(node) for tensor in sub.outputs if isinstance(tensor, gs.Constant)]
+        used.update(((tensor.name, id(tensor._values)), tensor) for tensor in given)
+    return {key: math.prod(c.shape) for key, c in used.items() if _is_float(c) or key in stored}
+
+
+def _held_by(tensor: gs.Tensor) -> gs.Constant | None:
+    """The constant that a Constant node gives."""
+    made = producer(tensor)
+    return None if made is None else held_tensor(made)
 
 
 def _macs(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
     """None where a shape is not known."""
     if node.op not in WEIGHTED:
-        return 0
+        return None if any(map(_weighs, subgraphs(node))) else 0
     if node.op == "Einsum":
         return _einsum(node, shapes)
     places = QUANTIZED.get(node.op, (0, 1))
@@ -220,6 +260,11 @@ def _macs(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:
         per_cell = math.prod(weight[1:]) if not channels_last else math.prod(weight) // max(1, output[-1])
         return math.prod(output) * per_cell
     return math.prod(output) * data[LinearLayer.from_node(node, weight=1, stored=weight).axis] if data else None
+
+
+def _weighs(graph: gs.Graph) -> bool:
+    """Whether a subgraph, at any depth, has layers with MACs."""
+    return any(node.op in WEIGHTED or any(map(_weighs, subgraphs(node))) for node in graph.nodes)
 
 
 def _einsum(node: gs.Node, shapes: Mapping[str, Shape]) -> int | None:

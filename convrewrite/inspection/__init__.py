@@ -92,6 +92,8 @@ class Inspection(Printed):
         file: path, hash, bytes, parameters and MACs. size: at which it was looked at, where the file leaves it open.
         assumed: nobody gave that size. image: name of the image input, if there is one.
         layers: every node, in the file's order. outputs: receptive field by output that depends on the image.
+        uncounted: how many subgraphs have layers whose MACs are not counted.
+        needs_size: the file leaves the size open, and none was given or found at which it runs.
         sites: what each pass would do, or why it would not. head: the maps that a classifier's head reads, and its
             operators; None where there is none.
     """
@@ -104,6 +106,8 @@ class Inspection(Printed):
     outputs: dict[str, Reach]
     sites: tuple[Site, ...]
     head: dict[str, Any] | None = None
+    uncounted: int = 0
+    needs_size: bool = False
 
     @property
     def macs(self) -> int:
@@ -165,7 +169,18 @@ def inspect(
         sites += run_pass(pass_, graph, judge=judge).sites
     facts = replace(input_facts(model, path), macs=counted.macs if at.tensors else None)
     outputs = {t.name: reaches[t.name] for t in graph.outputs if t.name in reaches}
-    return Inspection(facts, at.size, at.assumed, image, layers, outputs, sites, head(graph, at.tensors, reaches))
+    return Inspection(
+        facts,
+        at.size,
+        at.assumed,
+        image,
+        layers,
+        outputs,
+        sites,
+        head(graph, at.tensors, reaches),
+        counted.uncounted,
+        needs_size=bool(graph.inputs) and not at.inputs,
+    )
 
 
 def _fits(size: Sequence[int], window: Shape) -> bool:

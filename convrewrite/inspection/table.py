@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from convrewrite import costs
 from convrewrite.inspection import heads
 from convrewrite.report import columns
 from convrewrite.text import terminal
@@ -36,7 +37,9 @@ def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> l
     rows = [HEADER, *(_row(layer, total) for layer in layers)]
     facts = found.file
     at = "" if found.size is None else f" at {_by(found.size)}{', a size that was tried' if found.assumed else ''}"
-    told = [f"{facts.path}: {len(found.layers)} nodes, {facts.parameters:,} parameters, {total:,} MACs{at}", ""]
+    told = [f"{facts.path}: {len(found.layers)} nodes, {facts.parameters:,} parameters, {_macs(found)}{at}"]
+    left = costs.told_uncounted(found.uncounted)
+    told += [f"{left}: it is not known how often they run", ""] if left else [""]
     told += columns(rows, right=(9, 10, 11))
     hidden = len(found.layers) - len(layers)
     told += [f"... and {hidden} without MACs or parameters, shown with --verbose"] if hidden else []
@@ -47,6 +50,16 @@ def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> l
         rows = [("pass", "site", "outcome", ""), *(_site(site) for site in found.sites)]
         told += ["", *columns(rows)]
     return [terminal(line) for line in told]
+
+
+def _macs(found: Inspection) -> str:
+    """The sum; a layer of unknown MACs is no layer without any."""
+    unknown = sum(layer.cost.macs is None and layer.cost.op in costs.WEIGHTED for layer in found.layers)
+    if unknown and not found.macs:
+        return "MACs unknown; give --size" if found.needs_size else "MACs unknown"
+    without = f" without those of {unknown} layer{'' if unknown == 1 else 's'} of unknown shape" if unknown else ""
+    remedy = "; give --size" if unknown and found.needs_size else ""
+    return f"{found.macs:,} MACs{without}{remedy}"
 
 
 def _row(layer: Layer, total: int) -> tuple[str, ...]:

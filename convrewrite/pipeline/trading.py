@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import onnx_graphsurgeon as gs
 
-from convrewrite import acceptance, atomic, model_io, runtime, timing, verification
+from convrewrite import acceptance, atomic, costs, model_io, runtime, timing, verification
 from convrewrite.acceptance import Decisions, Faster
 from convrewrite.errors import UsageError
+from convrewrite.graph import control_nodes
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Ends, Log, Options, Outcome
 from convrewrite.passes.dense import Dense
@@ -203,7 +205,7 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
         log.note(sites=result.sites)
         _check_refused(pass_, result)
         if not result.changed:
-            log.note(advice=_nothing(pass_, result))
+            log.note(advice=_nothing(pass_, result, model.graph))
             copied(model, source, target, log)
         else:
             _publish(run, result, source, target)
@@ -292,12 +294,13 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
     copied(run.model, source, target, run.log)
 
 
-def _nothing(pass_: Pass, result: PassResult) -> str:
+def _nothing(pass_: Pass, result: PassResult, graph: gs.Graph) -> str:
     """Why the file was copied."""
     if not result.sites:
         what = "convolution" if isinstance(pass_, Groups) else f"place for {pass_.name}"
         what = "linear layer and no convolution" if isinstance(pass_, Separable) else what
-        return f"nothing to do: no {what} outside of subgraphs; copied byte for byte"
+        where = " outside of subgraphs" if control_nodes(graph) else ""
+        return f"nothing to do: no {what}{where}; copied byte for byte"
     first = {site.reason: site for site in result.sites}
     if len(result.sites) == 1:
         site = result.sites[0]
@@ -311,7 +314,11 @@ def _next(run: _Run, source: str, target: str) -> str:
     outcome = run.log.outcome
     before, after = (facts.macs if facts is not None else None for facts in (outcome.input, outcome.output))
     saved = None if not before or after is None else 1 - after / before
-    parts = [] if saved is None else [f"{saved:.0%} fewer multiply-accumulates" if saved > 0 else "no fewer MACs"]
+    parts = []
+    if saved is not None and (saved > 0 or isinstance(run.pass_, Separable | Groups)):
+        left = costs.told_uncounted(costs.uncounted(run.model.graph))
+        parts.append("no fewer MACs" if saved <= 0 else f"{saved:.0%} fewer multiply-accumulates")
+        parts[-1] += f" ({left})" if left else ""
     if isinstance(run.pass_, Groups) and run.pass_.expand is not None:
         parts = ["for backends without grouped convolution; on ONNX Runtime it is usually slower"]
     stated = [c for c in outcome.verification.cases if c.status == "stated"] if outcome.verification else []

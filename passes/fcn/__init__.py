@@ -141,6 +141,10 @@ class Fcn:
                 best = attempt
         if best is None and self._misfit(image):
             raise UsageError(self._misfit(image))
+        inside = _choice_by_value(graph, image) if best is None else None
+        if inside is not None:  # no size would change that
+            label = f"{inside.op} '{inside.name or inside.outputs[0].name}'"
+            raise Refuse("fcn/no-rule", f"{label} reads the image inside a subgraph")
         if best is None and _only_channels_open(image):
             raise Refuse(
                 "fcn/dynamic-shape", f"the number of channels of input '{image.name}' {list(image.shape)} is open"
@@ -304,6 +308,23 @@ def _not_a_tensor(graph: gs.Graph) -> str:
             ]
     made = f"{' and '.join(dict.fromkeys(makers))} makes it of {' and '.join(dict.fromkeys(found))}"
     return f"output '{output.name}' is no tensor: {made if found else 'it is not made of tensors'}"
+
+
+def _choice_by_value(graph: gs.Graph, image: gs.Variable) -> gs.Node | None:
+    """A node whose subgraphs read the image itself, and that no shape turns into one of its branches."""
+    inputs = {tensor.name for tensor in graph.inputs}
+    for node in live_nodes(graph):
+        if any(tensor.name == image.name for tensor in subgraph_tensors(node)):
+            todo, seen = list(node.inputs[:1]), set[str]()
+            while todo:
+                tensor = todo.pop()
+                made = producer(tensor)
+                if node.op != "If" or tensor.name in inputs:
+                    return node
+                if made is not None and made.op not in ("Shape", "Size") and tensor.name not in seen:
+                    seen.add(tensor.name)
+                    todo += made.inputs
+    return None
 
 
 def _only_channels_open(image: gs.Variable) -> bool:

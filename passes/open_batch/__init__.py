@@ -34,12 +34,13 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Shape, infer_shapes, unique_name
+from convrewrite.branches import followed
+from convrewrite.graph import Shape, infer_shapes, subgraph_tensors, unique_name
 from convrewrite.passes.open_batch import along, indexing, moving, pointwise, products, sliding, stored
 from convrewrite.passes.open_batch.counting import COUNTING, TAKES_COUNTS
 from convrewrite.passes.open_batch.edits import Edit
 from convrewrite.passes.open_batch.states import Each, Stop
-from convrewrite.passes.open_batch.walk import Rule, Walk, images_for
+from convrewrite.passes.open_batch.walk import Decided, Rule, Walk, images_for
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
 RULES: Mapping[str, Rule] = {
@@ -77,6 +78,11 @@ REASONS = {
             "export the model with a symbolic batch, or cut it ahead of that operator",
         ),
         Reason(
+            "open-batch/no-shape",
+            "the shape of what an operator gives is not known, so that it cannot be said where the images lie in it",
+            "cut the model ahead of that operator, or export it with operators of onnx alone",
+        ),
+        Reason(
             "open-batch/mixed",
             "images of one batch see each other, or an output does not have them along its first axis",
             "run it one batch at a time, or cut it ahead of that operator",
@@ -108,8 +114,10 @@ class OpenBatch:
     shapes: Mapping[str, Shape] | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
-        """The first node: the graph is opened as a whole."""
-        yield from graph.nodes[:1]
+        """The first node that reads images: the graph is opened as a whole."""
+        names = _batched(graph) or tuple(tensor.name for tensor in graph.inputs)
+        readers = (n for n in graph.nodes if any(t.name in names for t in (*n.inputs, *subgraph_tensors(n))))
+        yield from [next(readers, None) or graph.nodes[0]] if graph.nodes else []
 
     def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Find where the images lie, and what was written for one batch."""
@@ -129,9 +137,8 @@ class OpenBatch:
         except Stop as stop:
             return Refusal(REASONS[stop.code], stop.detail)
         text = ", ".join([f"input '{name}'" for name in inputs] + [edit.text for edit in work.edits])
-        anchor = next((t.name for t in node.outputs if t.name), node.name)
-        site = Site(self.name, anchor, node.op, "rewritten", detail=f"any batch: {text}", equivalence="exact")
-        return [Plan((site,), work, last=True)]
+        site = Site(self.name, inputs[0], node.op, "rewritten", detail=f"any batch: {text}", equivalence="exact")
+        return [Plan((site, *map(_branch_site, work.taken)), work, last=True)]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Open the inputs and outputs, and change what was written for one batch."""
@@ -144,15 +151,17 @@ def _work(graph: gs.Graph, given: Mapping[str, Sequence[int]], inputs: tuple[str
     Raises:
         Stop: the batch cannot be opened.
     """
-    try:
-        native = infer_shapes(graph, given)
-    except onnx.shape_inference.InferenceError as error:
-        raise Stop("baked", f"{_place(error)}, as the file has it already") from None
-    images = images_for(given[inputs[0]][0], native)
-    sized = any(not isinstance(dim, int) for tensor in graph.inputs for dim in tensor.shape)
-    walk = Walk(graph, native, inputs, images, sized)
-    walk.run(RULES, COUNTING, TAKES_COUNTS)
-    trial = graph.copy()
+    flat, taken = graph, list[str]()
+    while True:
+        walk = _walk(flat, given, inputs)
+        try:
+            walk.run(RULES, COUNTING, TAKES_COUNTS)
+            break
+        except Decided as decided:
+            flat = followed(flat, {decided.output: decided.way})
+            taken.append(decided.output)
+    images, native = walk.images, walk.native
+    trial = flat.copy()
     for edit in walk.edits:
         edit.do(trial)
     try:
@@ -162,7 +171,33 @@ def _work(graph: gs.Graph, given: Mapping[str, Sequence[int]], inputs: tuple[str
     for name, state in walk.states.items():
         if isinstance(state, Each) and many.get(name, state.wide(images)) != state.wide(images):
             raise Stop("baked", f"the shape of '{name}' does not grow with the number of images as its operators say")
-    return _Work(inputs, tuple(walk.edits), native, many)
+    return _Work(inputs, tuple(walk.edits), native, many, flat, tuple(taken))
+
+
+def _walk(graph: gs.Graph, given: Mapping[str, Sequence[int]], inputs: tuple[str, ...]) -> Walk:
+    """A walk over a graph that has not begun.
+
+    Raises:
+        Stop: the graph contradicts its own shapes.
+    """
+    try:
+        native = infer_shapes(graph, given)
+    except onnx.shape_inference.InferenceError as error:
+        raise Stop("baked", f"{_place(error)}, as the file has it already") from None
+    sized = any(not isinstance(dim, int) for tensor in graph.inputs for dim in tensor.shape)
+    return Walk(graph, native, inputs, images_for(given[inputs[0]][0], native), sized)
+
+
+def _branch_site(output: str) -> Site:
+    """An `If` that takes the same branch however many images there are."""
+    return Site(
+        "open-batch",
+        output,
+        "If",
+        "rewritten",
+        detail="the branch that it takes for any number of images",
+        equivalence="exact",
+    )
 
 
 def _place(error: onnx.shape_inference.InferenceError) -> str:
@@ -184,15 +219,24 @@ def _batched(graph: gs.Graph) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Work:
-    """What the plan found: the inputs to open, the edits, and the shapes of one batch and of many."""
+    """What the plan found: the inputs to open, the edits, and the shapes of one batch and of many.
+
+    Attributes:
+        flat: the graph without the `If` nodes whose outputs are `taken`; it is not changed.
+    """
 
     inputs: tuple[str, ...]
     edits: tuple[Edit, ...]
     native: Mapping[str, Shape]
     many: Mapping[str, Shape]
+    flat: gs.Graph
+    taken: tuple[str, ...]
 
     def do(self, graph: gs.Graph) -> None:
         """Change the graph."""
+        if self.taken:
+            own = self.flat.copy()
+            graph.nodes, graph.inputs, graph.outputs = own.nodes, own.inputs, own.outputs
         for edit in self.edits:
             edit.do(graph)
         names = {str(d) for t in (*graph.inputs, *graph.outputs) for d in t.shape or () if not isinstance(d, int)}

@@ -111,9 +111,10 @@ class Counts:
 
 @dataclass(frozen=True)
 class Lost:
-    """Nothing may read it; `why` says so."""
+    """Nothing may read it; `why` says so, and `code` is that of the reason."""
 
     why: str
+    code: str = "no-rule"
 
 
 State = Free | Each | Counts | Lost

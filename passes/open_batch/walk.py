@@ -14,7 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.axes import Atom
-from convrewrite.graph import Constants, Shape, live_nodes, subgraph_tensors, subgraphs
+from convrewrite.graph import Constants, Shape, live_nodes, producer, subgraph_tensors, subgraphs
 from convrewrite.passes.open_batch.edits import Edit
 from convrewrite.passes.open_batch.states import Counts, Each, Free, Images, Lost, State, Stop
 
@@ -22,6 +22,16 @@ Rule = Callable[["Walk", gs.Node, Sequence[State]], Sequence[State]]
 
 STANDARD = (None, "", "ai.onnx")
 """Domains of ONNX's own operators."""
+
+
+class Decided(Exception):
+    """An If that reads the images takes one branch, however many there are: go on with that branch in its place."""
+
+    def __init__(self, output: str, way: bool) -> None:
+        super().__init__(output)
+        self.output = output
+        self.way = way
+
 
 RANDOM = ("Random", "Multinomial", "Bernoulli")
 """How operators begin that draw numbers: those of one image would depend on how many there are."""
@@ -59,8 +69,20 @@ class Walk:
     def shape(self, tensor: gs.Tensor) -> Shape:
         """Native shape of a tensor; stops where it is unknown."""
         if tensor.name not in self.native:
-            raise Stop("baked", f"the shape of '{tensor.name}' does not follow from that of the input")
+            raise Stop("no-shape", self._unknown(tensor))
         return self.native[tensor.name]
+
+    def _unknown(self, tensor: gs.Tensor) -> str:
+        """Which operator is to blame for a shape that is not known: the first one on the way back from there."""
+        node, seen = producer(tensor), set[int]()
+        while node is not None and id(node) not in seen:
+            seen.add(id(node))
+            ahead = [t for t in node.inputs if t.name and t.inputs and t.name not in self.native]
+            if not ahead:
+                whose = "" if node.domain in STANDARD else f" of the domain '{node.domain}'"
+                return f"shape inference of onnx finds no shape behind {self.label(node)}{whose}"
+            node = producer(ahead[0])
+        return f"the shape of '{tensor.name}' is not known"
 
     def number(self, tensor: gs.Tensor) -> np.ndarray[Any, Any] | None:
         """The value of a tensor that is free, at the native size; None where it depends on more than shapes."""
@@ -118,7 +140,7 @@ class Walk:
             takes_counts: operators whose rule takes a number of images as a shape.
 
         Raises:
-            Stop: images see each other, or there is no place for more of them.
+            Stop: images see each other, or there is no place for more of them. Decided: see there.
         """
         for name in self.inputs:
             self.states[name] = Each(self.native[name], 0)
@@ -136,11 +158,21 @@ class Walk:
         """Stop where a node can have no rule."""
         lost = next((state for state in states if isinstance(state, Lost)), None)
         if lost is not None:
-            raise Stop("no-rule", f"{self.label(node)} reads {lost.why}")
+            raise Stop(lost.code, f"{self.label(node)} reads {lost.why}")
         if _draws(node):
             raise Stop("no-rule", f"{self.label(node)} draws random numbers, others for every number of images")
         if any(not isinstance(self.state(tensor), Free) for tensor in subgraph_tensors(node)):
+            way = self._way(node)
+            if way is not None:
+                raise Decided(node.outputs[0].name, way)
             raise Stop("no-rule", f"{self.label(node)} reads the images inside a subgraph")
+
+    def _way(self, node: gs.Node) -> bool | None:
+        """The condition of an If where it is the same for any number of images, and at every size that is left open."""
+        if node.op != "If" or node.domain not in STANDARD or not isinstance(self.state(node.inputs[0]), Free):
+            return None
+        value = (self.written if self.sized else self._at_native).value(node.inputs[0])
+        return bool(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
 
     def _after(
         self,
@@ -171,7 +203,7 @@ class Walk:
     def _keep(self, node: gs.Node, tensor: gs.Tensor, state: State) -> None:
         """Note the state of a tensor, if its shape is the one that the walk thinks it has."""
         if isinstance(state, Each) and tensor.name not in self.native:
-            state = Lost(f"'{tensor.name}', whose shape does not follow from that of the input")
+            state = Lost(f"'{tensor.name}', and {self._unknown(tensor)}", "no-shape")
         if isinstance(state, Each):
             own, axis = self.shape(tensor), self.images.native * state.before * state.after
             if state.shape != own or not 0 <= state.place < len(own) or own[state.place] != axis:
@@ -188,7 +220,7 @@ class Walk:
         if isinstance(state, Counts):
             raise Stop("counted", f"output '{output.name}' is the number of images")
         if isinstance(state, Lost):
-            raise Stop("no-rule", f"output '{output.name}' is {state.why}")
+            raise Stop(state.code, f"output '{output.name}' is {state.why}")
 
 
 def images_for(native: int, shapes: Mapping[str, Shape]) -> Images:
