@@ -12,7 +12,8 @@ from onnx import helper, numpy_helper
 from convrewrite import model_io
 from convrewrite.branches import settled
 from convrewrite.passes.fcn import Fcn
-from convrewrite.rewrite import run_pass
+from convrewrite.passes.open_batch import OpenBatch
+from convrewrite.rewrite import Site, run_pass
 
 NATIVE = {"x": (1, 3, 14, 12)}
 
@@ -154,3 +155,60 @@ def test_nothing_is_inferred_without_a_branch() -> None:
     """Shapes of which the graph has no input would raise."""
     graph = model_io.load(valid_nets.plain().SerializeToString()).graph
     assert settled(graph, ()) == (graph, ())
+
+
+# For any number of images ---------------------------------------------------------------------------------------------
+
+
+def opened(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]] | None = None) -> tuple[bytes, tuple[Site, ...]]:
+    """The model for any number of images, as bytes, and what was done."""
+    loaded = model_io.load(model.SerializeToString())
+    before = [node.op for node in loaded.graph.nodes]
+    result = run_pass(OpenBatch(shapes), loaded.graph)
+    assert [node.op for node in loaded.graph.nodes] == before, "the graph that was given is not changed"
+    loaded.graph = result.graph
+    return model_io.to_bytes(loaded), result.sites
+
+
+def constant(*, wanted: bool) -> onnx.ModelProto:
+    """An If on an initializer: the classifier, with a Reshape for one image, or else its negative."""
+    nodes = valid_nets.body(result="o")
+    nodes[3] = helper.make_node("Reshape", ["m", "told"], ["flat"])
+    negative = [*(onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes)]
+    negative[-1].output[0] = "o1"
+    negative.append(helper.make_node("Neg", ["o1"], ["o2"]))
+    values = valid_nets.weights() | {"fits": np.array(wanted), "told": np.array([1, valid_nets.HIDDEN], np.int64)}
+    return valid_nets.made([valid_nets._choice("fits", "y", nodes, negative)], valid_nets.tensors(values))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [constant(wanted=True), constant(wanted=False), valid_nets.squeeze_by_shape(), by_extent(2, 14), by_extent(3, 9)],
+    ids=["then", "else", "squeeze", "fits", "fits not"],
+)
+def test_any_number_of_images_take_the_decided_branch(model: onnx.ModelProto) -> None:
+    content, sites = opened(model)
+    assert {site.outcome for site in sites} == {"rewritten"}, sites
+    assert sites[0].anchor == "x"
+    assert any(site.op == "If" for site in sites[1:])
+    images = np.random.default_rng(0).standard_normal((3, 3, 14, 12)).astype(np.float32)
+    want = np.concatenate([run(model, image[None]) for image in images])
+    np.testing.assert_allclose(run(content, images), want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("model", "shapes", "words"),
+    [
+        (by_extent(0, 1), None, "computes with the number of images"),
+        (valid_nets.branches_with_weights(), None, "ReduceMax"),
+        (by_extent(2, 14), {"x": (1, 3, 14, 12)}, "If 'y' reads the images inside a subgraph"),
+    ],
+    ids=["by batch", "by value", "by an open size"],
+)
+def test_a_branch_that_may_be_another_for_other_images_is_refused(model, shapes, words) -> None:
+    """Of the last one, the file leaves the height open: 14 is one of many."""
+    if shapes:
+        model.graph.input[0].CopyFrom(valid_nets.info("x", 1, 3, "h", "w"))
+    _, (site,) = opened(model, shapes)
+    assert site.outcome == "refused"
+    assert words in site.detail

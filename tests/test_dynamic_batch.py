@@ -12,7 +12,9 @@ import pytest
 from cli_models import run
 
 import convrewrite as cr
-from convrewrite import models
+from convrewrite import model_io, models
+from convrewrite.passes.open_batch import OpenBatch
+from convrewrite.rewrite import run_pass
 from exported import NETWORKS
 from nets import Net
 
@@ -129,3 +131,46 @@ def test_the_api_and_the_ci_step_take_it(tmp_path: Path, symbolic: bool) -> None
     done = run("run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert evaluate(tmp_path / "m-out.onnx", np.zeros((3, 1, 12, 13), np.float32))[0].shape[0] == 3
+
+
+def quantized(op: str) -> onnx.ModelProto:
+    """A layer of ONNX Runtime's own between the quantization of its input and that of its result."""
+    net = Net(1, 6)
+    scale, zero = net.const(0.1), net.const(0, dtype=np.uint8)
+    x = net.QuantizeLinear("x", scale, zero)
+    if op == "QGemm":
+        weight, bias = net.const(np.ones((6, 4)), dtype=np.int8), net.const(np.zeros(4), dtype=np.int32)
+        words = [x, scale, zero, weight, scale, net.const(0, dtype=np.int8), bias, scale, zero]
+    else:
+        words = [x, scale, zero, scale, zero]
+    y = net.node(op, *words, outputs=["quantized"], name="layer", domain="com.microsoft")
+    made = net.node("DequantizeLinear", y, scale, zero, outputs=["y"])
+    infos = [onnx.helper.make_tensor_value_info(made, onnx.TensorProto.FLOAT, [1, 4 if op == "QGemm" else 6])]
+    model = net._proto(infos)
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("op", "reason", "words"),
+    [
+        ("QGemm", "open-batch/no-shape", "finds no shape behind QGemm 'layer' of the domain 'com.microsoft'"),
+        ("QLinearSigmoid", "open-batch/no-shape", "behind QLinearSigmoid 'layer' of the domain 'com.microsoft'"),
+        ("QLinearTanh", "open-batch/no-rule", "QLinearTanh 'layer' has no rule"),
+    ],
+)
+def test_a_layer_whose_shape_is_not_known_is_named(op: str, reason: str, words: str) -> None:
+    graph = model_io.load(quantized(op).SerializeToString()).graph
+    (site,) = run_pass(OpenBatch(), graph).sites
+    assert (site.outcome, site.reason) == ("refused", reason), site
+    assert words in site.detail
+    assert "batch" not in site.remedy
+
+
+def test_the_site_is_named_after_the_input() -> None:
+    """Not after a constant that the file has first."""
+    net = Net(1, 3, 8, 8)
+    bias = net.node("Constant", outputs=["bias"], value=onnx.numpy_helper.from_array(np.ones(4, np.float32)))
+    y = net.Relu(net.Conv("x", net.ints(4, 3, 3, 3), bias))
+    (site,) = run_pass(OpenBatch(), model_io.load(net.model(y).SerializeToString()).graph).sites
+    assert (site.outcome, site.anchor, site.op) == ("rewritten", "x", "Conv")
