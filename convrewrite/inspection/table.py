@@ -59,7 +59,8 @@ def _macs(found: Inspection) -> str:
         return "MACs unknown; give --size" if found.needs_size else "MACs unknown"
     without = f" without those of {unknown} layer{'' if unknown == 1 else 's'} of unknown shape" if unknown else ""
     remedy = "; give --size" if unknown and found.needs_size else ""
-    return f"{found.macs:,} MACs{without}{remedy}"
+    outside = " outside of subgraphs" if found.uncounted else ""
+    return f"{found.macs:,} MACs{outside}{without}{remedy}"
 
 
 def _row(layer: Layer, total: int) -> tuple[str, ...]:
