@@ -74,7 +74,7 @@ def corpus_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests over the corpus carry the marker `corpus`, so that `-m "not corpus"` leaves them out.
 
-    Those over shipped models, and the long fuzzing test, are not even skipped where nobody asked for them.
+    Those over shipped models, and the long random campaigns, are not even skipped where nobody asked for them.
     """
     asked = config.getoption("-m") or ""
     unasked = {"shipped"} if not config.getoption("--shipped") and "shipped" not in asked else set()

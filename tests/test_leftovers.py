@@ -236,7 +236,7 @@ def test_a_kill_at_every_step_leaves_the_target_whole_or_as_it_was(
     assert number > 4
 
 
-@pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [25, pytest.param(500, marks=pytest.mark.fuzz_long)])
 def test_a_kill_at_any_moment_leaves_the_target_whole_or_absent(count: int, tmp_path: Path) -> None:
     """A command that has everything imported is forked and killed, at moments drawn over the time that it takes."""
     (tmp_path / "tmp").mkdir()
