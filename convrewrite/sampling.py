@@ -91,13 +91,14 @@ def fill(
     known: Sequence[int | str | None] = (),
     batch: int | None = None,
     bound: Mapping[str, int] | None = None,
-    remedy: str = "give --size, such as --size 224x224",
+    remedy: str = "",
 ) -> InputSpec:
     """Give every dimension of an input a number.
 
     The batch (the first axis, where the input has two or more) becomes `batch`, or 1; the other open dimensions take
     `known` (another model's shape of the same input, or the data's) where it has a number, else `size` in order. A name
-    of the first axis that is `bound` (see `bind_batch`) has that number, of a vector too.
+    of the first axis that is `bound` (see `bind_batch`) has that number, of a vector too. Where an extent stays open,
+    the error offers `--size`, and behind it what `remedy` says.
     """
     if info.dtype == np.dtype("object"):
         raise UsageError(f"input '{info.name}' is {info.kind}, not a numeric tensor: no numbers can be drawn for it")
@@ -115,7 +116,8 @@ def fill(
     if free:
         dims = "x".join(str(dim) if dim is not None else "?" for dim in info.shape)
         if not size:
-            raise UsageError(f"input '{info.name}' has the open shape {dims}", remedy=remedy)
+            letters = "x".join("DHW"[-len(free) :]) if 1 < len(free) < 4 else "L"
+            raise UsageError(f"input '{info.name}' has the open shape {dims}", remedy=f"give --size {letters}{remedy}")
         sizes = list(size) * len(free) if len(size) == 1 else list(size)
         if len(size) > 1 and len(free) != len(size):
             raise UsageError(

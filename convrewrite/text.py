@@ -59,6 +59,11 @@ def terminal(text: str) -> str:
     return _LOG_COMMAND.sub("\\\\x23", _COMMAND.sub("\\1\\\\x3a", visible(text)))
 
 
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: "1 model", "1,000 models"; `many` where the plural is not `one` with an s."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 def shortened(text: str, longest: int = 2000) -> str:
     """The text, its middle left out where it is long."""
     half = longest // 2

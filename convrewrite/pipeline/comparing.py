@@ -8,6 +8,7 @@ from typing import Any
 
 from convrewrite import runtime, timing, verification
 from convrewrite.errors import UsageError
+from convrewrite.flags import without_writing
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
@@ -29,6 +30,8 @@ def compare(
     log = Log(Outcome("verify", options.provider, "error"))
     with log.until_error():
         _compare(source, target, {"size": size, **common(options), **more}, repeat, log)
+    if log.outcome.error is not None:
+        without_writing(log.outcome.error)
     return log.outcome
 
 

@@ -37,7 +37,7 @@ class Shapes:
         """One input with its shape filled in."""
         shape = self.named.get(info.name)
         if shape is None:
-            remedy = f"give --size, such as --size 224x224, or --shape {info.name}=..."
+            remedy = f", or --shape {info.name}=..., or real inputs with --data F.npz"
             return fill(info, self.size, known, self.batch, bound, remedy)
         for dims in (info.shape, known):
             pairs = zip(dims, shape, strict=False)
