@@ -32,6 +32,7 @@ from convrewrite.errors import UsageError
 from convrewrite.outcome import STREAM, FileFacts, Outcome
 from convrewrite.rewrite import Site
 from convrewrite.streams import refuse_closed_output
+from convrewrite.text import counted
 from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 from convrewrite.windows import Window
 
@@ -276,11 +277,11 @@ def _case_row(case: Case, name: str) -> tuple[str, ...]:
 
 def _file_line(facts: FileFacts, window: Window | None) -> str:
     place = "standard output" if facts.path == STREAM else facts.path
-    size = f"{decimal(facts.bytes)}, {facts.parameters:,} parameters"
+    size = f"{decimal(facts.bytes)}, {counted(facts.parameters, 'parameter')}"
     if facts.macs is not None and window is not None:
-        size += f", {facts.macs:,} MACs at {'x'.join(map(str, window.size))}"
+        size += f", {counted(facts.macs, 'MAC')} at {'x'.join(map(str, window.size))}"
     elif facts.macs is not None:
-        size += f", {facts.macs:,} MACs"
+        size += f", {counted(facts.macs, 'MAC')}"
     return f"{place} ({size})"
 
 

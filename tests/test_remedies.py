@@ -92,6 +92,13 @@ def test_an_open_model_goes_to_another_opset_without_a_size(tmp_path: Path) -> N
     assert onnx.load(tmp_path / "out.onnx").opset_import[0].version == 15
 
 
+def test_a_command_that_only_compares_offers_no_writing(tmp_path: Path) -> None:
+    error = cr.UsageError("too large", remedy=f"use a machine with more memory{flags.UNVERIFIED}")
+    assert "--no-verify" not in options("verify")
+    flags.without_writing(error)
+    assert str(error) == "too large; use a machine with more memory"
+
+
 def test_every_option_that_a_reason_names_is_one() -> None:
     from convrewrite import pipeline, tiling
 

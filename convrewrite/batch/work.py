@@ -19,10 +19,11 @@ from convrewrite.outcome import FAILURES, Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
+from convrewrite.pipeline.native import native
 from convrewrite.rewrite import Pass
 from convrewrite.sampling import read_data
 from convrewrite.verification.stated import output_error, state
-from convrewrite.windows import UPSAMPLED_KEY
+from convrewrite.windows import METADATA_KEY, UPSAMPLED_KEY
 
 CLASSES = ("exact", "reassociated", "approximate")
 """Equivalence classes, the strictest first."""
@@ -226,9 +227,8 @@ def _gates(settings: Settings, source: Path, last: Path, data: Any, finding: Fin
 def _too_far(settings: Settings, source: Path, last: Path, data: Any, finding: Finding) -> list[str]:
     """How far the outputs are from the original's; a line for each gate on that which is missed."""
     gates, how = settings.gates, settings.verification
-    stated = state(
-        source, last, samples=how.samples, seed=how.seed, data=data, provider=how.provider, size=_extents(how.size)
-    )
+    size = _compared_at(source, last, how, data)
+    stated = state(source, last, samples=how.samples, seed=how.seed, data=data, provider=how.provider, size=size)
     error = output_error(stated)
     shares = [c.metrics.top1_agreement for c in stated.cases if c.metrics and c.metrics.top1_agreement is not None]
     same = min(shares, default=None)
@@ -247,6 +247,13 @@ def _too_far(settings: Settings, source: Path, last: Path, data: Any, finding: F
             f"gate min_top1_agreement: the same class in {same:.1%}, less than {gates.min_top1_agreement:.1%}"
         )
     return missed
+
+
+def _compared_at(source: Path, last: Path, how: Verified, data: Any) -> tuple[int, ...] | None:
+    """The size that the file of settings names, or that the steps took where an input is open."""
+    if how.size is not None or METADATA_KEY in model_io.load(last).metadata:
+        return _extents(how.size)
+    return native(model_io.load(source), None, data).size
 
 
 def _too_large(gates: Gates, finding: Finding) -> list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from convrewrite.inspection import heads
 from convrewrite.report import columns
-from convrewrite.text import terminal
+from convrewrite.text import counted, terminal
 
 if TYPE_CHECKING:
     from convrewrite.fields import Reach
@@ -36,7 +36,11 @@ def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> l
     rows = [HEADER, *(_row(layer, total) for layer in layers)]
     facts = found.file
     at = "" if found.size is None else f" at {_by(found.size)}{', a size that was tried' if found.assumed else ''}"
-    told = [f"{facts.path}: {len(found.layers)} nodes, {facts.parameters:,} parameters, {total:,} MACs{at}", ""]
+    told = [
+        f"{facts.path}: {counted(len(found.layers), 'node')}, {counted(facts.parameters, 'parameter')}, "
+        f"{counted(total, 'MAC')}{at}",
+        "",
+    ]
     told += columns(rows, right=(9, 10, 11))
     hidden = len(found.layers) - len(layers)
     told += [f"... and {hidden} without MACs or parameters, shown with --verbose"] if hidden else []

@@ -131,6 +131,7 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map, log: 
     log.note(input=input_facts(original, source))
     model = original if how.opset is None else upgraded(original, how.opset)
     window = Window.from_metadata(model.metadata, model.graph)
+    pass_ = pass_.spread(model.graph)
     run = _Run(source, target, pass_, how, options, log, original, model, window)
     log.note(window=run.window)
     if how.dynamic_batch:

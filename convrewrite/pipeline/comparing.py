@@ -52,6 +52,9 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
     log.note(output=input_facts(after, target))
     if window is not None and Window.from_metadata(before.metadata) is None:
         log.note(window=window)
+        sizes = [size if len(size) > 1 else tuple(size) * len(window.size) for size in given.get("sizes", ())]
+        size = given["size"]
+        given |= {"sizes": sizes, "size": size if size is None or len(size) > 1 else tuple(size) * len(window.size)}
         if given.pop("shapes", None) or given.pop("reference", "onnxruntime") != "onnxruntime":
             remedy = "leave --shape and --reference out; --size and --batch are for it"
             raise UsageError("a model that fcn wrote is compared window by window", remedy=remedy)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from convrewrite.errors import UsageError
 from convrewrite.runtime import TensorInfo
 from convrewrite.sampling import Images, InputSpec, bind_batch, fill, named_array
+from convrewrite.text import counted
 from convrewrite.verification.specimens import Data, Specimen, Tolerance
 from convrewrite.verification.twins import narrower
 from convrewrite.windows import Window
@@ -149,7 +150,9 @@ def native_inputs(original: Specimen, converted: Specimen, window: Window, batch
         if name == window.input:
             known = [dim if isinstance(dim, int) else None for dim in known] or [None] * len(window.axes)
             if len(known) != len(window.axes):
-                raise UsageError(f"input '{name}' has {len(known)} axes, the window's metadata says {window.axes}")
+                raise UsageError(
+                    f"input '{name}' has {counted(len(known), 'axis')}, the window's metadata says {window.axes}"
+                )
             for letter, extent in zip(window.letters, window.size, strict=True):
                 known[window.axes.index(letter)] = extent
             if "N" in window.axes and known[window.axes.index("N")] is None:

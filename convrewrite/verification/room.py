@@ -30,6 +30,7 @@ from convrewrite.memory import gigabytes
 from convrewrite.model_io import Model, load, save
 from convrewrite.runtime import DeviceFailed, RunFailed, TensorInfo, one_line
 from convrewrite.sampling import Images, fill
+from convrewrite.text import counted
 from convrewrite.verification import slices
 from convrewrite.verification.on_demand import on_demand
 from convrewrite.verification.specimens import Data
@@ -253,7 +254,9 @@ def _images(data: Data, at: Mapping[str, Shape], whole: int) -> Data:
         if array.ndim == len(shape) + 1 and array.shape[1] == whole:
             found[name] = array.reshape(-1, *array.shape[2:])
         elif array.ndim == len(shape) and len(array) % whole:
-            raise UsageError(f"array '{name}' of the data holds {len(array)} samples, no multiple of the batch {whole}")
+            raise UsageError(
+                f"array '{name}' of the data holds {counted(len(array), 'sample')}, no multiple of the batch {whole}"
+            )
     return found
 
 
