@@ -116,8 +116,7 @@ class Session:
         if self.provider == "cpu" or not fallen:
             return ""
         ops = ", ".join(op if n == 1 else f"{n} {op}" for op, n in sorted(Counter(fallen).items()))
-        total = sum(self.nodes.values())
-        nodes = f"{len(fallen)} of the {counted(total, 'node')} of {self.label}"
+        nodes = f"{len(fallen)} of the {counted(sum(self.nodes.values()), 'node')} of {self.label}"
         return f"{nodes} run on the CPU, not on {self.provider}: {ops}"
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:

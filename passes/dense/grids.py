@@ -387,9 +387,8 @@ def _check(wanted: Shape, coarsest: Shape) -> None:
         raise UsageError(f"--stride {by(wanted)} does not fit: the model has {counted(len(coarsest), 'spatial axis')}")
     if any(whole % part for whole, part in zip(coarsest, wanted, strict=True)):
         choices = " or ".join(map(str, (n for n in range(1, max(coarsest) + 1) if all(c % n == 0 for c in coarsest))))
-        raise UsageError(
-            f"--stride {by(wanted)} does not divide the model's own, {by(coarsest)}", remedy=f"choose {choices}"
-        )
+        told = f"--stride {by(wanted)} does not divide the model's own, {by(coarsest)}"
+        raise UsageError(told, remedy=f"choose {choices}")
 
 
 def _sorted(graph: gs.Graph) -> Iterator[gs.Node]:
