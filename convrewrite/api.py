@@ -18,24 +18,27 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import ModelProto
 from rich.console import Console
 
-from convrewrite import atomic, inspection, model_io, pipeline, plugins, report, timing
+from convrewrite import arguments, atomic, inspection, model_io, pipeline, plugins, report, timing
+from convrewrite.arguments import Given, Size, extents, one_of, spoken, tolerance, yes
+from convrewrite.arguments import options as options_of
 from convrewrite.errors import UsageError
 from convrewrite.inspection import Inspection
 from convrewrite.leftovers import Scratch
-from convrewrite.model_io import Model, load
+from convrewrite.model_io import Model
 from convrewrite.notebook import Printed
 from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
-from convrewrite.passes.separable import Separable
+from convrewrite.passes.separable import FORMS, Separable
 from convrewrite.passes.upsample import MODES
 from convrewrite.pipeline import Map, Trade
 from convrewrite.rewrite import Pass, Site
@@ -44,9 +47,6 @@ from convrewrite.verification import Verification
 from convrewrite.windows import Window
 
 __all__ = ["Result", "apply", "bench", "fcn", "groups", "inspect", "load", "separable", "transform", "verify"]
-
-Given = Model | str | Path
-"""A model, or the path of one."""
 
 Data = Mapping[str, np.ndarray[Any, Any]]
 """Real inputs by name; axis 0 is samples."""
@@ -87,8 +87,9 @@ class Result(Printed):
 
     def save(self, path: str | Path) -> Path:
         """Write the model, whole or not at all; external data goes beside it. Raises UsageError."""
-        model_io.copy_bytes(self.model, str(path))
-        return Path(path)
+        target = arguments.path("the path", path)
+        model_io.copy_bytes(self.model, target)
+        return target
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON has it (schema convrewrite.report/1)."""
@@ -106,12 +107,26 @@ def text_of(outcome: Outcome) -> str:
     return console.file.getvalue().rstrip("\n")
 
 
+@spoken
+def load(source: Given | bytes) -> Model:
+    """Read a model; its weights stay where they are.
+
+    Args:
+        source: the path of an ONNX file, its bytes, or a model of the package onnx.
+
+    Raises:
+        UsageError: where this is no file, no ONNX model, or one that the ONNX checker refuses.
+    """
+    return model_io.load(source) if isinstance(source, bytes) else _model(source)
+
+
+@spoken
 def fcn(
     model: Given,
     *,
-    window: Sequence[int] | None = None,
-    size: Sequence[int] | None = None,
-    stride: int | Sequence[int] | None = None,
+    window: Size | None = None,
+    size: Size | None = None,
+    stride: Size | None = None,
     upsample: str = "",
     softmax: str = "",
     opset: int | None = None,
@@ -131,23 +146,25 @@ def fcn(
     Raises:
         Refused: it cannot be converted. CheckFailed: it is not equivalent. UsageError: wrong input or options.
     """
-    pass_ = Fcn(window=_extents(window), size=_extents(size))
-    wanted = (stride,) if isinstance(stride, int) else _extents(stride)
+    pass_ = Fcn(window=extents("window", window), size=extents("size", size))
+    wanted = extents("stride", stride)
     if upsample:
-        _one_of("upsample", upsample, MODES)
+        one_of("upsample", upsample, MODES)
     if softmax:
-        _one_of("softmax", softmax, ("last", "none"))
-    how = Map(wanted, upsample, softmax, opset, dynamic_batch)
-    return _rewritten(model, lambda source, target: pipeline.fcn(source, target, pass_, _options(options), how))
+        one_of("softmax", softmax, ("last", "none"))
+    opset = None if opset is None else arguments.whole("opset", opset, 7)
+    how = Map(wanted, upsample, softmax, opset, yes("dynamic_batch", dynamic_batch))
+    return _rewritten(model, lambda source, target: pipeline.fcn(source, target, pass_, options_of(options), how))
 
 
+@spoken
 def separable(
     model: Given,
     *,
     tol: float = 0.0,
     form: str = "auto",
     accept: str = "smaller",
-    size: Sequence[int] | None = None,
+    size: Size | None = None,
     timings: str | None = None,
     fit: bool = True,
     **options: Any,
@@ -162,10 +179,13 @@ def separable(
     Raises:
         Refused, CheckFailed, UsageError: as for `fcn`.
     """
-    how = Trade(_one_of("accept", accept, pipeline.ACCEPT), _extents(size), timings, fit)
-    return _traded(model, Separable(tol=_tolerance(tol), form=form), options, how)
+    how = Trade(
+        one_of("accept", accept, pipeline.ACCEPT), extents("size", size), arguments.timings(timings), yes("fit", fit)
+    )
+    return _traded(model, Separable(tol=tolerance(tol), form=one_of("form", form, ("auto", *FORMS))), options, how)
 
 
+@spoken
 def groups(
     model: Given,
     *,
@@ -173,7 +193,7 @@ def groups(
     into: int | None = None,
     expand: str | None = None,
     accept: str = "smaller",
-    size: Sequence[int] | None = None,
+    size: Size | None = None,
     timings: str | None = None,
     **options: Any,
 ) -> Result:
@@ -187,13 +207,15 @@ def groups(
         Refused, CheckFailed, UsageError: as for `fcn`.
     """
     if expand is not None:
-        _one_of("expand", expand, ("branches", "dense"))
-    judge = "always" if expand is not None else _one_of("accept", accept, pipeline.ACCEPT)
-    pass_ = Groups(tol=_tolerance(tol), into=into, expand=expand)
-    return _traded(model, pass_, options, Trade(judge, _extents(size), timings))
+        one_of("expand", expand, ("branches", "dense"))
+    judge = "always" if expand is not None else one_of("accept", accept, pipeline.ACCEPT)
+    into = None if into is None else arguments.whole("into", into, 2)
+    pass_ = Groups(tol=tolerance(tol), into=into, expand=expand)
+    return _traded(model, pass_, options, Trade(judge, extents("size", size), arguments.timings(timings)))
 
 
-def verify(a: Given, b: Given, *, size: Sequence[int] | None = None, **options: Any) -> Verification:
+@spoken
+def verify(a: Given, b: Given, *, size: Size | None = None, **options: Any) -> Verification:
     """Compare two models in ONNX Runtime; a model that `fcn` made is held against its windows.
 
     Args:
@@ -204,33 +226,40 @@ def verify(a: Given, b: Given, *, size: Sequence[int] | None = None, **options: 
         CheckFailed: they are not the same function, or the verification says nothing. UsageError: they do not fit.
     """
     known = {name: options.pop(name) for name in list(options) if name in Options.__dataclass_fields__}
+    more = arguments.comparison(options)
     with atomic.scratch() as folder:
         first, second = _path(a, folder, "a"), _path(b, folder, "b")
-        outcome = pipeline.compare(first, second, _extents(size), _options(known), **options).check()
+        outcome = pipeline.compare(first, second, extents("size", size), options_of(known), **more).check()
     assert outcome.verification is not None
     return outcome.verification
 
 
+@spoken
 def bench(a: Given, b: Given, **how: Any) -> Bench:
     """Time two models against each other, beyond the noise; `how` goes to `timing.bench` (sizes, batches, seconds).
 
     Raises:
         CheckFailed: `min_speedup` is missed. UsageError: they cannot be timed.
     """
+    arguments.known_only(how, arguments.parameters(timing.bench))
+    how |= arguments.timing(how)
     with atomic.scratch() as folder:
         return timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), **how).check()
 
 
-def inspect(model: Given, *, size: Sequence[int] | None = None, tol: float = 0.0, passes: bool = True) -> Inspection:
+@spoken
+def inspect(model: Given, *, size: Size | None = None, tol: float = 0.0, passes: bool = True) -> Inspection:
     """List the layers of a model with cost and receptive fields, and what each pass would do within `tol`.
 
     Raises:
         UsageError: the size does not fit.
     """
     loaded = _model(model)
-    return inspection.inspect(loaded, str(loaded.path or "model"), size=size, tol=_tolerance(tol), passes=passes)
+    at, within = extents("size", size), tolerance(tol)
+    return inspection.inspect(loaded, str(loaded.path or "model"), size=at, tol=within, passes=yes("passes", passes))
 
 
+@spoken
 def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any) -> Any:
     """Compute the cells of a fully convolutional model over an image of any size, tile by tile.
 
@@ -248,21 +277,19 @@ def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any
 
     if target is None:
         return tiling.lazily(_model(model), image, **how)
-    unknown = set(how) - set(tiling.How.__dataclass_fields__)
-    if unknown:
-        known = ", ".join(sorted(tiling.How.__dataclass_fields__))
-        raise UsageError(f"there is no option '{min(unknown)}'", remedy=f"choose from {known}")
+    arguments.known_only(how, tiling.How.__dataclass_fields__)
     if not isinstance(image, str | Path):
         raise UsageError("an array has no path", remedy="leave the target out, and store what comes, or give a path")
-    return tiling.apply(_model(model), str(image), str(target), tiling.How(**how)).check()
+    return tiling.apply(_model(model), str(image), str(arguments.path("the target", target)), tiling.How(**how)).check()
 
 
+@spoken
 def transform(
     model: Given,
     pass_: Pass | str,
     *,
     accept: str = "always",
-    size: Sequence[int] | None = None,
+    size: Size | None = None,
     timings: str | None = None,
     fields: Mapping[str, Any] | None = None,
     **options: Any,
@@ -276,15 +303,19 @@ def transform(
     Raises:
         UsageError: there is no such pass, or it has no such option. Refused, CheckFailed: as for `fcn`.
     """
+    if not isinstance(fields, Mapping | None):
+        raise UsageError(f"fields is {fields!r}", remedy="give options by name, such as fields={'tol': 0.1}")
     made = plugins.make(pass_, fields or {}) if isinstance(pass_, str) else pass_
+    if isinstance(made, type) or not hasattr(made, "candidates"):
+        raise UsageError(f"{made!r} is no pass", remedy="give a pass such as Separable(tol=0.1), or the name of one")
     if isinstance(made, Fcn):
-        return _rewritten(model, lambda source, target: pipeline.fcn(source, target, made, _options(options)))
-    how = Trade(_one_of("accept", accept, pipeline.ACCEPT), _extents(size), timings)
+        return _rewritten(model, lambda source, target: pipeline.fcn(source, target, made, options_of(options)))
+    how = Trade(one_of("accept", accept, pipeline.ACCEPT), extents("size", size), arguments.timings(timings))
     return _traded(model, made, options, how)
 
 
 def _traded(model: Given, pass_: Pass, options: Mapping[str, Any], how: Trade) -> Result:
-    return _rewritten(model, lambda source, target: pipeline.trade(source, target, pass_, _options(options), how))
+    return _rewritten(model, lambda source, target: pipeline.trade(source, target, pass_, options_of(options), how))
 
 
 def _rewritten(given: Given, run: Callable[[str, str], Outcome]) -> Result:
@@ -300,13 +331,14 @@ def _rewritten(given: Given, run: Callable[[str, str], Outcome]) -> Result:
 
 
 def _model(given: Given) -> Model:
-    return given if isinstance(given, Model) else load(given)
+    return arguments.model(given)
 
 
 def _path(given: Given, folder: str, name: str) -> str:
     """Where a model is, or is written for the while."""
+    given = arguments.model(given) if isinstance(given, ModelProto) else given
     if not isinstance(given, Model):
-        return str(given)
+        return str(arguments.path("the model", given))
     if given.path is not None:
         return str(given.path)
     target = Path(folder) / f"{name}.onnx"
@@ -315,27 +347,3 @@ def _path(given: Given, folder: str, name: str) -> str:
     else:
         model_io.save(given, target)
     return str(target)
-
-
-def _options(given: Mapping[str, Any]) -> Options:
-    unknown = set(given) - set(Options.__dataclass_fields__)
-    if unknown:
-        known = ", ".join(sorted(Options.__dataclass_fields__))
-        raise UsageError(f"there is no option '{min(unknown)}'", remedy=f"choose from {known}")
-    return Options(**given)
-
-
-def _extents(size: Sequence[int] | None) -> tuple[int, ...] | None:
-    return None if size is None else tuple(int(extent) for extent in size)
-
-
-def _tolerance(tol: float) -> float:
-    if not (np.isfinite(tol) and tol >= 0):
-        raise UsageError(f"{tol} is not a tolerance", remedy="give a number such as 1e-5")
-    return float(tol)
-
-
-def _one_of(name: str, value: str, known: Sequence[str]) -> str:
-    if value not in known:
-        raise UsageError(f"{name} is '{value}'", remedy=f"choose one of {', '.join(known)}")
-    return value

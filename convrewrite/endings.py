@@ -13,8 +13,8 @@ CAUSES = {
     ),
     "SIGBUS": ("a file was cut short while it was read", "leave its files alone meanwhile, and try again"),
     "SIGKILL": ("perhaps for want of memory", "give it less to do at a time, or a machine with more memory"),
-    "SIGSEGV": ("a fault of native code", "try --provider cpu, or another version of ONNX Runtime"),
-    "SIGABRT": ("native code gave up", "try --provider cpu, or another version of ONNX Runtime"),
+    "SIGSEGV": ("a fault of native code", "try the provider cpu, or another version of ONNX Runtime"),
+    "SIGABRT": ("native code gave up", "try the provider cpu, or another version of ONNX Runtime"),
     "SIGILL": ("an instruction that this processor lacks", "try another version of ONNX Runtime"),
     "SIGXCPU": ("its limit of processor time", "raise it (ulimit -t)"),
 }

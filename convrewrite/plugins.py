@@ -98,7 +98,7 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
         UsageError: there is no such pass, or it has no such option, or does not take the value.
     """
     pass_: Any = load(name)
-    fields = [field.name for field in dataclasses.fields(pass_) if field.init and field.repr]
+    fields = options_of(pass_)
     for option in options:
         if option not in fields:
             near = difflib.get_close_matches(option, fields, 1, 0.4)
@@ -111,6 +111,11 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
     except (TypeError, ValueError) as error:
         raise UsageError(f"pass '{name}' does not take {dict(options)}: {error}") from error
     return made
+
+
+def options_of(pass_: Any) -> list[str]:
+    """The options of a pass, or of a class of passes: the fields that a user sets."""
+    return [field.name for field in dataclasses.fields(pass_) if field.init and field.repr]
 
 
 def version(name: str) -> str:

@@ -12,6 +12,7 @@ On a terminal the text is folded at its width, beside the labels; elsewhere each
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import math
@@ -31,6 +32,7 @@ from convrewrite.errors import UsageError
 from convrewrite.outcome import STREAM, FileFacts, Outcome
 from convrewrite.rewrite import Site
 from convrewrite.streams import refuse_closed_output
+from convrewrite.text import counted
 from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 from convrewrite.windows import Window
 
@@ -148,7 +150,7 @@ def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]
     if outcome.verification is not None:
         yield outcome.verification.verdict, _verification_lines(outcome, outcome.verification, verbose)
     if outcome.status == "rewritten" and outcome.output is not None:
-        yield "wrote", [_file_line(outcome.output, outcome.window)]
+        yield "wrote", [_file_line(outcome.output, outcome.window), *_replaced(outcome)]
     if outcome.status == "unchanged":
         yield from _needs(outcome)
     if outcome.warnings and done:
@@ -275,12 +277,21 @@ def _case_row(case: Case, name: str) -> tuple[str, ...]:
 
 def _file_line(facts: FileFacts, window: Window | None) -> str:
     place = "standard output" if facts.path == STREAM else facts.path
-    size = f"{decimal(facts.bytes)}, {facts.parameters:,} parameters"
+    size = f"{decimal(facts.bytes)}, {counted(facts.parameters, 'parameter')}"
     if facts.macs is not None and window is not None:
-        size += f", {facts.macs:,} MACs at {'x'.join(map(str, window.size))}"
+        size += f", {counted(facts.macs, 'MAC')} at {'x'.join(map(str, window.size))}"
     elif facts.macs is not None:
-        size += f", {facts.macs:,} MACs"
+        size += f", {counted(facts.macs, 'MAC')}"
     return f"{place} ({size})"
+
+
+def _replaced(outcome: Outcome) -> list[str]:
+    """A line where IN and OUT are one file."""
+    ends = [facts.path for facts in (outcome.input, outcome.output) if facts is not None]
+    with contextlib.suppress(OSError):
+        if STREAM not in ends and Path(ends[0]).samefile(ends[-1]):
+            return ["the input was replaced"]
+    return []
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:

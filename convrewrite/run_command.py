@@ -90,12 +90,13 @@ def _lines(batch: Batch) -> list[str]:
     """One line per model, and the sum."""
     from convrewrite.batch.summary import HEADER, row
     from convrewrite.report import columns
+    from convrewrite.text import counted
 
     rows = [row(result) for result in batch.results]
     used = [i for i in range(len(HEADER)) if i < 2 or any(cells[i] for cells in rows)]
     table = columns([[cells[i] for i in used] for cells in (HEADER, *rows)])
     codes = [result.exit_code for result in batch.results]
-    counts = [f"{len(codes)} models"] + [
+    counts = [counted(len(codes), "model")] + [
         f"{codes.count(code)} {word}" for code, word in ((1, "failed"), (3, "refused")) if code in codes
     ]
     broken = sum(code not in (0, 1, 3) for code in codes)
@@ -117,11 +118,11 @@ def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:
     every = jobs(settings, folder)
     paths.refuse(settings, folder, every, config)
     lock = Lock.read(folder / settings.lock)
-    rows = [("model", "output", "")]
+    rows = [("model", "output", "state")]
     for job in every:
         state = "unreadable"
         with contextlib.suppress(ConvrewriteError):
-            state = "to do" if lock.fresh(job, key(job, settings)) is None else "unchanged"
+            state = "to do" if lock.fresh(job, key(job, settings)) is None else "as before"
         rows.append((job.name, os.path.relpath(job.target, folder), state))
     steps = []
     for step in settings.steps:

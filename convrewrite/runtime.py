@@ -31,6 +31,7 @@ from convrewrite.board import doing, mine
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.leftovers import shown
 from convrewrite.spelling import spelled
+from convrewrite.text import counted
 from convrewrite.unloadable import refuse_missing, unloadable
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
@@ -115,8 +116,8 @@ class Session:
         if self.provider == "cpu" or not fallen:
             return ""
         ops = ", ".join(op if n == 1 else f"{n} {op}" for op, n in sorted(Counter(fallen).items()))
-        total = sum(self.nodes.values())
-        return f"{len(fallen)} of the {total} nodes of {self.label} run on the CPU, not on {self.provider}: {ops}"
+        nodes = f"{len(fallen)} of the {counted(sum(self.nodes.values()), 'node')} of {self.label}"
+        return f"{nodes} run on the CPU, not on {self.provider}: {ops}"
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
         """Run once; `outputs` picks some by name. Raises RunFailed with one line."""

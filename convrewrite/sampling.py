@@ -17,6 +17,7 @@ import numpy as np
 
 from convrewrite.errors import UsageError
 from convrewrite.runtime import TensorInfo
+from convrewrite.text import counted
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -91,13 +92,14 @@ def fill(
     known: Sequence[int | str | None] = (),
     batch: int | None = None,
     bound: Mapping[str, int] | None = None,
-    remedy: str = "give --size, such as --size 224x224",
+    remedy: str = "",
 ) -> InputSpec:
     """Give every dimension of an input a number.
 
     The batch (the first axis, where the input has two or more) becomes `batch`, or 1; the other open dimensions take
     `known` (another model's shape of the same input, or the data's) where it has a number, else `size` in order. A name
-    of the first axis that is `bound` (see `bind_batch`) has that number, of a vector too.
+    of the first axis that is `bound` (see `bind_batch`) has that number, of a vector too. Where an extent stays open,
+    the error offers `--size`, and behind it what `remedy` says.
     """
     if info.dtype == np.dtype("object"):
         raise UsageError(f"input '{info.name}' is {info.kind}, not a numeric tensor: no numbers can be drawn for it")
@@ -115,11 +117,13 @@ def fill(
     if free:
         dims = "x".join(str(dim) if dim is not None else "?" for dim in info.shape)
         if not size:
-            raise UsageError(f"input '{info.name}' has the open shape {dims}", remedy=remedy)
+            letters = "x".join("DHW"[-len(free) :]) if 1 < len(free) < 4 else "L"
+            raise UsageError(f"input '{info.name}' has the open shape {dims}", remedy=f"give --size {letters}{remedy}")
         sizes = list(size) * len(free) if len(size) == 1 else list(size)
         if len(size) > 1 and len(free) != len(size):
             raise UsageError(
-                f"--size has {len(size)} numbers, but input '{info.name}' ({dims}) has {len(free)} open dimensions"
+                f"--size has {counted(len(size), 'number')}, but input '{info.name}' ({dims}) has "
+                f"{counted(len(free), 'open dimension')}"
             )
         for axis, extent in zip(free, sizes, strict=False):
             shape[axis] = extent
@@ -231,7 +235,7 @@ class Images:
         axis = layout.index("N")
         batch = spec.shape[axis]
         if len(files) % batch:
-            raise UsageError(f"{self.folder} holds {len(files)} images, no multiple of the batch {batch}")
+            raise UsageError(f"{self.folder} holds {counted(len(files), 'image')}, no multiple of the batch {batch}")
         starts = range(0, len(files), batch)
         chunks = [np.ascontiguousarray(np.moveaxis(arrays[i : i + batch], 0, axis)) for i in starts]
         return [Sample({spec.name: c}, f"image {files[i].name}") for c, i in zip(chunks, starts, strict=True)]
@@ -270,7 +274,7 @@ class Images:
         channels = extent.get("C", 1)
         if channels not in (1, 3):
             raise UsageError(
-                f"input '{spec.name}' has {channels} channels, an image 1 or 3", remedy="give --data F.npz"
+                f"input '{spec.name}' has {counted(channels, 'channel')}, an image 1 or 3", remedy="give --data F.npz"
             )
         try:
             with Image.open(file) as opened:
@@ -282,7 +286,9 @@ class Images:
             raise UsageError(f"cannot read the image {file}: {words or type(error).__name__}") from None
         for name, numbers in (("--mean", self.mean), ("--std", self.std)):
             if len(numbers) not in (1, channels):
-                raise UsageError(f"{name} has {len(numbers)} numbers, the input has {channels} channels")
+                raise UsageError(
+                    f"{name} has {counted(len(numbers), 'number')}, the input has {counted(channels, 'channel')}"
+                )
         pixels = pixels.reshape(extent["H"], extent["W"], channels)
         if spec.dtype.kind == "f":
             if 0.0 in self.std:
@@ -323,7 +329,7 @@ def _cut(array: Array, spec: InputSpec) -> list[Array]:
     batch = spec.shape[0]
     if batch == 0 or len(array) % batch:
         raise UsageError(
-            f"array '{spec.name}' of the data holds {len(array)} samples, no multiple of the batch {batch}"
+            f"array '{spec.name}' of the data holds {counted(len(array), 'sample')}, no multiple of the batch {batch}"
         )
     return [array[i : i + batch] for i in range(0, len(array), batch)]
 

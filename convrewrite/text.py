@@ -59,6 +59,12 @@ def terminal(text: str) -> str:
     return _LOG_COMMAND.sub("\\\\x23", _COMMAND.sub("\\1\\\\x3a", visible(text)))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with its noun, in the plural where it is not one: "1 model", "1,000 models", "2 axes", "2 entries"."""
+    many = re.sub("axis$", "axe", re.sub("y$", "ie", noun))
+    return f"{number:,} {noun if number == 1 else f'{many}s'}"
+
+
 def shortened(text: str, longest: int = 2000) -> str:
     """The text, its middle left out where it is long."""
     half = longest // 2

@@ -210,15 +210,19 @@ def register(app: typer.Typer, run: Run) -> None:
         """Run any pass by its name: those that other packages bring, too."""
 
         def work(tell: Tell | None) -> Outcome:
-            from convrewrite import pipeline, plugins
+            from convrewrite import flags, pipeline, plugins
             from convrewrite.passes.fcn import Fcn
 
             pass_ = plugins.make(name, dict(_setting(text) for text in set_ or []))
             options = options_of(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
             ends = paths_of(source, target)
             if isinstance(pass_, Fcn):
-                return pipeline.fcn(*ends, pass_, options)
-            return pipeline.trade(*ends, pass_, options, pipeline.Trade(accept.value, size, timings))
+                outcome = pipeline.fcn(*ends, pass_, options)
+            else:
+                outcome = pipeline.trade(*ends, pass_, options, pipeline.Trade(accept.value, size, timings))
+            if outcome.error is not None:
+                flags.reword(outcome.error, flags.settings_of(plugins.options_of(pass_), "--set {}"))
+            return outcome
 
         files = files_of(source, target, data, timings)
         run("transform", provider, work, report, files, quiet=quiet, verbose=verbose, html=html)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jsonschema
@@ -119,3 +120,93 @@ def test_the_package_imports_nothing_heavy() -> None:
     assert set(cr.__all__) <= set(dir(cr))
     with pytest.raises(AttributeError, match="nonsense"):
         cr.nonsense  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: cr.fcn(LENET, window="32x32"), "window is '32x32'"),
+        (lambda: cr.fcn(LENET, size=0), "size is 0"),
+        (lambda: cr.fcn(LENET, size=(32.5, 32)), "whole numbers above 0"),
+        (lambda: cr.fcn(LENET, stride=True), "stride is True"),
+        (lambda: cr.fcn(LENET, opset="x"), "opset is 'x'"),
+        (lambda: cr.fcn(LENET, dynamic_batch="no"), "dynamic_batch is 'no'"),
+        (lambda: cr.fcn(LENET, upsample=3), "upsample is 3"),
+        (lambda: cr.separable(LENET, tol="x"), "'x' is not a tolerance"),
+        (lambda: cr.separable(LENET, tol=None), "None is not a tolerance"),
+        (lambda: cr.separable(LENET, form="round"), "form is 'round'"),
+        (lambda: cr.separable(LENET, fit=1), "fit is 1"),
+        (lambda: cr.separable(LENET, timings=3), "timings is of type int"),
+        (lambda: cr.groups(LENET, into="two"), "into is 'two'"),
+        (lambda: cr.groups(LENET, expand=1), "expand is 1"),
+        (lambda: cr.fcn(LENET, provider=3), "provider is 3"),
+        (lambda: cr.fcn(LENET, provider="gpu"), "provider is 'gpu'"),
+        (lambda: cr.fcn(LENET, samples="many"), "samples is 'many'"),
+        (lambda: cr.fcn(LENET, samples=0), "samples is 0"),
+        (lambda: cr.fcn(LENET, seed=None), "seed is None"),
+        (lambda: cr.fcn(LENET, verify=None), "verify is None"),
+        (lambda: cr.fcn(LENET, max_output_error="x"), "'x' is not a tolerance"),
+        (lambda: cr.fcn(LENET, only=7), "only is 7"),
+        (lambda: cr.separable(LENET, skip=[None]), r"skip is \[None\]"),
+        (lambda: cr.fcn(LENET, data=[np.zeros(3)]), "data is of type list"),
+        (lambda: cr.fcn(LENET, data={"image": object()}), r"data\['image'\] is of type object"),
+        (lambda: cr.fcn(LENET, progress=3), "progress is 3"),
+        (lambda: cr.fcn(LENET.read_bytes()), "the model is of type bytes; give a path"),
+        (lambda: cr.fcn(None), "the model is None"),
+        (lambda: cr.load(None), "the model is None"),
+        (lambda: cr.load(""), "empty path"),
+        (lambda: cr.fcn(onnx.ModelProto()), "onnx model"),
+        (lambda: cr.verify(LENET, 7), "the model is of type int"),
+        (lambda: cr.verify(LENET, LENET, sizes=3), "sizes is 3"),
+        (lambda: cr.verify(LENET, LENET, batch="x"), "batch is 'x'"),
+        (lambda: cr.verify(LENET, LENET, shapes=3), "shapes is 3"),
+        (lambda: cr.verify(LENET, LENET, nonsense=1), "there is no option 'nonsense'"),
+        (lambda: cr.bench(LENET, LENET, nonsense=1), "there is no option 'nonsense'"),
+        (lambda: cr.bench(LENET, LENET, seconds="x"), "seconds is 'x'"),
+        (lambda: cr.bench(LENET, LENET, sizes=3), "sizes is 3"),
+        (lambda: cr.bench(None, LENET), "the model is None"),
+        (lambda: cr.inspect(LENET, tol="x"), "'x' is not a tolerance"),
+        (lambda: cr.inspect(LENET, size="8"), "size is '8'"),
+        (lambda: cr.transform(LENET, 7), "7 is no pass"),
+        (lambda: cr.transform(LENET, "separable", fields=3), "fields is 3"),
+        (lambda: cr.fcn(LENET).save(None), "the path is None"),
+        (lambda: cr.fcn(LENET).save(b"x.onnx"), "the path is of type bytes"),
+    ],
+)
+def test_values_of_another_type_are_usage_errors(call: Callable[[], object], text: str) -> None:
+    with pytest.raises(cr.UsageError, match=text) as caught:
+        call()
+    assert "--" not in str(caught.value)
+
+
+def test_one_number_is_a_size_and_one_pattern_a_list(tmp_path: Path) -> None:
+    open_ = onnx.load(LENET)
+    for dim in open_.graph.input[0].type.tensor_type.shape.dim[2:]:
+        dim.dim_param = "S"
+    fixed = cr.fcn(LENET, size=40)
+    assert onnx.load(fixed.save(tmp_path / "a.onnx")).graph.input[0].type.tensor_type.shape.dim[3].dim_value == 40
+    found = cr.fcn(save(open_, tmp_path / "open.onnx"), window=np.int64(32))
+    assert found.window is not None
+    assert found.window.size == (32, 32)
+    assert cr.verify(LENET, found.model, size=48, provider="cpu").passed
+    assert cr.verify(LENET, LENET, sizes=[32]).passed
+    assert cr.inspect(LENET, size=np.array([32, 32]), passes=False).layers
+    assert not cr.separable(LENET, tol=0.3, skip="*").changed
+    assert cr.separable(LENET, tol=0.3, skip=["*"]).sites == cr.separable(LENET, tol=0.3, skip="*").sites
+
+
+def test_a_model_of_the_package_onnx() -> None:
+    proto = onnx.load(LENET)
+    before = proto.SerializeToString()
+    result = cr.fcn(proto)
+    assert result.changed
+    assert cr.verify(proto, result.model).passed
+    assert cr.load(proto).opset == cr.load(LENET).opset
+    assert cr.inspect(proto, passes=False).macs == 416604
+    assert proto.SerializeToString() == before
+
+
+def test_only_public_names_are_listed() -> None:
+    code = "import convrewrite.api, convrewrite as cr; print(set(dir(cr)) ^ set(cr.__all__))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert all(name.startswith("__") for name in done.stdout.split("'")[1::2]), done.stdout

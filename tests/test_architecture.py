@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
-BASE = frozenset({"errors", "board", "spelling", "text"})
+BASE = frozenset({"errors", "board", "flags", "spelling", "text"})
 ENGINE = (
     frozenset(
         {
@@ -56,6 +56,7 @@ TOP = JUDGES | {"guards", "outcome", "pipeline", "passes", "models", "convrewrit
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "board": frozenset(),
+    "flags": frozenset({"errors"}),
     "leftovers": BASE,
     "children": BASE,
     "endings": BASE,
@@ -100,7 +101,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "report": CHECKS | {"acceptance", "outcome", "streams", "convrewrite"},
     "pipeline": TOP - {"pipeline"},
     "plugins": ENGINE | {"passes"},
-    "api": TOP | {"inspection", "plugins", "tiling"},
+    "api": TOP | {"arguments", "inspection", "plugins", "tiling"},
+    "arguments": TOP,
     "inspection": TOP,
     "batch": TOP | {"page", "plugins"},
     "page": TOP | {"inspection"},

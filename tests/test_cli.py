@@ -74,6 +74,19 @@ def test_fcn_writes_a_verified_model(name: str, tmp_path: Path, target: Path) ->
     assert sorted(p.name for p in tmp_path.iterdir()) == ["in.onnx", "out.onnx"]
 
 
+def test_the_text_says_that_the_input_was_replaced(tmp_path: Path) -> None:
+    source = tmp_path / "m.onnx"
+    source.write_bytes(models.lenet5_path().read_bytes())
+    kept = run("fcn", source, tmp_path / "out.onnx")
+    assert b"replaced" not in kept.stderr
+    done = run("fcn", source, source)
+    assert done.returncode == 0, done.stderr
+    assert b"the input was replaced" in done.stderr
+    again = run("fcn", source, source)
+    assert b"nothing to do" in again.stderr
+    assert b"replaced" not in again.stderr
+
+
 def test_the_committed_model_converts(target: Path) -> None:
     assert run("fcn", LENET, target).returncode == 0
     assert window_of(target).equivalence == "windows"

@@ -216,7 +216,7 @@ CYCLE = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Add", ["a
         (mlp(inputs=[info("x", (0, 64))]), "input 'x' has a dimension of size 0"),
         (mlp(outputs=[]), "no outputs"),
         (short_weight(mlp()), "tensor 'w' has 16380 bytes of data"),
-        (floats_missing(mlp()), "tensor 'b' has 1 values"),
+        (floats_missing(mlp()), "tensor 'b' has 1 value "),
         (negative_dimension(mlp()), "negative dimension"),
         (binary_name(mlp()), "no readable graph"),
     ],

@@ -158,7 +158,7 @@ def test_sixteen_bits_are_not_cut_off(tmp_path: Path) -> None:
 def test_bench_names_only_options_that_it_has(tmp_path: Path, scores: Path) -> None:
     with pytest.raises(UsageError) as caught:
         timing.bench(scores, scores)
-    assert str(caught.value).endswith("give --size, such as --size 224x224")
+    assert str(caught.value).endswith("give --size HxW")
     assert "--shape image=" in stopped(scores)
     words = save(tmp_path / "words.onnx", f"{HEADER} net (string[N] x) => (string[N] y) {{ y = Identity (x) }}")
     with pytest.raises(UsageError, match="no numbers can be drawn for it"):

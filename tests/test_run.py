@@ -193,6 +193,61 @@ def test_a_dry_run_shows_the_plan(repository: Path) -> None:
     assert snapshot(repository) == before
 
 
+def test_a_dry_run_speaks_as_the_run_does(repository: Path) -> None:
+    """It said "unchanged", which is a model with nothing to do, of one that was rewritten."""
+    for name in ("lenet5", "digits_dw7"):
+        (repository / "models" / f"{name}.onnx").unlink()
+    done = call(repository, "run")
+    assert done.returncode == 0, done.stderr
+    assert "1 model" in done.stderr
+    assert "1 models" not in done.stderr
+    planned = call(repository, "run", "--dry-run").stdout.splitlines()
+    assert planned[0].split() == ["model", "output", "state"]
+    assert planned[1].endswith("  as before")
+
+
+def test_all_gates_that_are_missed_are_named(repository: Path) -> None:
+    for name in ("lenet5", "digits_dw7"):
+        (repository / "models" / f"{name}.onnx").unlink()
+    gates = 'equivalence = "exact"\nmax_bytes = 1000\nmax_output_error = 1e-6\nmin_speedup = 50.0\nbench_seconds = 600'
+    config = VGG.replace("max_output_error = 0.05", gates)
+    (repository / "convrewrite.toml").write_text(config, encoding="utf-8")
+    done = call(repository, "run")
+    assert done.returncode == 1
+    message = told(repository)["digits_vgg"]["message"]
+    parts = message.split("; ")
+    wanted = ["equivalence: the result is", "max_bytes: ", "max_output_error: ", "min_speedup: not measured"]
+    assert [part.startswith(f"gate {start}") for part, start in zip(parts, wanted, strict=True)] == [True] * 4, message
+    assert message in done.stderr
+    assert told(repository)["digits_vgg"].get("speedup") is None
+
+
+def test_messages_speak_of_settings(repository: Path) -> None:
+    """An open input that no usual size fits: neither `--size` nor `--data` is an option of `run`."""
+    for path in (repository / "models").iterdir():
+        path.unlink()
+    save(open_flat(), repository / "models" / "open.onnx")
+    (repository / "convrewrite.toml").write_text(VGG.replace("tol = 0.01", "tol = 0.5"), encoding="utf-8")
+    done = call(repository, "run")
+    assert done.returncode == 2
+    assert "give size with one that it runs at" in done.stderr
+    assert "--" not in told(repository)["open"]["message"]
+
+
+def open_flat() -> onnx.ModelProto:
+    """A convolution of rank one, and a head that 18x18 alone fits."""
+    rng = np.random.default_rng(0)
+    factors = np.einsum("o,i,h,w->oihw", *(rng.standard_normal(extent) for extent in (8, 3, 3, 3)))
+    text = """<ir_version: 8, opset_import: ["": 13]> net (float[N,3,H,W] x) => (float[N,5] y)
+        { c = Conv (x, w)  f = Flatten (c)  y = MatMul (f, b) }"""
+    model = onnx.parser.parse_model(text)
+    weights = {"w": factors, "b": rng.standard_normal((8 * 16 * 16, 5))}
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array.astype(np.float32), name) for name, array in weights.items()
+    )
+    return model
+
+
 def test_the_others_are_done_where_one_fails(repository: Path) -> None:
     folder = repository / "models"
     (folder / "broken.onnx").write_bytes(b"no model")

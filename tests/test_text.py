@@ -271,3 +271,19 @@ def test_names_in_a_model_cannot_write_lines_of_their_own(
             assert not set(line) & set("\r\x1b\u202e")
             assert "##[" not in line
         assert r"\x1b[2J" in out + err
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "told"),
+    [
+        (1, "model", "1 model"),
+        (0, "model", "0 models"),
+        (1200, "byte", "1,200 bytes"),
+        (1, "spatial axis", "1 spatial axis"),
+        (2, "spatial axis", "2 spatial axes"),
+        (1, "entry", "1 entry"),
+        (3, "entry", "3 entries"),
+    ],
+)
+def test_nouns_follow_their_numbers(number: int, noun: str, told: str) -> None:
+    assert text.counted(number, noun) == told

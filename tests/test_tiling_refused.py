@@ -88,7 +88,7 @@ def test_images_that_are_too_small() -> None:
     model = cr.fcn(models.lenet5_path(), verify=False).model
     with pytest.raises(UsageError, match="smaller than the model's window"):
         survey(model, (31, 400))
-    with pytest.raises(UsageError, match="the image has 1 spatial axes"):
+    with pytest.raises(UsageError, match="the image has 1 spatial axis,"):
         survey(model, (64,))
 
 

@@ -46,7 +46,8 @@ def region(graph: gs.Graph, pass_: Pass, plan: Plan, shapes: Shapes, ir_version:
     read = sorted({t.name for nodes in (old, new) for t in _read(nodes)} - _made(old) - _made(new))
     if unknown := [name for name in read if name not in shapes]:
         raise UsageError(
-            f"the shape of '{unknown[0]}' is not known, so nothing can be timed", remedy="give --size, as in 224x224"
+            f"the shape of '{unknown[0]}' is not known, so nothing can be timed",
+            remedy="give --size with the size that it is used at",
         )
     models = [_model(whole, nodes, read, shapes, ir_version) for whole, nodes in ((graph, old), (changed, new))]
     text = "\n".join(_structure(model.graph) for model in models)

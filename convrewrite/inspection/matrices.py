@@ -18,6 +18,7 @@ from convrewrite.inspection.toeplitz import entries, toeplitz
 from convrewrite.layers import Sliding
 from convrewrite.model_io import Model
 from convrewrite.pipeline.native import native
+from convrewrite.text import counted
 
 TOLERANCE = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}
 """Of max|conv(x) - T x| / max|conv(x)|, by the type of the weight."""
@@ -48,7 +49,7 @@ class LayerMatrix:
         rows, columns = self.shape
         size = "x".join(map(str, self.sliding.size))
         bound = entries(self.weight, self.sliding)
-        return f"T of {self.name} on {size}: {rows:,} x {columns:,}, up to {bound:,} entries"
+        return f"T of {self.name} on {size}: {rows:,} x {columns:,}, up to {counted(bound, 'entry')}"
 
     def build(self) -> scipy.sparse.csr_array:
         """The matrix. Raises UsageError where it is too large."""
@@ -100,7 +101,9 @@ def layer_matrix(model: Model, name: str, size: Sequence[int] | None = None) -> 
     extents = _extents(model, node, weight.ndim - 2) if size is None else tuple(size)
     extents = extents * (weight.ndim - 2) if len(extents) == 1 else extents
     if len(extents) != weight.ndim - 2:
-        raise UsageError(f"Conv '{name}' has {weight.ndim - 2} spatial axes, and the size has {len(extents)}")
+        raise UsageError(
+            f"Conv '{name}' has {counted(weight.ndim - 2, 'spatial axis')}, and the size has {len(extents)}"
+        )
     sliding = Sliding.read(node.attrs, weight.shape[2:], extents)
     if min(sliding.output) < 1:
         raise UsageError(f"the kernel of Conv '{name}' does not fit on {'x'.join(map(str, extents))}")

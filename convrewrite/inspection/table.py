@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from convrewrite import costs
 from convrewrite.inspection import heads
 from convrewrite.report import columns
-from convrewrite.text import terminal
+from convrewrite.text import counted, terminal
 
 if TYPE_CHECKING:
     from convrewrite.fields import Reach
@@ -37,7 +37,9 @@ def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> l
     rows = [HEADER, *(_row(layer, total) for layer in layers)]
     facts = found.file
     at = "" if found.size is None else f" at {_by(found.size)}{', a size that was tried' if found.assumed else ''}"
-    told = [f"{facts.path}: {len(found.layers)} nodes, {facts.parameters:,} parameters, {_macs(found)}{at}"]
+    told = [
+        f"{facts.path}: {counted(len(found.layers), 'node')}, {counted(facts.parameters, 'parameter')}, {_macs(found)}{at}"
+    ]
     left = costs.told_uncounted(found.uncounted)
     told += [f"{left}: it is not known how often they run", ""] if left else [""]
     told += columns(rows, right=(9, 10, 11))

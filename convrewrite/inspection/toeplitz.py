@@ -18,6 +18,7 @@ import scipy.sparse
 
 from convrewrite.errors import UsageError
 from convrewrite.layers import Sliding
+from convrewrite.text import counted
 
 LARGEST = 20_000_000
 """Entries that a matrix may have: about 320 MB while it is built."""
@@ -43,7 +44,7 @@ def toeplitz(weight: np.ndarray[Any, Any], sliding: Sliding, *, group: int = 1) 
     count = entries(weight, sliding)
     if count > LARGEST:
         raise UsageError(
-            f"the Toeplitz matrix would have {count:,} entries, more than {LARGEST:,}",
+            f"the Toeplitz matrix would have {counted(count, 'entry')}, more than {LARGEST:,}",
             remedy="choose a smaller input with --size, or a smaller layer",
         )
     outs, per_group, *_ = weight.shape

@@ -15,6 +15,8 @@ from collections.abc import Mapping, Sequence
 
 from onnx import AttributeProto, GraphProto, NodeProto
 
+from convrewrite.text import counted
+
 CONVOLUTIONS = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3, "DeformConv": 1}
 """Operators with a kernel, and which input it is."""
 
@@ -65,7 +67,7 @@ def _fault(node: NodeProto, weights: Extents) -> str:
     if weight is None or len(weight) < 3:
         return ""
     if weight[0] % group:
-        return f"has {group} groups, which do not divide the first extent of its weight {_by(weight)}"
+        return f"has {counted(group, 'group')}, which do not divide the first extent of its weight {_by(weight)}"
     if kernel and kernel != list(weight[2:]):
         return f"has kernel_shape {kernel}, and a weight of {_by(weight)}"
     return ""

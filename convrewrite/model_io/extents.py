@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from onnx import GraphProto, NodeProto
 
 from convrewrite.model_io.attributes import CONVOLUTIONS
+from convrewrite.text import counted
 
 LARGEST = 1 << 47
 """Entries of an input: what no address space holds."""
@@ -67,14 +68,14 @@ def _convolution(node: NodeProto, shapes: Known) -> str:
         return ""
     group = next((attribute.i for attribute in node.attribute if attribute.name == "group"), 1)
     if group < 1 or weight[0] % group:
-        return f"has {group} groups, which do not divide the first extent of its weight {list(weight)}"
+        return f"has {counted(group, 'group')}, which do not divide the first extent of its weight {list(weight)}"
     transposed = node.op_type == "ConvTranspose"
     taken, given = (weight[0], weight[1] * group) if transposed else (weight[1] * group, weight[0])
     if data is not None and len(data) > 2 and data[1] is not None and data[1] > 0 and data[1] != taken:
-        return f"takes {taken} channels, and reads {data[1]}"
+        return f"takes {counted(taken, 'channel')}, and reads {data[1]}"
     bias = _shape(node, {"QLinearConv": 8, "Conv": 2, "ConvTranspose": 2}.get(node.op_type, 99), shapes)
     if bias is not None and list(bias) != [given] and None not in bias:
-        return f"has a bias of shape {list(bias)} for {given} channels"
+        return f"has a bias of shape {list(bias)} for {counted(given, 'channel')}"
     return ""
 
 
@@ -85,7 +86,7 @@ def _gemm(node: NodeProto, shapes: Known) -> str:
     turned = next((attribute.i for attribute in node.attribute if attribute.name == "transB"), 0)
     columns = matrix[0 if turned else 1]
     if columns is not None and bias[-1] not in (None, 1, columns):
-        return f"has a bias of shape {list(bias)} for {columns} columns"
+        return f"has a bias of shape {list(bias)} for {counted(columns, 'column')}"
     return ""
 
 

@@ -20,6 +20,7 @@ from convrewrite.model_io.protofile import LARGE, MappedFile, Payload, mark, mar
 from convrewrite.model_io.protograph import tensors
 from convrewrite.model_io.publishing import free_for
 from convrewrite.model_io.stored import raw_bytes, values_fault
+from convrewrite.text import counted
 
 ALIGNMENT = 4096
 """Where tensors start in a data file: at pages, so that a runtime can map them."""
@@ -108,8 +109,8 @@ def _open_inside(folder: Path, location: str, where: str) -> MappedFile:
         names = file.stat().st_nlink
         if names > 1:  # as the ONNX checker has it: the other names may lie anywhere
             raise UsageError(
-                f"{where}: its external data '{shown}' has {names} names (hard links), which may lie outside of the "
-                "model's folder",
+                f"{where}: its external data '{shown}' has {counted(names, 'name')} (hard links), which may lie "
+                "outside of the model's folder",
                 remedy="copy the file, and put the copy in its place",
             )
         return MappedFile(file)

@@ -14,6 +14,7 @@ from onnx import TensorProto
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 
 from convrewrite.model_io.protofile import CHUNK, RELEASED, MappedFile, Payload
+from convrewrite.text import counted
 
 _BITS_NAMED_OTHERWISE = {"FLOAT": 32, "DOUBLE": 64, "BOOL": 8, "STRING": 0, "UNDEFINED": 0}
 _BITS = {
@@ -48,7 +49,9 @@ def values_fault(tensor: TensorProto, length: int | None) -> str | None:
         return str(error)
     if length is not None:
         if expected != length:
-            return f"has {length} bytes of data where its type and shape {list(tensor.dims)} ask for {expected}"
+            return (
+                f"has {counted(length, 'byte')} of data where its type and shape {list(tensor.dims)} ask for {expected}"
+            )
         return None
     held = max(len(getattr(tensor, field)) for field in _VALUE_FIELDS)
     count = prod(tensor.dims)
@@ -56,7 +59,9 @@ def values_fault(tensor: TensorProto, length: int | None) -> str | None:
         count *= 2
     if _BITS.get(tensor.data_type, 0) % 8:
         count = int(expected or 0)
-    return None if held == count else f"has {held} values where its shape {list(tensor.dims)} asks for {count}"
+    return (
+        None if held == count else f"has {counted(held, 'value')} where its shape {list(tensor.dims)} asks for {count}"
+    )
 
 
 class StoredValues(LazyValues):  # type: ignore[misc]

@@ -22,6 +22,7 @@ from scipy import ndimage
 from convrewrite import atomic, model_io, runtime
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
+from convrewrite.text import counted
 from convrewrite.windows import UPSAMPLED_KEY, Window
 
 Array = np.ndarray[Any, Any]
@@ -115,7 +116,7 @@ def _sample(
     if tiles is not None:
         side = min(4, max(1, int(len(tiles) ** 0.5)))
         rows = [np.concatenate(tiles[i * side : (i + 1) * side], axis=2) for i in range(side)]
-        return Sample(np.concatenate(rows, axis=1), f"{side * side} samples of the data, beside each other")
+        return Sample(np.concatenate(rows, axis=1), f"{counted(side * side, 'sample')} of the data, beside each other")
     noise = ndimage.gaussian_filter(rng.standard_normal((channels, *size)), (0, *(max(s // 8, 1) for s in window.size)))
     noise = (noise - noise.min()) / max(float(noise.max() - noise.min()), 1e-9)
     return Sample(noise, "smooth noise, since no image was given: only the places of the cells mean something")
@@ -140,7 +141,7 @@ def _channels_first(image: Array, channels: int, window: Window) -> Array:
     if stacked.shape[0] == 3 and channels == 1:
         stacked = stacked.mean(axis=0, keepdims=True)
     if stacked.shape[0] != channels:
-        raise UsageError(f"the image has {stacked.shape[0]} channels, and the model takes {channels}")
+        raise UsageError(f"the image has {counted(stacked.shape[0], 'channel')}, and the model takes {channels}")
     if any(have < least for have, least in zip(stacked.shape[1:], window.size, strict=True)):
         have, least = ("x".join(map(str, extents)) for extents in (stacked.shape[1:], window.size))
         raise UsageError(f"the image of {have} is smaller than one window of {least}", remedy="give a larger one")

@@ -17,6 +17,7 @@ from convrewrite.page.class_map import class_map
 from convrewrite.page.spectra import spectra
 from convrewrite.page.surgery import SHOWN, Surgery, surgeries
 from convrewrite.rewrite import Site
+from convrewrite.text import counted
 
 if TYPE_CHECKING:
     from convrewrite.inspection import Inspection
@@ -94,7 +95,7 @@ def run_view(results: Sequence[Mapping[str, Any]], exit_code: int) -> View:
     """
     return {
         "kind": "run",
-        "title": f"{len(results)} models",
+        "title": f"{counted(len(results), 'model')}",
         "versions": report.versions(),
         "exit_code": exit_code,
         "models": [dict(result) for result in results],

@@ -37,6 +37,7 @@ from convrewrite.pipeline.files import (
     refuse_stream_target,
     same_file,
 )
+from convrewrite.pipeline.native import check_known, native
 from convrewrite.pipeline.opsets import upgraded
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, refusal, why
 from convrewrite.pipeline.upsampling import Upsampled
@@ -130,6 +131,7 @@ def _fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map, log: 
     log.note(input=input_facts(original, source))
     model = original if how.opset is None else upgraded(original, how.opset)
     window = Window.from_metadata(model.metadata, model.graph)
+    pass_ = pass_.spread(model.graph)
     run = _Run(source, target, pass_, how, options, log, original, model, window)
     log.note(window=run.window)
     if how.dynamic_batch:
@@ -220,8 +222,10 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
     elif run.opened or run.upgraded:
         original = run.original.path or as_file(run.original, folder / "original.onnx")
         opened = model_io.save(run.model, folder / "any-batch.onnx")
-        sizes = [] if run.window is None else [run.window.size]
-        parts.append(verification.verify(original, opened, sizes=sizes, fixed={}, **common(run.options)))
+        sizes = [_size_of(run)] if run.window is None else [run.window.size]
+        parts.append(
+            verification.verify(original, opened, sizes=[one for one in sizes if one], fixed={}, **common(run.options))
+        )
     if run.denser is not None:
         coarse = model_io.save(run.model, folder / "coarse.onnx")
         parts.append(denser.proved(coarse, run.denser, folder, run.options))
@@ -235,6 +239,14 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
         command=_repeat(run),
         otherwise=OTHERWISE,
     )
+
+
+def _size_of(run: _Run) -> tuple[int, ...] | None:
+    """At which a model without windows is compared; None where its file or the user's inputs say it."""
+    at = native(run.original, run.pass_.window or run.pass_.size, run.options.data)
+    if run.options.data is None:
+        check_known(run.original, at, "give real inputs with --data F.npz")
+    return at.size
 
 
 def _committed(staged: model_io.Staged, model: Model, target: str) -> None:

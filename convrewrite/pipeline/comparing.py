@@ -8,6 +8,7 @@ from typing import Any
 
 from convrewrite import runtime, timing, verification
 from convrewrite.errors import UsageError
+from convrewrite.flags import without_writing
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
@@ -29,6 +30,8 @@ def compare(
     log = Log(Outcome("verify", options.provider, "error"))
     with log.until_error():
         _compare(source, target, {"size": size, **common(options), **more}, repeat, log)
+    if log.outcome.error is not None:
+        without_writing(log.outcome.error)
     return log.outcome
 
 
@@ -49,6 +52,9 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
     log.note(output=input_facts(after, target))
     if window is not None and Window.from_metadata(before.metadata) is None:
         log.note(window=window)
+        sizes = [size if len(size) > 1 else tuple(size) * len(window.size) for size in given.get("sizes", ())]
+        size = given["size"]
+        given |= {"sizes": sizes, "size": size if size is None or len(size) > 1 else tuple(size) * len(window.size)}
         if given.pop("shapes", None) or given.pop("reference", "onnxruntime") != "onnxruntime":
             remedy = "leave --shape and --reference out; --size and --batch are for it"
             raise UsageError("a model that fcn wrote is compared window by window", remedy=remedy)

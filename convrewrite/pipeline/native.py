@@ -71,6 +71,25 @@ def native(model: Model, size: Sequence[int] | None, data: Mapping[str, np.ndarr
     return Native()
 
 
+def check_known(model: Model, at: Native, options: str) -> None:
+    """Raise UsageError where nothing says at which size the model is to run.
+
+    Args:
+        model: as it was read. at: what `native` found for it. options: of the command, which can say it.
+    """
+    infos = [_info(tensor) for tensor in model.graph.inputs]
+    open_ = [info for info in infos if _is_open(info)]
+    if at.inputs or not open_:
+        return
+    shape = next(tensor.shape for tensor in model.graph.inputs if tensor.name == open_[0].name)
+    dims = "x".join("?" if dim is None else str(dim) for dim in shape)
+    tried = ", ".join(map(str, USUAL))
+    raise UsageError(
+        f"input '{open_[0].name}' has the open shape {dims}, and the model runs at none of the usual sizes ({tried})",
+        remedy=options,
+    )
+
+
 def _runs(graph: gs.Graph, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """Whether something is left of every map; an operand without entries, as a Resize has, is no map."""
     constants = {name for name, tensor in graph.tensors().items() if isinstance(tensor, gs.Constant)}

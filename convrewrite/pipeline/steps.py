@@ -12,13 +12,14 @@ import onnx_graphsurgeon as gs
 
 from convrewrite import acceptance, runtime
 from convrewrite.errors import Refused, UsageError
+from convrewrite.flags import UNVERIFIED
 from convrewrite.outcome import Options
 from convrewrite.rewrite import BY_PATTERN, Pass, Reason, Site
 
 PROBE = '<ir_version: 7, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Neg(x) }'
 """The smallest model, to see whether a provider runs."""
 
-OTHERWISE = ", or write unverified with --no-verify"
+OTHERWISE = UNVERIFIED
 """What a rewriting command offers where the verification says nothing."""
 
 GENERAL = (
@@ -31,7 +32,7 @@ GENERAL = (
     Reason(
         "verify/vacuous",
         "the outputs did not move between inputs, so that their agreement says nothing",
-        "give real inputs with --data F.npz, or write unverified with --no-verify",
+        f"give real inputs with --data F.npz{UNVERIFIED}",
     ),
     *acceptance.REASONS,
 )

@@ -40,7 +40,7 @@ from convrewrite.pipeline.files import (
     refuse_stream_target,
     same_file,
 )
-from convrewrite.pipeline.native import Native, native
+from convrewrite.pipeline.native import Native, check_known, native
 from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, meaning, obtained, refusal
 from convrewrite.rewrite import Judge, Pass, PassResult, run_pass
@@ -115,6 +115,8 @@ class _Run:
     @property
     def how(self) -> dict[str, Any]:
         """What `verification` takes."""
+        if self.options.data is None:
+            check_known(self.model, self.at, _KNOWN)
         taken = {**common(self.options), "size": self.at.size, "fixed": self.fixed}
         taken.pop("tolerance")
         return taken
@@ -219,7 +221,8 @@ def _with(pass_: Pass, **facts: Any) -> Pass:
     return cast(Pass, replace(made, **{name: fact for name, fact in facts.items() if name in known}))
 
 
-_SIZE = "give --size, as in 224x224"
+_SIZE = "give --size with the size that it is used at"
+_KNOWN = "give --size with one that it runs at, or real inputs with --data F.npz"
 
 
 def _check_finite(data: Mapping[str, Any] | None) -> None:
@@ -328,7 +331,8 @@ def _next(run: _Run, source: str, target: str) -> str:
         parts.append(f"outputs moved by {error:.1e} of the largest")
         if saved is not None and (error > max(saved, 0.0) or min(agreements, default=1.0) < 1.0):
             given = run.options.data is not None
-            mend = "lower --tol" if given else "lower --tol, or give real inputs with --data"
+            mend = "lower --tol" if isinstance(run.pass_, Separable | Groups) else "lower the tolerance"
+            mend += "" if given else ", or give real inputs with --data"
             why = "the outputs moved by more than was saved" if error > max(saved, 0.0) else "some classes changed"
             parts.append(f"a bad trade, {why}: {mend}")
     for input_, shape in run.fixed.items():

@@ -11,6 +11,7 @@ import numpy as np
 
 from convrewrite.atomic import discard, publish, refuse_target, temporary_beside, write_errors
 from convrewrite.errors import UsageError
+from convrewrite.text import counted
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.images import PICTURES, TIFFS
 from convrewrite.tiling.store import Target, blocks
@@ -59,7 +60,7 @@ def check(kind: str, target: str, found: Mapping[str, Target], chosen: int | Non
         text = "x".join(map(str, only.shape))
         raise UsageError(f"a picture of {text} cells is too large", remedy="write a TIFF, which has a pyramid, or Zarr")
     if not only.top1 and only.values > 1 and chosen is None:
-        raise UsageError(f"a picture shows one of {only.values} values", remedy="give --class K, or --top1")
+        raise UsageError(f"a picture shows one of {counted(only.values, 'value')}", remedy="give --class K, or --top1")
     if chosen is not None and not 0 <= chosen < only.values:
         raise UsageError(f"--class {chosen}: the model has classes 0 to {only.values - 1}")
 

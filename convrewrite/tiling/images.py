@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
+from convrewrite.text import counted
 from convrewrite.tiling.extra import library
 
 Array = np.ndarray[Any, Any]
@@ -275,7 +276,7 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
             remedy = f"take one plane out of it first, and give its axes: {letters}"
         raise UsageError(f"the axes of the image [{text}] are not clear", remedy=remedy)
     if len(axes) != len(shape):
-        raise UsageError(f"--layout {layout} names {len(axes)} axes, the image [{text}] has {len(shape)}")
+        raise UsageError(f"--layout {layout} names {counted(len(axes), 'axis')}, the image [{text}] has {len(shape)}")
     axes = "".join(
         "." if letter not in "CDHWL" and extent == 1 else letter for letter, extent in zip(axes, shape, strict=True)
     )
@@ -294,7 +295,7 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
     if found.depth != channels:
         picks = ",".join(map(str, range(channels)))
         remedy = f"choose with --channels {picks}" if stored > channels else "give an image that has them"
-        raise UsageError(f"the image has {found.depth} channels, the model takes {channels}", remedy=remedy)
+        raise UsageError(f"the image has {counted(found.depth, 'channel')}, the model takes {channels}", remedy=remedy)
     return found
 
 

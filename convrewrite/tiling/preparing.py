@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
+from convrewrite.text import counted
 
 Array = np.ndarray[Any, Any]
 
@@ -52,7 +53,9 @@ class Preparation:
         """Itself. Raises UsageError where the numbers do not fit so many channels, or cannot be divided by."""
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (0, 1, channels):
-                raise UsageError(f"--{name} has {len(numbers)} numbers, the model {channels} channels")
+                raise UsageError(
+                    f"--{name} has {counted(len(numbers), 'number')}, the model {counted(channels, 'channel')}"
+                )
         if not self.scale or not all(self.std or (1.0,)):
             raise UsageError("pixels cannot be divided by zero", remedy="give another --scale or --std")
         return self

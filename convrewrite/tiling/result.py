@@ -9,7 +9,7 @@ from typing import Any
 
 from convrewrite.errors import CheckFailed
 from convrewrite.notebook import Printed
-from convrewrite.text import terminal
+from convrewrite.text import counted, terminal
 from convrewrite.tiling.checks import Check
 from convrewrite.tiling.engine import Finished
 
@@ -97,7 +97,7 @@ class Applied(Printed):
             named = [f"{place}: {why}" for place, why in sorted(self.finished.failed.items())[:FAILED]]
             more = f"; and {len(self.finished.failed) - FAILED} more" if len(self.finished.failed) > FAILED else ""
             raise CheckFailed(
-                f"{len(self.finished.failed)} of {self.tiles} tiles failed: {'; '.join(named)}{more}; "
+                f"{len(self.finished.failed)} of {counted(self.tiles, 'tile')} failed: {'; '.join(named)}{more}; "
                 "what was computed is kept: mend the cause and give --resume"
             )
         if self.failed:
@@ -136,20 +136,21 @@ class Applied(Printed):
         if self.finished.tiles:
             rate = f"{self.rate / 1e6:.2f} million pixels per second"
             lines.append(
-                f"ran        in {self.finished.seconds:.1f} s on {self.workers} workers ({self.provider}): {rate}"
+                f"ran        in {self.finished.seconds:.1f} s on {counted(self.workers, 'worker')} "
+                f"({self.provider}): {rate}"
             )
         for check in self.checks:
             if check.why:
                 lines.append(f"checked    {check.name}: skipped ({check.why})")
                 continue
             kind = f"tolerance {check.tolerance:.1e}" if check.tolerance is not None else STATED
-            lines.append(f"checked    {check.name}: {check.count} places, error {check.error:.1e} ({kind})")
+            lines.append(f"checked    {check.name}: {counted(check.count, 'place')}, error {check.error:.1e} ({kind})")
         for name, count in self.without_class.items():
             if count:
                 total, number = math.prod(self.outputs[name]), self.attributes[name]["no_class"]
                 lines.append(
-                    f"warning    {count:,} of {total:,} cells of '{name}' have no class, because a score is NaN: "
-                    f"they are {number}"
+                    f"warning    {count:,} of {counted(total, 'cell')} of '{name}' have no class, because a score "
+                    f"is NaN: they are {number}"
                 )
         lines.append(f"wrote      {self.target}" if self.written else f"not made   {self.target}")
         return "\n".join(map(terminal, lines))

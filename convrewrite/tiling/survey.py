@@ -23,6 +23,7 @@ from convrewrite.image_axes import image_input, spatial_dims
 from convrewrite.layers import Sliding
 from convrewrite.model_io import Model
 from convrewrite.rewrite import Reason
+from convrewrite.text import counted
 from convrewrite.tiling.geometry import Axis, Cells, Geometry, Pixels
 from convrewrite.windows import ELEMENTWISE, SLIDING, Window
 
@@ -118,7 +119,7 @@ def survey(model: Model, size: Sequence[int], outputs: Sequence[str] = ()) -> Su
     add_types(graph)
     image, dims = _image(graph, window)
     if len(dims) != len(size):
-        raise UsageError(f"the image has {len(size)} spatial axes, the model's input '{image}' {len(dims)}")
+        raise UsageError(f"the image has {counted(len(size), 'spatial axis')}, the model's input '{image}' {len(dims)}")
     source = next(t for t in graph.inputs if t.name == image)
     fixed = tuple(source.shape[dim] for dim in dims)
     shape = _shape(graph, source, dims, size)

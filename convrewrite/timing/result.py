@@ -8,7 +8,7 @@ from typing import Any
 
 from convrewrite.errors import ConvrewriteError
 from convrewrite.notebook import Printed
-from convrewrite.text import terminal
+from convrewrite.text import counted, terminal
 from convrewrite.timing.statistics import MIN_SETS, Comparison, Estimate
 from convrewrite.timing.subjects import by
 
@@ -191,20 +191,22 @@ class Bench(Printed):
             if cell.windows:
                 limit = "not known" if cell.limit is None else f"{cell.limit:.1f}x"
                 lines.append(
-                    f"{by(cell.size)}: one pass against {cell.windows} windows in batches of {cell.batch}, the "
-                    f"fastest; limit by FLOPs {limit}"
+                    f"{by(cell.size)}: one pass against {counted(cell.windows, 'window')} in batches of {cell.batch}, "
+                    f"the fastest; limit by FLOPs {limit}"
                 )
             if cell.comparison.sets < MIN_SETS:
-                lines.append(f"{cell.label}: stopped after {cell.comparison.sets} sets, too few for a verdict")
+                lines.append(
+                    f"{cell.label}: stopped after {counted(cell.comparison.sets, 'set')}, too few for a verdict"
+                )
             elif not cell.complete:
-                lines.append(f"{cell.label}: stopped after {cell.comparison.sets} sets")
+                lines.append(f"{cell.label}: stopped after {counted(cell.comparison.sets, 'set')}")
             lines += _profile(cell)
         lines += [f"not measured: {missed.label}: {missed.reason}" for missed in self.missed]
         lines += [f"warning: {warning}" for warning in self.warnings]
         return "\n".join(map(terminal, [*lines, self._legend()] if self.cells else lines))
 
     def _legend(self) -> str:
-        where = f"{self.provider}, {self.threads} threads" if self.provider == "cpu" else self.provider
+        where = f"{self.provider}, {counted(self.threads, 'thread')}" if self.provider == "cpu" else self.provider
         rounding = "" if self.provider == "cpu" else f", TF32 {'on' if self.tf32 else 'off'}"
         host = "" if self.provider == "cpu" else " of the host"
         return (

@@ -11,6 +11,7 @@ from typing import Any
 
 from convrewrite import atomic, runtime
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, UsageError
+from convrewrite.text import counted
 from convrewrite.timing.process import CellFailed, Event, events
 from convrewrite.timing.protocol import Part, Subject, Task
 from convrewrite.timing.result import Bench, Cell, Cost, Missed
@@ -129,7 +130,9 @@ def bench(
                 found.missed.append(Missed(plan.label, failure.message))
                 too_large = plan.elements if failure.memory else too_large
     except KeyboardInterrupt:
-        error = Interrupted(f"interrupted; {sum(c.complete for c in found.cells)} of {len(plans)} sizes were measured")
+        error = Interrupted(
+            f"interrupted; {sum(c.complete for c in found.cells)} of {counted(len(plans), 'size')} were measured"
+        )
     except UsageError as failure:
         if not found.cells:
             raise

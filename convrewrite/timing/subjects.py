@@ -17,6 +17,7 @@ from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
 from convrewrite.runtime import TensorInfo
 from convrewrite.sampling import bind_batch, fill
+from convrewrite.text import counted
 from convrewrite.timing.protocol import Part, Shapes, Subject
 from convrewrite.windows import Window
 
@@ -227,7 +228,7 @@ def sliding(original: Candidate, fcn: Candidate, size: Size | None, batches: Seq
         size = tuple(held_at) if all(held_at) else window.image_size([WINDOW_POSITIONS] * len(window.size))
     size = size * len(window.size) if len(size) == 1 else size
     if len(size) != len(window.size):
-        raise UsageError(f"--size {by(size)} has {len(size)} numbers, the windows {len(window.size)}")
+        raise UsageError(f"--size {by(size)} has {counted(len(size), 'number')}, the windows {len(window.size)}")
     count = math.prod(window.positions(size))
     if not count:
         raise UsageError(f"--size {by(size)} is smaller than the window, {by(window.size)}")

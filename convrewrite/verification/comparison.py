@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from convrewrite.text import counted
 from convrewrite.verification.channels import Draws, judge, judge_each
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Tally
@@ -226,7 +227,9 @@ class Ledger:
         place = _index(wrong)
         numeric = got.dtype.kind in "iub" and got.size
         figures = (float(got[place]), float(want[place])) if numeric else None
-        note = f"{ignored} undecided elements not counted; {case.note}".rstrip("; ") if ignored else case.note
+        note = (
+            f"{counted(ignored, 'undecided element')} not counted; {case.note}".rstrip("; ") if ignored else case.note
+        )
         return replace(
             case,
             metric=MISMATCHES,

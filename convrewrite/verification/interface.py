@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from convrewrite.errors import UsageError
 from convrewrite.runtime import TensorInfo
 from convrewrite.sampling import Images, InputSpec, bind_batch, fill, named_array
+from convrewrite.text import counted
 from convrewrite.verification.specimens import Data, Specimen, Tolerance
 from convrewrite.verification.twins import narrower
 from convrewrite.windows import Window
@@ -37,7 +38,7 @@ class Shapes:
         """One input with its shape filled in."""
         shape = self.named.get(info.name)
         if shape is None:
-            remedy = f"give --size, such as --size 224x224, or --shape {info.name}=..."
+            remedy = f", or --shape {info.name}=..., or real inputs with --data F.npz"
             return fill(info, self.size, known, self.batch, bound, remedy)
         for dims in (info.shape, known):
             pairs = zip(dims, shape, strict=False)
@@ -149,7 +150,9 @@ def native_inputs(original: Specimen, converted: Specimen, window: Window, batch
         if name == window.input:
             known = [dim if isinstance(dim, int) else None for dim in known] or [None] * len(window.axes)
             if len(known) != len(window.axes):
-                raise UsageError(f"input '{name}' has {len(known)} axes, the window's metadata says {window.axes}")
+                raise UsageError(
+                    f"input '{name}' has {counted(len(known), 'axis')}, the window's metadata says {window.axes}"
+                )
             for letter, extent in zip(window.letters, window.size, strict=True):
                 known[window.axes.index(letter)] = extent
             if "N" in window.axes and known[window.axes.index("N")] is None:

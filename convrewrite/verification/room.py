@@ -24,11 +24,13 @@ import onnx
 
 from convrewrite import memory
 from convrewrite.errors import ConvrewriteError, Interrupted, UsageError
+from convrewrite.flags import UNVERIFIED
 from convrewrite.graph import Shape, infer_shapes
 from convrewrite.memory import gigabytes
 from convrewrite.model_io import Model, load, save
 from convrewrite.runtime import DeviceFailed, RunFailed, TensorInfo, one_line
 from convrewrite.sampling import Images, fill
+from convrewrite.text import counted
 from convrewrite.verification import slices
 from convrewrite.verification.on_demand import on_demand
 from convrewrite.verification.specimens import Data
@@ -46,7 +48,7 @@ SLICED_ABOVE = 256e6
 SLICE = 12e6
 """Bytes of the tensors of one run of a slice."""
 
-UNVERIFIED = "use a machine with more memory, or write unverified with --no-verify"
+MORE_MEMORY = f"use a machine with more memory{UNVERIFIED}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def room_for(
         return
     both = [model for model in models if model is not None]
     for model in both:
-        memory.check_constants(model.graph, "store their result in the model, or write unverified with --no-verify")
+        memory.check_constants(model.graph, f"store their result in the model{UNVERIFIED}")
     at = _shapes(both[0], size, batch, named)
     needs = _needs(both, size, batch, named)
     free = memory.available()
@@ -144,7 +146,7 @@ def room_for(
             raise DeviceFailed(
                 f"not enough memory: {words} need about {gigabytes(least)} to be verified, "
                 f"and {gigabytes(max(left, 0.0))} are available",
-                remedy=UNVERIFIED,
+                remedy=MORE_MEMORY,
             )
 
     check(size)
@@ -252,7 +254,9 @@ def _images(data: Data, at: Mapping[str, Shape], whole: int) -> Data:
         if array.ndim == len(shape) + 1 and array.shape[1] == whole:
             found[name] = array.reshape(-1, *array.shape[2:])
         elif array.ndim == len(shape) and len(array) % whole:
-            raise UsageError(f"array '{name}' of the data holds {len(array)} samples, no multiple of the batch {whole}")
+            raise UsageError(
+                f"array '{name}' of the data holds {counted(len(array), 'sample')}, no multiple of the batch {whole}"
+            )
     return found
 
 

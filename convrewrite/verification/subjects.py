@@ -16,6 +16,7 @@ import numpy as np
 
 from convrewrite.errors import UsageError
 from convrewrite.sampling import Feeds, Images, InputSpec, Scale, enlarge, random_array
+from convrewrite.text import counted
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.evidence import Evidence
 from convrewrite.verification.specimens import Data, Progress, Specimen
@@ -211,7 +212,10 @@ def _check_size(size: Sequence[int], fixed: Sequence[int] | None, window: Window
     """Raise UsageError where no larger image can have that size."""
     text, own = "x".join(map(str, size)), "x".join(map(str, window.size))
     if len(size) != len(window.size):
-        raise UsageError(f"--size {text} has {len(size)} numbers, the model has {len(window.size)} spatial axes")
+        raise UsageError(
+            f"--size {text} has {counted(len(size), 'number')}, the model has "
+            f"{counted(len(window.size), 'spatial axis')}"
+        )
     if any(wanted < least for wanted, least in zip(size, window.size, strict=True)):
         raise UsageError(f"--size {text} is smaller than the classifier's own {own}")
     if fixed is not None and tuple(fixed) != tuple(size):
@@ -246,7 +250,7 @@ def _large_image(subject: Subject, size: tuple[int, ...], index: int, given: Arr
         corners = list(itertools.product(*ends))
         picks = rng.choice(len(positions), size=budget - min(budget, len(corners)), replace=False)
         chosen = sorted({*corners, *(positions[i] for i in picks)})
-        note += f"; {len(chosen)} of {len(positions)} windows"
+        note += f"; {len(chosen)} of {counted(len(positions), 'window')}"
     exact = all((a - b) % c == 0 for a, b, c in zip(size, window.size, window.stride, strict=True))
     feeds = {**sample.feeds, window.input: image}
     return LargeImage(size, tuple(chosen), len(positions), exact, feeds, sample.scale or Scale("0..1"), note)

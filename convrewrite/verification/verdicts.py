@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
 from convrewrite.notebook import Printed
+from convrewrite.text import counted
 from convrewrite.verification.channels import Channel
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Metrics
@@ -183,7 +184,7 @@ class Deviation:
         text = f"against the original on each crop: {self.error:.1%} of the largest output"
         if self.top1_agreement is not None:
             text += f", same class in {self.top1_agreement:.0%}"
-        where = f" of {self.positions} windows" + (f" of {self.image}" if self.image else "")
+        where = f" of {counted(self.positions, 'window')}" + (f" of {self.image}" if self.image else "")
         return text + f"{where} (a difference in meaning, not an error)"
 
     def to_dict(self) -> dict[str, Any]:

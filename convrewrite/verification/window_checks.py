@@ -18,6 +18,7 @@ import numpy as np
 
 from convrewrite.runtime import DeviceFailed, RunFailed
 from convrewrite.sampling import Feeds, InputSpec, random_array
+from convrewrite.text import counted
 from convrewrite.verification import batches, extents
 from convrewrite.verification.channels import Draws
 from convrewrite.verification.comparison import Again, relative_error
@@ -138,7 +139,7 @@ def windows(subject: Subject, images: Sequence[LargeImage]) -> None:
     """Every cell of the maps of larger images against the original on its crop."""
     for image in images:
         everything = len(image.chosen) == image.total
-        count = "every window" if everything else f"{len(image.chosen):,} of {image.total:,} windows"
+        count = "every window" if everything else f"{len(image.chosen):,} of {counted(image.total, 'window')}"
         check = f"{count} of {image.name}"
         values = run_converted(subject, image, check)
         if values is None:

@@ -23,6 +23,7 @@ from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sa
 from convrewrite.passes.dense.pools import averaged, padded
 from convrewrite.passes.dense.words import by, changes, label
 from convrewrite.rewrite import Site
+from convrewrite.text import counted
 from convrewrite.windows import ELEMENTWISE, SLIDING
 
 Shape = tuple[int, ...]
@@ -383,12 +384,11 @@ def _coarsest(graph: gs.Graph, reaches: Mapping[str, Reach], axes: int) -> Shape
 
 def _check(wanted: Shape, coarsest: Shape) -> None:
     if len(wanted) != len(coarsest):
-        raise UsageError(f"--stride {by(wanted)} does not fit: the model has {len(coarsest)} spatial axes")
+        raise UsageError(f"--stride {by(wanted)} does not fit: the model has {counted(len(coarsest), 'spatial axis')}")
     if any(whole % part for whole, part in zip(coarsest, wanted, strict=True)):
         choices = " or ".join(map(str, (n for n in range(1, max(coarsest) + 1) if all(c % n == 0 for c in coarsest))))
-        raise UsageError(
-            f"--stride {by(wanted)} does not divide the model's own, {by(coarsest)}", remedy=f"choose {choices}"
-        )
+        told = f"--stride {by(wanted)} does not divide the model's own, {by(coarsest)}"
+        raise UsageError(told, remedy=f"choose {choices}")
 
 
 def _sorted(graph: gs.Graph) -> Iterator[gs.Node]:

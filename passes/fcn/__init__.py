@@ -45,6 +45,7 @@ from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 from convrewrite.skeletons import is_tensor
+from convrewrite.text import counted
 from convrewrite.windows import METADATA_KEY
 
 LAYOUTS = {
@@ -77,6 +78,19 @@ class Fcn:
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
     window: tuple[int, ...] | None = None
     size: tuple[int, ...] | None = None
+
+    def spread(self, graph: gs.Graph) -> Fcn:
+        """The pass with one number as the extent of every spatial axis, where the image's rank says how many."""
+        image = image_input(graph)
+        counts = set() if image is None else _spatial_axes(image)
+        if len(counts) != 1:
+            return self
+        spread = {
+            name: extents * max(counts)
+            for name, extents in (("window", self.window), ("size", self.size))
+            if extents is not None and len(extents) == 1
+        }
+        return replace(self, **spread)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """The node where the image enters; the whole head is lifted at once."""
@@ -157,12 +171,14 @@ class Fcn:
 
     def _misfit(self, image: gs.Variable) -> str:
         """What is wrong with `window` or `size` for an input of that rank; empty where they fit it."""
-        counts = {len(axes) - sum(axes.count(letter) for letter in "NC") for axes in LAYOUTS.get(len(image.shape), ())}
+        counts = _spatial_axes(image)
         for option, value in (("--size", self.size), ("--window", self.window)):
             if value is not None and counts and len(value) not in counts:
                 wanted = " or ".join(map(str, sorted(counts)))
                 given = "x".join(map(str, value))
-                return f"{option} {given} has {len(value)} numbers, input '{image.name}' has {wanted} spatial axes"
+                numbers = counted(len(value), "number")
+                axes = "axis" if counts == {1} else "axes"
+                return f"{option} {given} has {numbers}, input '{image.name}' has {wanted} spatial {axes}"
         return ""
 
     def _readings(self, image: gs.Variable) -> Iterator[tuple[str, list[int]]]:
@@ -368,3 +384,8 @@ def convolutional_already(graph: gs.Graph, image: gs.Variable) -> bool:
 def _collapses(node: gs.Node) -> bool:
     """Whether a node, or one in its subgraphs, collapses a map."""
     return node.op in COLLAPSING or any(_collapses(inner) for graph in subgraphs(node) for inner in graph.nodes)
+
+
+def _spatial_axes(image: gs.Variable) -> set[int]:
+    """How many spatial axes an input of that rank may have."""
+    return {len(axes) - sum(axes.count(letter) for letter in "NC") for axes in LAYOUTS.get(len(image.shape), ())}

@@ -24,6 +24,7 @@ from functools import cached_property
 import numpy as np
 
 from convrewrite.passes.groups.detection import Array, Component, Structure
+from convrewrite.text import counted
 
 BLOCK = 16
 """Channels that ONNX Runtime computes together on AVX-512; a part of a block costs as much as the whole."""
@@ -110,7 +111,7 @@ class Layout:
 
     def __str__(self) -> str:
         return " beside ".join(
-            f"{len(part.groups)} groups of {part.shape[0]}x{part.shape[1]}"
+            f"{counted(len(part.groups), 'group')} of {part.shape[0]}x{part.shape[1]}"
             if len(part.groups) > 1
             else f"{part.shape[0]}x{part.shape[1]}"
             for part in self.parts
