@@ -189,19 +189,11 @@ def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
     for site in known[:BEST]:
         half = site.macs_before - site.macs_before // 2
         share = f" ({half / total:.1%})" if total else ""
-        halves = "-" if site.tol_halves is None else _enough(site.tol_halves)
+        halves = "-" if site.tol_halves is None else text.enough(site.tol_halves)
         saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"
-        rows.append((_short(site.anchor), _enough(site.tol_pays), halves, saved))
+        rows.append((_short(site.anchor), text.enough(site.tol_pays), halves, saved))
     more = [f"... and {len(known) - BEST} more, in the report"] if len(known) > BEST else []
     yield "would need", [*columns(rows, right=(1, 2, 3)), *more]
-
-
-def _enough(tol: float | None) -> str:
-    """A tolerance in two digits, rounded up, so that giving it is enough."""
-    if not tol:
-        return "0"
-    unit = 10.0 ** (math.floor(math.log10(tol)) - 1)
-    return f"{math.ceil(tol / unit - 1e-9) * unit:.2g}"
 
 
 def _short(name: str) -> str:
