@@ -221,9 +221,9 @@ def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) ->
     for name in dict.fromkeys(case.name for case in found.cases):
         group = [case for case in found.cases if case.name == name]
         ran = [case for case in group if case.error is not None]
-        worst = max(ran, key=lambda case: (case.status == "failed", case.badness), default=None)
-        if worst is not None:
-            rows.append(_case_row(worst, name))
+        for metric in dict.fromkeys(case.metric for case in ran):
+            worst = max((c for c in ran if c.metric == metric), key=lambda c: (c.status == "failed", c.badness))
+            rows.append(_case_row(worst, name if metric != MISMATCHES else f"{name}, whole numbers"))
         part = max((case for case in ran if case.channel is not None), key=_by_part, default=None)
         if part is not None:
             rows.append(_part_row(part))

@@ -63,8 +63,10 @@ class Case:
 
     @property
     def badness(self) -> float:
-        """Error in units of the tolerance; what ranks cases. Those that fail in a part alone are ranked by that part,
-        behind those that fail by twice the tolerance as a whole.
+        """Error in units of the tolerance, or as it is where none is set; what ranks cases.
+
+        Those that fail in a part alone are ranked by that part, behind those that fail by twice the tolerance as a
+        whole.
         """
         if self.failed_in_part and self.channel is not None:
             return 2.0 - 1.0 / max(1.0, self.channel.badness)
@@ -79,6 +81,8 @@ class Case:
     def _badness(self) -> float:
         if self.error is None:
             return math.inf if self.status == "failed" else 0.0
+        if self.status == "stated":
+            return self.error
         return self.error / self.tolerance if self.tolerance else (math.inf if self.error else 0.0)
 
     def __str__(self) -> str:
