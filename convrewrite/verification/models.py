@@ -133,4 +133,7 @@ def joined(found: Verification, inner: Verification | None) -> Verification:
         return found
     cases = [replace(case, name=f"{case.name} {WITHOUT}") for case in inner.cases if case.status != "skipped"]
     failing = found.failing if found.failing is not None else inner.failing
-    return replace(found, cases=(*found.cases, *cases), failing=failing)
+    there, inside = found.divergence, inner.divergence
+    if there is not None and inside is not None and not there.tensor and not inner.passed:
+        there = replace(inside, note="; ".join(part for part in (WITHOUT, inside.note) if part))
+    return replace(found, cases=(*found.cases, *cases), failing=failing, divergence=there)

@@ -136,7 +136,7 @@ class Divergence:
     Attributes:
         tensor: its name; "" where all agree. op, node: that make it in the rewritten model.
         error, tolerance: as of a case. agreeing: tensors ahead of it that agree. compared: all that both have.
-        note: what was left out.
+        note: what was left out. part: the part that differs, in words, where the tensor as a whole does not.
     """
 
     tensor: str = ""
@@ -147,6 +147,7 @@ class Divergence:
     agreeing: int = 0
     compared: int = 0
     note: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
         left_out = f" ({self.note})" if self.note else ""
@@ -156,10 +157,12 @@ class Divergence:
             return f"where: all {self.compared} tensors that both models have agree{left_out}"
         maker = f"{self.op} '{self.node}'" if self.node else self.op
         error = "NaN or Inf" if self.error is None or math.isinf(self.error) else f"error {self.error:.1e}"
+        told = f"{error}, tolerance {self.tolerance or 0.0:.1e}"
+        if self.part:
+            told = f"by {self.part}, although only {self.error or 0.0:.1e} of the largest of all"
         return (
-            f"where: '{self.tensor}' ({maker}) is the first that differs: {error}, tolerance "
-            f"{self.tolerance or 0.0:.1e}; {self.agreeing} of the {self.compared} tensors that both have agree "
-            f"ahead of it{left_out}"
+            f"where: '{self.tensor}' ({maker}) is the first that differs: {told}; {self.agreeing} of the "
+            f"{self.compared} tensors that both have agree ahead of it{left_out}"
         )
 
     def to_dict(self) -> dict[str, Any]:
