@@ -7,6 +7,7 @@ verification without one passed case is not `verified`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -19,6 +20,9 @@ from convrewrite.verification.metrics import Metrics
 
 SEEDED = "at any scale; give real inputs with --data F.npz"
 """Of outputs that did not move although the inputs were drawn, and what helps."""
+
+OWN_SEEDS = 1000
+"""Inputs are drawn from so many seeds, one after the other; those of larger images lie beyond."""
 
 Status = Literal["passed", "failed", "skipped", "stated"]
 Verdict = Literal["verified", "failed", "vacuous", "skipped"]
@@ -353,7 +357,7 @@ def _failure(case: Case) -> str:
         at = ",".join(map(str, case.place))
         return (
             f"the original itself gives {case.figures[1]:g} at [{at}] of output {case.output}, {case.name} "
-            f"({case.note}), seed {case.seed}: no rewrite of it can be verified; repair its weights, or give the "
+            f"({_inputs(case)}): no rewrite of it can be verified; repair its weights, or give the "
             f"inputs that it was made for with --data F.npz"
         )
     text = f"not equivalent at {case.name}"
@@ -370,7 +374,19 @@ def _failure(case: Case) -> str:
         text += f": by {case.part}, although only {case.error or 0.0:.1e} of the largest of all"
     elif case.error is not None:
         text += f", error {case.error:.2e} ({case.metric}), tolerance {case.tolerance or 0.0:.1e}"
-    return text + (f" ({case.note})" if case.note else "") + f", seed {case.seed}"
+    return f"{text} ({_inputs(case)})"
+
+
+def _inputs(case: Case) -> str:
+    """Which inputs a case is of: a seed of their own is told by where they stand among those of the seed to give."""
+
+    def place(found: re.Match[str]) -> str:
+        index = int(found[1]) - case.seed
+        return f"inputs {index + 1} of seed {case.seed}" if 0 <= index < OWN_SEEDS else f"from seed {case.seed}"
+
+    if "seed " in case.note:
+        return re.sub(r"seed (\d+)", place, case.note)
+    return f"{case.note}, seed {case.seed}" if case.note else f"seed {case.seed}"
 
 
 def _number(value: float | None) -> float | None:
