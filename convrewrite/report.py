@@ -191,19 +191,11 @@ def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
     for site in known[:BEST]:
         half = site.macs_before - site.macs_before // 2
         share = f" ({half / total:.1%})" if total else ""
-        halves = "-" if site.tol_halves is None else _enough(site.tol_halves)
+        halves = "-" if site.tol_halves is None else text.enough(site.tol_halves)
         saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"
-        rows.append((_short(site.anchor), _enough(site.tol_pays), halves, saved))
+        rows.append((_short(site.anchor), text.enough(site.tol_pays), halves, saved))
     more = [f"... and {len(known) - BEST} more, in the report"] if len(known) > BEST else []
     yield "would need", [*columns(rows, right=(1, 2, 3)), *more]
-
-
-def _enough(tol: float | None) -> str:
-    """A tolerance in two digits, rounded up, so that giving it is enough."""
-    if not tol:
-        return "0"
-    unit = 10.0 ** (math.floor(math.log10(tol)) - 1)
-    return f"{math.ceil(tol / unit - 1e-9) * unit:.2g}"
 
 
 def _short(name: str) -> str:
@@ -231,9 +223,9 @@ def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) ->
     for name in dict.fromkeys(case.name for case in found.cases):
         group = [case for case in found.cases if case.name == name]
         ran = [case for case in group if case.error is not None]
-        worst = max(ran, key=lambda case: (case.status == "failed", case.badness), default=None)
-        if worst is not None:
-            rows.append(_case_row(worst, name))
+        for metric in dict.fromkeys(case.metric for case in ran):
+            worst = max((c for c in ran if c.metric == metric), key=lambda c: (c.status == "failed", c.badness))
+            rows.append(_case_row(worst, name if metric != MISMATCHES else f"{name}, whole numbers"))
         part = max((case for case in ran if case.channel is not None), key=_by_part, default=None)
         if part is not None:
             rows.append(_part_row(part))

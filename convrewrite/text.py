@@ -7,6 +7,7 @@
     github_output    one output of a GitHub step
     file_name        one part of a path that is made out of a name
     json_text        a report as JSON
+    enough           a tolerance, rounded up to two digits
 
 What cannot be shown is made visible as Python would write it (a newline as `\\n`, a byte that is no UTF-8 as `\\xff`),
 so that two names that differ look different, and text that was made safe stays as it is if that happens again.
@@ -16,6 +17,7 @@ commands for GitHub Actions", Microsoft's "Naming Files, Paths, and Namespaces".
 
 from __future__ import annotations
 
+import decimal
 import hashlib
 import json
 import re
@@ -131,3 +133,17 @@ def _unicode(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {_unicode(key): _unicode(entry) for key, entry in value.items()}
     return [_unicode(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+_UP = decimal.Context(prec=2, rounding=decimal.ROUND_CEILING)
+
+
+def enough(tol: float | None) -> str:
+    """A tolerance in two digits, rounded up: whoever gives what is printed gives enough.
+
+    "0" for None and 0. Sums of one and the same kernel differ in their last bits, so what lies within 1e-12 below two
+    digits takes the next ones too.
+    """
+    if not tol:
+        return "0"
+    return f"{float(_UP.create_decimal(decimal.Decimal(tol * (1.0 + 1e-12)))):.2g}"

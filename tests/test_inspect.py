@@ -17,14 +17,17 @@ import pytest
 import scipy.sparse
 from cli_models import flat_input, run, save, symbolic
 
-from convrewrite import inspection, model_io, models
+from convrewrite import acceptance, inspection, model_io, models
 from convrewrite.errors import UsageError
 from convrewrite.fields import Reach, receptive_fields
 from convrewrite.image_axes import image_input
 from convrewrite.inspection.matrices import layer_matrix
 from convrewrite.inspection.toeplitz import toeplitz
 from convrewrite.layers import Sliding
+from convrewrite.passes.groups import Groups
+from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.native import native
+from convrewrite.rewrite import run_pass
 from helpers import Net
 from helpers import run as run_model
 
@@ -360,3 +363,22 @@ def test_an_inspection_prints_itself() -> None:
     assert str(found).splitlines()[0].startswith("m.onnx: 13 nodes")
     assert "head  s4 1x16x5x5 -> Flatten, Gemm" in str(found)
     assert found._repr_html_() == f"<pre>{str(found).replace('>', '&gt;').replace(chr(39), '&#x27;')}</pre>"
+
+
+# What would pay -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "at"), [("lenet5", 0.24), ("digits_dw7", 1e-4)])
+def test_the_tolerance_that_is_printed_suffices(name: str, at: float) -> None:
+    """Each is given to the pass, and the layer is rewritten: no tolerance of two digits may be rounded down."""
+    model = model_io.load(models.lenet5_path() if name == "lenet5" else models.trained_path(name))
+    told = [line for line in str(inspection.inspect(model, name, tol=at)).splitlines() if "pays from --tol" in line]
+    assert len(told) > 2
+    shapes = native(model, None).tensors
+    makes: dict[str, Any] = {"separable": Separable, "groups": Groups}
+    for line in told:
+        kind, anchor = line.split()[:2]
+        tol = float(line.split("pays from --tol ")[1].split(",")[0].split()[0])
+        asked = makes[kind](tol=tol, shapes=shapes)
+        made = run_pass(asked, model.graph, judge=acceptance.smaller, only=(anchor,))
+        assert [site.anchor for site in made.outcome("rewritten")] == [anchor], line

@@ -12,6 +12,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import jsonschema
+import numpy as np
 import pytest
 from cli_models import call, plain, save
 from hypothesis import given, settings
@@ -287,3 +288,24 @@ def test_names_in_a_model_cannot_write_lines_of_their_own(
 )
 def test_nouns_follow_their_numbers(number: int, noun: str, told: str) -> None:
     assert text.counted(number, noun) == told
+
+
+@pytest.mark.parametrize(
+    ("tol", "printed"),
+    [
+        (0.2401, "0.25"),
+        (0.24, "0.25"),
+        (0.2399, "0.24"),
+        (0.000181, "0.00019"),
+        (0.999, "1"),
+        (0.0, "0"),
+        (3e-38, "3.1e-38"),
+    ],
+)
+def test_a_printed_tolerance_is_rounded_up(tol: float, printed: str) -> None:
+    assert text.enough(tol) == printed
+
+
+def test_no_printed_tolerance_is_too_small() -> None:
+    for tol in 10.0 ** np.random.default_rng(0).uniform(-12, 0, 2000):
+        assert tol < float(text.enough(tol)) <= 1.11 * tol

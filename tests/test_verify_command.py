@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 
 import numpy as np
@@ -359,3 +360,20 @@ def test_what_was_given_is_not_overwritten(folder, option, target):
     assert code == 2
     assert f"{option} would overwrite" in text
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+@pytest.mark.parametrize("size", [None, (48, 48)], ids=["any size", "one size"])
+def test_the_form_ahead_of_its_original_says_to_swap_the_two(folder, size):
+    pipeline.fcn(str(folder / "a.onnx"), str(folder / "form.onnx"), Fcn(size=size), Options("cpu")).check()
+    code, text = verify(folder / "form.onnx", folder / "a.onnx")
+    assert code in (1, 2)
+    assert "swap the two" in text
+    assert "swap" not in verify(folder / "a.onnx", folder / "form.onnx")[1]
+
+
+def test_a_failure_names_one_seed(folder):
+    """The inputs are told by their place among those of the seed that the command repeats."""
+    code, text = verify(folder / "a.onnx", folder / "b.onnx", "--seed", "7", "--samples", "5")
+    assert code == 1
+    assert set(re.findall(r"seed (\d+)", text)) == {"7"}, text
+    assert re.search(r"inputs [1-5] of seed 7\)", text), text

@@ -236,3 +236,30 @@ def test_scales_and_zero_points_are_counted() -> None:
     (key,) = surrogate.parameters(one)
     assert np.frombuffer(key[0][1:], np.float32) == np.float32(STEP)
     assert numpy_helper is not None
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["float first", "quantized first"])
+def test_one_model_that_rounds_is_named(tmp_path: Path, turned: bool) -> None:
+    pair = [network(()), network(("input",))]
+    found = check(tmp_path, *(pair[::-1] if turned else pair))
+    (line,) = [line for line in found.warnings if "counts as a difference" in line]
+    assert line.startswith("the original is quantized" if turned else "the other model is quantized")
+    assert "--max-output-error" in line
+    alike = check(tmp_path, network(("input",)), network(("input",), reorder=True))
+    assert not any("counts as a difference" in line for line in alike.warnings)
+
+
+def test_weights_that_are_stored_as_integers_are_named(tmp_path: Path) -> None:
+    weight = 0.3 * normal(1, 5, 12)
+    scale = float(np.abs(weight).max() / 127)
+
+    def model(stored: bool) -> onnx.ModelProto:
+        net = Net(1, 12)
+        kept = net.const(np.rint(weight / scale), dtype=np.int8) if stored else ""
+        matrix = net.DequantizeLinear(kept, net.const(np.float32(scale))) if stored else net.const(weight)
+        return net.model(net.node("Gemm", "x", matrix, outputs=["y"], transB=1))
+
+    found = check(tmp_path, model(False), model(True))
+    assert found.verdict == "failed"
+    assert any("stores its weights as integers" in line for line in found.warnings)
+    assert not any("as a difference" in line for line in check(tmp_path, model(True), model(False)).warnings)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from convrewrite import costs
 from convrewrite.inspection import heads
 from convrewrite.report import columns
-from convrewrite.text import counted, terminal
+from convrewrite.text import counted, enough, terminal
 
 if TYPE_CHECKING:
     from convrewrite.fields import Reach
@@ -97,8 +97,8 @@ def _site(site: Site) -> tuple[str, str, str, str]:
         saved = f", {fewer:.0%} fewer MACs" if fewer > 0 else ""
         error = f", kernel off by {site.error:.1e}" if site.equivalence == "approximate" else ""
         return site.pass_name, _short(site.anchor), "would rewrite", f"{site.detail}{saved}{error} ({site.equivalence})"
-    needs = "" if site.tol_pays is None else f"; pays from --tol {site.tol_pays:.2g}"
-    needs += "" if site.tol_halves is None else f", half the MACs from {site.tol_halves:.2g}"
+    needs = "" if site.tol_pays is None else f"; pays from --tol {enough(site.tol_pays)}"
+    needs += "" if site.tol_halves is None else f", half the MACs from {enough(site.tol_halves)}"
     return site.pass_name, _short(site.anchor), site.outcome, f"{site.detail}{needs} [{site.reason}]"
 
 

@@ -42,6 +42,7 @@ def _environment() -> jinja2.Environment:
         "bytes": decimal,
         "percent": lambda value: f"{value:.1%}",
         "small": lambda value: "-" if value is None else f"{value:.1e}",
+        "enough": text.enough,
         "ms": lambda seconds: f"{seconds * 1e3:.3g}",
         "ratio": lambda value: f"{value:.2f}x",
     }

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from convrewrite import runtime, timing, verification
-from convrewrite.errors import UsageError
+from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.flags import without_writing
 from convrewrite.model_io import Model
 from convrewrite.outcome import STREAM, Log, Options, Outcome
@@ -60,11 +60,29 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
             raise UsageError("a model that fcn wrote is compared window by window", remedy=remedy)
         found = verification.verify_fcn(source, target, window, _cut(before, window), **given)
     else:
-        found = verification.verify(source, target, **given)
+        try:
+            found = verification.verify(source, target, **given)
+        except UsageError as error:
+            if error.remedy or not _swapped(before, after):
+                raise
+            raise UsageError(error.message, reason=error.reason, remedy=_swap(source)) from error
     found = replace(found, command=repeat or found.command)
     log.note(verification=found, provider=found.provider)
+    if found.verdict == "failed" and _swapped(before, after) and any(case.error is None for case in found.cases):
+        message = replace(found, command="").message()
+        raise CheckFailed(message, reason=f"verify/{found.verdict}", remedy=_swap(source))
     found.check()
     log.note(status="compared")
+
+
+def _swapped(before: Model, after: Model) -> bool:
+    """Whether the first model is a fully convolutional form and the second is not."""
+    forms = [Window.from_metadata(model.metadata) is not None for model in (before, after)]
+    return forms == [True, False]
+
+
+def _swap(source: str) -> str:
+    return f"{source} is a fully convolutional form: if the other is its original, swap the two"
 
 
 def time(source: str, target: str, **how: Any) -> Outcome:

@@ -152,7 +152,7 @@ def _verify_at(
     inner = None
     if models.bare is not None and (tolerance is None or isinstance(tolerance, Mapping)):
         same: dict[str, Any] = {**taken, "tolerance": tolerance, "provider": provider, "least": least}
-        inner = _verify_at(at, models.bare, where=False, fixed=fixed, more=False, **same)
+        inner = _verify_at(at, models.bare, where=where, fixed=fixed, more=False, **same)
         models = models.proven_by(inner)
     reference, rewritten = models.reference, models.rewritten
     right = "onnxruntime" if models.truth is None else "onnx"
@@ -194,8 +194,7 @@ def _verify_at(
         **models.facts(inner),
     )
     found = replace(found, warnings=(*found.warnings, *narrowed))
-    found = joined(found, inner)
-    return replace(found, divergence=_locate(models, evidence, ledger, provider)) if where else found
+    return joined(replace(found, divergence=_locate(models, evidence, ledger)) if where else found, inner)
 
 
 def _word(data: Data | None) -> str:
@@ -203,13 +202,16 @@ def _word(data: Data | None) -> str:
     return "images" if isinstance(data, Images) else "" if data is None else "data"
 
 
-def _locate(models: Models, evidence: Evidence, ledger: Ledger, provider: str) -> Divergence:
+def _locate(models: Models, evidence: Evidence, ledger: Ledger) -> Divergence:
     """Where the models begin to differ: on the failing inputs if the original takes them, else on the first sample."""
     first = evidence.samples[0].feeds
-    feeds = ledger.failing.inputs if ledger.failing is not None else first
-    if any(feeds[name].shape != array.shape for name, array in first.items()):
-        feeds = first  # an image beyond the native size
-    return locate(models.reference.path, models.rewritten.path, feeds, provider=provider, limit=ledger.limit)
+    feeds = dict(ledger.failing.inputs if ledger.failing is not None else first)
+    elsewhere = any(feeds[name].shape != array.shape for name, array in first.items())
+    found = locate(models.reference, models.rewritten, dict(first) if elsewhere else feeds, ledger)
+    if elsewhere and not found.tensor:  # an image beyond the native size, several batches at once
+        note = "looked for on inputs of the usual shape; what failed has another"
+        return replace(found, note="; ".join(part for part in (found.note, note) if part))
+    return found
 
 
 def verify_fcn(
@@ -254,7 +256,7 @@ def verify_fcn(
         common |= {"tolerance": tolerance, "provider": provider, "wanted": asked, "fit": fit}
         inner = None
         if models.bare is not None and (tolerance is None or isinstance(tolerance, Mapping)):
-            inner = _verify_map(models.bare, window, cut, where=False, **common)
+            inner = _verify_map(models.bare, window, cut, where=where, **common)
             models = models.proven_by(inner)
         found = joined(_verify_map(models, window, cut, where=where, inner=inner, **common), inner)
     return fit.named(found)
@@ -317,7 +319,7 @@ def _verify_map(
     facts |= evidence.verdicts(original, ledger.cases)
     found = Verification(ledger.cases, deviation, command=repeat, **facts)
     wanted_where = where and stopped is None
-    return replace(found, divergence=_locate(models, evidence, ledger, provider)) if wanted_where else found
+    return replace(found, divergence=_locate(models, evidence, ledger)) if wanted_where else found
 
 
 def _window_of(path: str | Path) -> Window | None:

@@ -40,6 +40,7 @@ class Models:
         bare: the float surrogates; None where nothing rounds, or where they cannot be had: `because` says why.
         same_steps: whether both models round with the same scales and zero points.
         across: their precisions, where these differ and may.
+        one_rounds: which of the two is quantized, in words, where the other is not.
     """
 
     reference: Specimen
@@ -50,6 +51,7 @@ class Models:
     because: str = ""
     same_steps: bool = True
     across: Across | None = None
+    one_rounds: str = ""
 
     @property
     def twin(self) -> Specimen | None:
@@ -69,6 +71,8 @@ class Models:
         yield from (session.warning for session in sessions if session.warning)
         if self.across is not None:
             yield str(self.across)
+        if self.one_rounds:
+            yield f"{self.one_rounds}: what that does counts as a difference; --max-output-error E accepts it up to E"
         if not self.reference.rounds:
             return
         how = (
@@ -105,7 +109,8 @@ def open_models(
     truth = open_reference(original) if reference == "onnx" else None
     found = across(*(exposure.read_sketch(path).model for path in (a_path, b_path))) if twins else None
     original = replace(original, twins=twins, coarse=found.eps if found else 0.0)
-    models = Models(original, otherwise, open_specimen(b_path, provider), truth, across=found)
+    rewritten = open_specimen(b_path, provider)
+    models = Models(original, otherwise, rewritten, truth, across=found, one_rounds=_one_rounds(original, rewritten))
     if not original.rounds or truth is not None:
         return models
     steps = [surrogate.parameters(exposure.read_sketch(path).model) for path in (a_path, b_path)]
@@ -133,4 +138,16 @@ def joined(found: Verification, inner: Verification | None) -> Verification:
         return found
     cases = [replace(case, name=f"{case.name} {WITHOUT}") for case in inner.cases if case.status != "skipped"]
     failing = found.failing if found.failing is not None else inner.failing
-    return replace(found, cases=(*found.cases, *cases), failing=failing)
+    there, inside = found.divergence, inner.divergence
+    if there is not None and inside is not None and not there.tensor and not inner.passed:
+        there = replace(inside, note="; ".join(part for part in (WITHOUT, inside.note) if part))
+    return replace(found, cases=(*found.cases, *cases), failing=failing, divergence=there)
+
+
+def _one_rounds(original: Specimen, rewritten: Specimen) -> str:
+    """Which of two models is quantized where the other is not; "" where both are or none is."""
+    if original.rounds != rewritten.rounds:
+        which = ("the other model", "the original") if rewritten.rounds else ("the original", "the other model")
+        return f"{which[0]} is quantized (it rounds its activations to integers) and {which[1]} is not"
+    stored = [exposure.holds_integers(specimen.read().model) for specimen in (original, rewritten)]
+    return "the other model is quantized (it stores its weights as integers)" if stored == [False, True] else ""

@@ -3,6 +3,8 @@
 state(a, b)              every output's error as a case that is `stated`
 state(a, b, limit=E)     the same, and a case above E is `failed`
 
+Where both comparisons are made, each check says which of the two it belongs to: `NAME` or `EQUAL` leads its name.
+
 What lies ahead of a final Softmax counts as much as the output: a saturated one shows no error, whatever was done.
 """
 
@@ -17,11 +19,6 @@ from convrewrite.verification.verdicts import Case, Verification
 
 NAME = "the original itself"
 """What the check is called."""
-
-AHEAD = f"{NAME}, ahead of its final operator"
-"""The same, of the operand of a final Softmax, LogSoftmax, Sigmoid or ArgMax."""
-
-_NAMES = {"outputs": NAME, "ahead of the final operator": AHEAD}
 
 ANYTHING = 1e30
 """A tolerance that any number meets, and still a number: the worst of several samples is the one nearest to it."""
@@ -55,7 +52,7 @@ def part_error(found: Verification) -> float:
 
 
 def _stated(case: Case, limit: float | None) -> Case:
-    named = replace(case, name=_NAMES.get(case.name, case.name))
+    named = _named(case, NAME)
     if case.status in ("failed", "skipped") or case.error is None:
         return named
     if limit is None:
@@ -65,8 +62,17 @@ def _stated(case: Case, limit: float | None) -> Case:
 
 def joined(equal: Verification, stated: Verification) -> Verification:
     """One verification: equal to the original with the new kernels, and so far from the original itself."""
-    renamed = [replace(case, name=EQUAL) if case.name == "outputs" else case for case in equal.cases]
+    named = [_named(case, EQUAL) for case in equal.cases]
+    distances = [case for case in stated.cases if case not in named]  # what holds of both is said once
     vacuous = tuple(dict.fromkeys((*equal.vacuous, *stated.vacuous)))
     constant = tuple(name for name in dict.fromkeys((*equal.constant, *stated.constant)) if name not in vacuous)
     failing = equal.failing if equal.failing is not None else stated.failing
-    return replace(equal, cases=(*renamed, *stated.cases), vacuous=vacuous, constant=constant, failing=failing)
+    return replace(equal, cases=(*named, *distances), vacuous=vacuous, constant=constant, failing=failing)
+
+
+def _named(case: Case, whose: str) -> Case:
+    """The case under the model that it compares with; what has no figure and did not fail is of neither."""
+    if case.error is None and case.status != "failed":
+        return case
+    short = {"outputs": whose, "ahead of the final operator": f"{whose}, ahead of its final operator"}
+    return replace(case, name=short.get(case.name, f"{whose}, {case.name}"))

@@ -7,6 +7,7 @@ verification without one passed case is not `verified`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -20,6 +21,9 @@ from convrewrite.verification.metrics import Metrics
 
 SEEDED = "at any scale; give real inputs with --data F.npz"
 """Of outputs that did not move although the inputs were drawn, and what helps."""
+
+OWN_SEEDS = 1000
+"""Inputs are drawn from so many seeds, one after the other; those of larger images lie beyond."""
 
 Status = Literal["passed", "failed", "skipped", "stated"]
 Verdict = Literal["verified", "failed", "vacuous", "skipped"]
@@ -64,8 +68,10 @@ class Case:
 
     @property
     def badness(self) -> float:
-        """Error in units of the tolerance; what ranks cases. Those that fail in a part alone are ranked by that part,
-        behind those that fail by twice the tolerance as a whole.
+        """Error in units of the tolerance, or as it is where none is set; what ranks cases.
+
+        Those that fail in a part alone are ranked by that part, behind those that fail by twice the tolerance as a
+        whole.
         """
         if self.failed_in_part and self.channel is not None:
             return 2.0 - 1.0 / max(1.0, self.channel.badness)
@@ -80,6 +86,8 @@ class Case:
     def _badness(self) -> float:
         if self.error is None:
             return math.inf if self.status == "failed" else 0.0
+        if self.status == "stated":
+            return self.error
         return self.error / self.tolerance if self.tolerance else (math.inf if self.error else 0.0)
 
     def __str__(self) -> str:
@@ -133,7 +141,7 @@ class Divergence:
     Attributes:
         tensor: its name; "" where all agree. op, node: that make it in the rewritten model.
         error, tolerance: as of a case. agreeing: tensors ahead of it that agree. compared: all that both have.
-        note: what was left out.
+        note: what was left out. part: the part that differs, in words, where the tensor as a whole does not.
     """
 
     tensor: str = ""
@@ -144,6 +152,7 @@ class Divergence:
     agreeing: int = 0
     compared: int = 0
     note: str = ""
+    part: str = ""
 
     def __str__(self) -> str:
         left_out = f" ({self.note})" if self.note else ""
@@ -153,10 +162,12 @@ class Divergence:
             return f"where: all {self.compared} tensors that both models have agree{left_out}"
         maker = f"{self.op} '{self.node}'" if self.node else self.op
         error = "NaN or Inf" if self.error is None or math.isinf(self.error) else f"error {self.error:.1e}"
+        told = f"{error}, tolerance {self.tolerance or 0.0:.1e}"
+        if self.part:
+            told = f"by {self.part}, although only {self.error or 0.0:.1e} of the largest of all"
         return (
-            f"where: '{self.tensor}' ({maker}) is the first that differs: {error}, tolerance "
-            f"{self.tolerance or 0.0:.1e}; {self.agreeing} of the {self.compared} tensors that both have agree "
-            f"ahead of it{left_out}"
+            f"where: '{self.tensor}' ({maker}) is the first that differs: {told}; {self.agreeing} of the "
+            f"{self.compared} tensors that both have agree ahead of it{left_out}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -347,7 +358,7 @@ def _failure(case: Case) -> str:
         at = ",".join(map(str, case.place))
         return (
             f"the original itself gives {case.figures[1]:g} at [{at}] of output {case.output}, {case.name} "
-            f"({case.note}), seed {case.seed}: no rewrite of it can be verified; repair its weights, or give the "
+            f"({_inputs(case)}): no rewrite of it can be verified; repair its weights, or give the "
             f"inputs that it was made for with --data F.npz"
         )
     text = f"not equivalent at {case.name}"
@@ -364,7 +375,19 @@ def _failure(case: Case) -> str:
         text += f": by {case.part}, although only {case.error or 0.0:.1e} of the largest of all"
     elif case.error is not None:
         text += f", error {case.error:.2e} ({case.metric}), tolerance {case.tolerance or 0.0:.1e}"
-    return text + (f" ({case.note})" if case.note else "") + f", seed {case.seed}"
+    return f"{text} ({_inputs(case)})"
+
+
+def _inputs(case: Case) -> str:
+    """Which inputs a case is of: a seed of their own is told by where they stand among those of the seed to give."""
+
+    def place(found: re.Match[str]) -> str:
+        index = int(found[1]) - case.seed
+        return f"inputs {index + 1} of seed {case.seed}" if 0 <= index < OWN_SEEDS else f"from seed {case.seed}"
+
+    if "seed " in case.note:
+        return re.sub(r"seed (\d+)", place, case.note)
+    return f"{case.note}, seed {case.seed}" if case.note else f"seed {case.seed}"
 
 
 def _number(value: float | None) -> float | None:

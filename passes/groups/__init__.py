@@ -57,6 +57,7 @@ from convrewrite.passes.groups.site import ConvSite, read_site
 from convrewrite.passes.groups.spaces import Stop
 from convrewrite.passes.groups.weights import node_of
 from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.text import enough
 
 __all__ = ["Groups"]
 
@@ -204,7 +205,7 @@ class Groups:
         elif needed <= max(self.tol, rounding(site.weight.dtype)):
             detail, needed = f"{site.label}: {site}; more groups would be smaller than is fast", None
         else:
-            detail = f"{site.label}: {site}; {2 * site.group} groups would take --tol {needed:.2g}"
+            detail = f"{site.label}: {site}; {2 * site.group} groups would take --tol {enough(needed)}"
         return Declined(REASONS["groups/no-structure"], detail, self._known(site, needed))
 
     def _known(self, site: ConvSite, needed: float | None = None) -> Site:
