@@ -37,9 +37,8 @@ def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> l
     rows = [HEADER, *(_row(layer, total) for layer in layers)]
     facts = found.file
     at = "" if found.size is None else f" at {_by(found.size)}{', a size that was tried' if found.assumed else ''}"
-    told = [
-        f"{facts.path}: {counted(len(found.layers), 'node')}, {counted(facts.parameters, 'parameter')}, {_macs(found)}{at}"
-    ]
+    counts = [counted(len(found.layers), "node"), counted(facts.parameters, "parameter"), _macs(found)]
+    told = [f"{facts.path}: {', '.join(counts)}{at}"]
     left = costs.told_uncounted(found.uncounted)
     told += [f"{left}: it is not known how often they run", ""] if left else [""]
     told += columns(rows, right=(9, 10, 11))
