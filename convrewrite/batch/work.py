@@ -13,6 +13,7 @@ from typing import Any
 
 from convrewrite import atomic, costs, model_io, page, pipeline, plugins, report, timing
 from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, SeparableStep, Settings, Step
+from convrewrite.endings import theirs
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
 from convrewrite.outcome import FAILURES, Options, Outcome
 from convrewrite.passes.fcn import Fcn
@@ -43,6 +44,7 @@ class Finding:
 
     def ended(self, error: ConvrewriteError) -> None:
         """An error ended it."""
+        error = theirs(error)
         self.note(
             status=FAILURES.get(error.exit_code, "error"),
             exit_code=error.exit_code,
