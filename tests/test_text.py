@@ -191,7 +191,7 @@ def test_the_reports_of_a_run_hold_any_name(name: str, message: str, code: int) 
 
 def test_a_line_break_in_the_name_of_a_report_sets_no_other_output() -> None:
     hostile = "r.json\nspeedup=99\nhtml<<x\ny\nx"
-    settings = Settings(models=["*"], steps=[{"pass": "fcn"}], reports=Reports(json=hostile))
+    settings = Settings(models=["*"], steps=[{"pass": "fcn"}], reports=Reports.model_construct(json_=hostile))
     content = summary.to_outputs(Batch((), 0), settings, Path("/project"))
     assert read_outputs(content) == {"report": f"/project/{hostile}"}
 
