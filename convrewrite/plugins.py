@@ -17,6 +17,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from convrewrite.board import doing
+from convrewrite.children import no_fork_returns
 from convrewrite.errors import Terminated, UsageError
 from convrewrite.passes import ALL
 from convrewrite.rewrite import Pass
@@ -72,7 +73,7 @@ def load(name: str) -> type[Pass]:
         )
     entry = found[name]
     try:
-        with doing(f"importing pass '{name}' of package {_package(entry)}"):
+        with doing(f"importing pass '{name}' of package {_package(entry)}"), no_fork_returns():
             made: Any = entry.load()
     except Terminated:
         raise
@@ -107,7 +108,8 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
                 f"pass '{name}' has no option '{option}'", remedy=f"did you mean '{near[0]}'?" if near else known
             )
     try:
-        made: Pass = pass_(**{n: tuple(v) if isinstance(v, list) else v for n, v in options.items()})
+        with no_fork_returns():
+            made: Pass = pass_(**{n: tuple(v) if isinstance(v, list) else v for n, v in options.items()})
     except (TypeError, ValueError) as error:
         raise UsageError(f"pass '{name}' does not take {dict(options)}: {error}") from error
     return made

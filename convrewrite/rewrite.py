@@ -18,6 +18,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite.board import doing
+from convrewrite.children import no_fork_returns
 from convrewrite.errors import ConvrewriteError, PassFault, Terminated
 from convrewrite.graph import add_types, sort_nodes
 from convrewrite.skeletons import skeleton, tolerant
@@ -239,7 +240,7 @@ def _blamed(pass_: Pass, part: str) -> Iterator[None]:
     module = type(pass_).__module__
     foreign = module.partition(".")[0] != __name__.partition(".")[0]
     whose = f" of {module}" if foreign else ""
-    with doing(f"in the {part} by pass '{pass_.name}'{whose}"):
+    with doing(f"in the {part} by pass '{pass_.name}'{whose}"), no_fork_returns():
         try:
             yield
         except (ConvrewriteError, Terminated, MemoryError):

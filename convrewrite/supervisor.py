@@ -50,7 +50,7 @@ def supervised(command: Command, died: Died) -> NoReturn:
         died: tells the error of a command that ended otherwise, with the facts that it noted on its board.
 
     Raises:
-        SystemExit: always; in both processes.
+        SystemExit: always, in the process that watches; the other one ends at once, whatever runs in it besides.
     """
     if not _is_a_script():
         before = {number: signal.getsignal(number) for number in ASKING}
@@ -100,7 +100,7 @@ def _be_the_child(
     except KeyboardInterrupt:
         code = Interrupted.exit_code
     watched.code = code
-    sys.exit(code)
+    children.leave(code)
 
 
 def catch_signals() -> None:
@@ -138,7 +138,10 @@ class _Watch:
 
     def forked(self, command: Command) -> _End:
         """Run the command in a fork; returns in the parent alone."""
+        from convrewrite import children
+
         parent = os.getpid()
+        children.adopt_orphans()
         signal.signal(
             signal.SIGCHLD, signal.SIG_DFL
         )  # whoever started this may ignore it, which leaves nothing to wait for
@@ -156,6 +159,7 @@ class _Watch:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _, status = os.waitpid(self.child, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
+        children.end_orphans()
         return _End(os.waitstatus_to_exitcode(status), self.asked)
 
     def spawned(self, words: Sequence[str], board_path: str) -> _End:

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
-BASE = frozenset({"errors", "board", "flags", "spelling", "text"})
+BASE = frozenset({"errors", "board", "children", "flags", "spelling", "text"})
 ENGINE = (
     frozenset(
         {
@@ -44,11 +44,11 @@ ENGINE = (
     )
     | BASE
 )
-PROCESSES = BASE | {"leftovers", "atomic", "streams", "children", "endings"}
+PROCESSES = BASE | {"leftovers", "atomic", "streams", "endings"}
 FILES = ENGINE | {"leftovers", "atomic", "identity", "model_io", "notebook"}
 RUNTIME = FILES | {"runtime", "faults"}
 SAMPLING = RUNTIME | {"sampling"}
-CHECKS = SAMPLING | {"stored_json", "verification", "timing", "children", "endings"}
+CHECKS = SAMPLING | {"stored_json", "verification", "timing", "endings"}
 JUDGES = CHECKS | {"acceptance", "report", "streams"}
 TOP = JUDGES | {"guards", "outcome", "pipeline", "passes", "models", "convrewrite"}
 
@@ -58,7 +58,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "board": frozenset(),
     "flags": frozenset({"errors"}),
     "leftovers": BASE,
-    "children": BASE,
+    "children": frozenset({"board"}),
     "endings": BASE,
     "streams": PROCESSES,
     "supervisor": PROCESSES,
@@ -95,7 +95,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "faults": FILES | {"runtime"},
     "sampling": RUNTIME,
     "verification": SAMPLING,
-    "timing": SAMPLING | {"children", "endings"},
+    "timing": SAMPLING | {"endings"},
     "acceptance": CHECKS,
     "outcome": CHECKS,
     "report": CHECKS | {"acceptance", "outcome", "streams", "convrewrite"},

@@ -8,14 +8,15 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
 from typing import Any
 
 from convrewrite import atomic, leftovers
+from convrewrite.batch.work import publish
 from convrewrite.board import Board
 from convrewrite.children import environment
 from convrewrite.endings import unanswered
@@ -43,7 +44,7 @@ def run_all(
 
     Leaving early (Ctrl-C) ends the processes that run.
     """
-    running: set[subprocess.Popen[str]] = set()
+    running: set[subprocess.Popen[bytes]] = set()
     stopped = threading.Event()
 
     def one(index: int) -> dict[str, Any]:
@@ -64,28 +65,26 @@ def run_all(
                 end(worker)
 
 
-def _run(task: Mapping[str, Any], threads: int, limit: float, running: set[subprocess.Popen[str]]) -> dict[str, Any]:
-    with (
-        atomic.scratch() as folder,
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace", dir=folder) as told,
-    ):
-        path = os.path.join(folder, "board")
-        watched = Board.make(path)
+def _run(task: Mapping[str, Any], threads: int, limit: float, running: set[subprocess.Popen[bytes]]) -> dict[str, Any]:
+    with atomic.scratch() as scratch, contextlib.ExitStack() as files:
+        folder = Path(scratch)
+        (folder / "made").mkdir()
+        (folder / "task").write_text(json.dumps({**task, "folder": str(folder / "made")}), encoding="ascii")
+        watched = Board.make(folder / "board")
+        asked = files.enter_context(open(folder / "task", "rb"))
+        answer, told = (files.enter_context(open(folder / name, "w+b")) for name in ("answer", "told"))
         worker = subprocess.Popen(
             COMMAND,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=asked,
+            stdout=answer,  # a file: whoever still has a pipe open keeps its reader waiting
             stderr=told,
-            text=True,
-            encoding="utf-8",
-            env={**environment(path), **dict.fromkeys(LIMITS, str(threads))},
+            env={**environment(folder / "board"), **dict.fromkeys(LIMITS, str(threads))},
             start_new_session=True,
         )
         running.add(worker)
         error: ConvrewriteError | None = None
-        answer = ""
         try:
-            answer, _ = worker.communicate(json.dumps(task), timeout=limit)
+            worker.wait(limit)
         except subprocess.TimeoutExpired:
             meanwhile = f" while it was {watched.activity}" if watched.activity else ""
             error = UsageError(f"timed out after {limit:g} s{meanwhile}", remedy="raise 'timeout', or leave it out")
@@ -93,23 +92,25 @@ def _run(task: Mapping[str, Any], threads: int, limit: float, running: set[subpr
             end(worker)
             running.discard(worker)
         with contextlib.suppress(ValueError):
-            result: dict[str, Any] = json.loads(answer)
-            return result
+            answer.seek(0)
+            return publish(json.load(answer), task["target"])
         for other in watched.folders:
             leftovers.sweep(other, again=True)
         told.seek(0)
-        last = [line for line in told.read().splitlines() if line.strip()][-1:]
+        lines = told.read().decode("utf-8", "replace").splitlines()
+        last = [line for line in lines if line.strip()][-1:]
         said = one_line(last[0]) if last else ""
         remedy = "try fewer jobs, or this model alone"
         error = error or unanswered("its process", worker.returncode, watched.activity, said, remedy)
     return {"status": "error", "exit_code": error.exit_code, "message": str(error)}
 
 
-def end(worker: subprocess.Popen[str]) -> None:
-    """End a process, and what it has started."""
+def end(worker: subprocess.Popen[bytes]) -> None:
+    """End a process, and what it has started and left behind."""
+    with contextlib.suppress(OSError):
+        if hasattr(os, "killpg"):
+            os.killpg(worker.pid, signal.SIGKILL)  # it leads a session of its own
     if worker.poll() is None:
         with contextlib.suppress(OSError):
-            if hasattr(os, "killpg"):
-                os.killpg(worker.pid, signal.SIGKILL)  # it leads a session of its own
             worker.kill()
         worker.wait()

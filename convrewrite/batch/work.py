@@ -67,11 +67,13 @@ def do(task: Mapping[str, Any]) -> dict[str, Any]:
     """Do what a task says.
 
     Args:
-        task: `source`, `target`, `data` (or None), `timings`: paths; `settings`: of the run; `check`: write nothing.
+        task: `source`, `target`, `data` (or None), `timings`: paths; `settings`: of the run; `check`: write nothing;
+            `folder`: an empty one, for the models that the steps make.
 
     Returns:
         `status` ("rewritten", "unchanged", "failed", "error", "refused"), `exit_code`, `message`, and what is known of
         `equivalence`, `output_error`, `top1_agreement`, `speedup`, `bytes`, MACs, parameters and each step's report.
+        `made`: the path of the model that `publish` gives its place.
     """
     finding = Finding()
     try:
@@ -91,30 +93,50 @@ def _do(task: Mapping[str, Any], finding: Finding) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
         atomic.check_target(target, "output", [source])
     data = None if task["data"] is None else read_data(task["data"])
-    with atomic.scratch() as folder:
-        last = source
-        reports: list[dict[str, Any]] = []
-        views: list[dict[str, Any]] = []
-        for index, step in enumerate(settings.steps):
-            made = Path(folder) / f"{index}.onnx"
-            outcome = _step(step, last, made, _options(settings, step, data if _fits(last, data) else None, task), task)
-            reports.append(_told(outcome, index))
-            if settings.reports.html is not None:
-                views.append({**page.outcome_view(outcome), **_named(reports[-1])})
-            finding.note(steps=reports, views=views)
-            outcome.check()
-            last = made
-        changed = any(told["outcome"] == "rewritten" for told in reports)
-        finding.note(**_sizes(source, last), equivalence=_class(reports), macs_left=_macs_left(reports))
-        if changed:
-            _gates(settings, source, last, data, finding)
-        elif too_large := _too_large(settings.gates, finding):
-            raise CheckFailed(too_large[0])
-        if task["check"]:
-            finding.note(note=_check_current(last, target, changed))
-        else:
-            model_io.copy_bytes(model_io.load(last), target)
+    last = source
+    reports: list[dict[str, Any]] = []
+    views: list[dict[str, Any]] = []
+    for index, step in enumerate(settings.steps):
+        made = Path(task["folder"]) / f"{index}.onnx"
+        outcome = _step(step, last, made, _options(settings, step, data if _fits(last, data) else None, task), task)
+        reports.append(_told(outcome, index))
+        if settings.reports.html is not None:
+            views.append({**page.outcome_view(outcome), **_named(reports[-1])})
+        finding.note(steps=reports, views=views)
+        outcome.check()
+        last = made
+    changed = any(told["outcome"] == "rewritten" for told in reports)
+    finding.note(**_sizes(source, last), equivalence=_class(reports), macs_left=_macs_left(reports))
+    if changed:
+        _gates(settings, source, last, data, finding)
+    elif too_large := _too_large(settings.gates, finding):
+        raise CheckFailed(too_large[0])
+    if task["check"]:
+        finding.note(note=_check_current(last, target, changed))
+    else:
+        finding.note(made=str(last))
     finding.note(status="rewritten" if changed else "unchanged", exit_code=0)
+
+
+def publish(facts: dict[str, Any], target: str | Path) -> dict[str, Any]:
+    """Give the model that a process has made its place, once that process has said that it is done, and is gone.
+
+    Args:
+        facts: as `do` returns them. target: the path of the output.
+
+    Returns:
+        The facts without the path of the model; those of an error where it cannot be written.
+    """
+    facts = dict(facts)
+    made = facts.pop("made", None)
+    if made is None:
+        return facts
+    finding = Finding(facts)
+    try:
+        model_io.copy_bytes(model_io.load(made), Path(target))
+    except ConvrewriteError as error:
+        finding.ended(error)
+    return finding.facts
 
 
 def _fits(model: Path, data: Mapping[str, Any] | None) -> bool:

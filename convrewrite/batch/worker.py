@@ -19,6 +19,7 @@ def main() -> None:
     result = do(json.load(sys.stdin))
     with os.fdopen(answer, "w", encoding="utf-8") as file:
         json.dump(result, file, allow_nan=True)
+    children.leave(0)
 
 
 if __name__ == "__main__":
