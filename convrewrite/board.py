@@ -23,7 +23,13 @@ VARIABLE = "CONVREWRITE_BOARD"
 """Names the file of the board to a process that was not forked."""
 
 SIZE = 1 << 16
-_CODE, _ACTIVITY, _FACTS, _FOLDERS = 0, 64, 2048, 16384  # where each part begins; it ends where the next does
+_CODE, _ACTIVITY, _STRANGERS, _FACTS, _FOLDERS = (
+    0,
+    64,
+    1536,
+    2048,
+    16384,
+)  # where each part begins; it ends where the next does
 _LONGEST = 300  # characters of an activity
 
 
@@ -65,11 +71,22 @@ class Board:
     @property
     def activity(self) -> str:
         """What the process was about to do; empty where it has not said."""
-        return self._read(_ACTIVITY, _FACTS)
+        return self._read(_ACTIVITY, _STRANGERS)
 
     @activity.setter
     def activity(self, text: str) -> None:
-        self._write(_ACTIVITY, _FACTS, text[:_LONGEST])
+        self._write(_ACTIVITY, _STRANGERS, text[:_LONGEST])
+
+    @property
+    def strangers(self) -> str:
+        """Whose code the process has loaded beside the project's: passes of other packages; empty where none."""
+        return self._read(_STRANGERS, _FACTS)
+
+    def add_stranger(self, name: str) -> None:
+        """Name one."""
+        known = self.strangers
+        if name not in known.split(" or "):
+            self._write(_STRANGERS, _FACTS, " or ".join(filter(None, [known, name])))
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -54,7 +54,7 @@ def adopt_orphans() -> None:
 
 
 def end_orphans() -> None:
-    """End by SIGKILL all children that this process has, those of `adopt_orphans` and theirs, where Linux lists them."""
+    """End by SIGKILL all children that this process has, also by `adopt_orphans`, where Linux lists them."""
     listed = Path(f"/proc/self/task/{os.getpid()}/children")
     with contextlib.suppress(OSError, ValueError):  # no such file; none is left to wait for
         while found := [int(word) for word in listed.read_text(encoding="ascii").split()]:
@@ -79,7 +79,7 @@ def leave(code: int) -> NoReturn:
 
 @contextlib.contextmanager
 def no_fork_returns() -> Iterator[None]:
-    """Run code of strangers; a process that it forks ends where it would come back, and does not go on with our work."""
+    """Run code of strangers; a process that it forks ends where it would come back, and does none of our work."""
     me = os.getpid()
     try:
         yield

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -55,6 +56,7 @@ from convrewrite.cli_options import (
     parse_size,
     paths_of,
 )
+from convrewrite.endings import theirs
 from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
 from convrewrite.telling import errors, say, settle_output, tell, tell_usage
 
@@ -196,13 +198,17 @@ def explain(
     """Explain a pass or a reason; without one, list them."""
     from convrewrite import pipeline, plugins, tiling
 
-    loaded = [plugins.load(name) for name in plugins.names()]
+    loaded, broken = plugins.load_all()
+    if subject in broken and subject not in plugins.OWN:
+        raise broken[subject]
     passes = {pass_.name: _documented(pass_) for pass_ in loaded}
     others = [pass_ for pass_ in loaded if pass_.name not in plugins.OWN]
     reasons = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons(others)}
     reasons |= {reason.code: (reason.meaning, reason.remedy) for reason in tiling.REASONS.values()}
     if subject is None:
-        lines = ["passes", *(f"  {told.splitlines()[0]}" for told in passes.values()), "reasons"]
+        faults = [text.terminal(f"{name}: broken: {error}") for name, error in broken.items()]
+        lines = ["passes", *(f"  {told.splitlines()[0]}" for told in passes.values())]
+        lines += [*(f"  {fault}" for fault in faults), "reasons"]
         _answer([*lines, *(f"  {code}\n      {meaning}" for code, (meaning, _) in reasons.items())])
     elif subject in passes:
         _answer([passes[subject]])
@@ -215,8 +221,9 @@ def explain(
 
 def _documented(pass_: type[Pass]) -> str:
     """What the module of a pass says of it, or else its class."""
-    told = sys.modules[pass_.__module__].__doc__ or pass_.__doc__ or ""
-    return told.strip() or f"{pass_.name}: it says nothing of itself"
+    module = sys.modules.get(pass_.__module__)
+    told = getattr(module, "__doc__", None) or pass_.__doc__ or ""
+    return str(told).strip() or f"{pass_.name}: it says nothing of itself"
 
 
 def _answer(lines: list[str]) -> None:
@@ -264,6 +271,8 @@ def _run(
         fault = ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}")
         fault.__cause__ = error
         outcome = nothing.stopped(fault)
+    if outcome.error is not None:
+        outcome = replace(outcome, error=theirs(outcome.error))
     if report_path is not None:
         report.write(outcome, report_path)
     if html is not None:
@@ -335,7 +344,7 @@ def _command() -> int:
             sys.stdout.flush()
     except ConvrewriteError as error:
         code = error.exit_code
-        tell(error)
+        tell(theirs(error))
         if debug:
             errors.print_exception()
     except typer.Abort:
@@ -351,7 +360,7 @@ def _command() -> int:
         code = error.code
     except (Exception, SystemExit) as error:  # the last resort: never a traceback without --debug
         code = ConvrewriteError.exit_code
-        tell(ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}"))
+        tell(theirs(ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}")))
         if debug:
             errors.print_exception()
     settle_output()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import signal
 
-from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.board import Board, mine
+from convrewrite.errors import ConvrewriteError, PassFault, UsageError
 
 CAUSES = {
     "SIGFPE": (
@@ -28,17 +29,34 @@ def signal_name(code: int) -> str:
     return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
 
 
-def unanswered(subject: str, code: int, activity: str = "", said: str = "", remedy: str = "") -> ConvrewriteError:
+def theirs(error: ConvrewriteError, board: Board | None = None) -> ConvrewriteError:
+    """An internal error as the fault of the passes of other packages, where the process has loaded such.
+
+    Whether it was theirs is not known for sure, but their authors see it sooner than those of this project: the same
+    code runs the project's own passes.
+
+    Args:
+        error: any; others stay as they are. board: of the process; by default of this one.
+    """
+    strangers = (board or mine()).strangers
+    if not strangers or error.exit_code != ConvrewriteError.exit_code or isinstance(error, PassFault):
+        return error
+    return PassFault(error.message, reason=error.reason, remedy=f"report it to the authors of {strangers}")
+
+
+def unanswered(subject: str, code: int, board: Board, said: str = "", remedy: str = "") -> ConvrewriteError:
     """The error for a process that ended without saying so.
 
     Args:
         subject: what to call the process. code: as `subprocess` gives it: negative for a signal.
-        activity: what it was doing, where that is known. said: its last line. remedy: against want of memory.
+        board: on which it has noted what it was doing. said: its last line. remedy: against want of memory.
 
     Returns:
         UsageError (2) where a signal ended it: what it was given is more than this machine or its native code bears. An
-        internal error (70) where it left by itself, also with exit code 0: something in it called `os._exit`.
+        internal error (70) where it left by itself, also with exit code 0: something in it called `os._exit`; the fault
+        of passes of other packages, where it had loaded such.
     """
+    activity = board.activity
     if code < 0:
         name = signal_name(code)
         cause, helps = CAUSES.get(name, ("", ""))
@@ -48,4 +66,5 @@ def unanswered(subject: str, code: int, activity: str = "", said: str = "", reme
         meanwhile = f"{',' if cause else ''} while it was {activity}" if activity else ""
         return UsageError(f"{subject} was ended by {name}{why}{meanwhile}", remedy=helps or None)
     meanwhile = f", while it was {activity}" if activity else ""
-    return ConvrewriteError(f"{subject} ended with {code} before it was done{meanwhile}: {said or 'without a word'}")
+    error = ConvrewriteError(f"{subject} ended with {code} before it was done{meanwhile}: {said or 'without a word'}")
+    return theirs(error, board)

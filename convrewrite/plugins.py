@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from convrewrite.board import doing
+from convrewrite.board import doing, mine
 from convrewrite.children import no_fork_returns
 from convrewrite.errors import Terminated, UsageError
 from convrewrite.passes import ALL
-from convrewrite.rewrite import Pass
+from convrewrite.rewrite import Pass, Reason
 
 GROUP = "convrewrite.passes"
 
@@ -31,38 +31,35 @@ OWN: dict[str, type[Pass]] = {pass_.name: pass_ for pass_ in ALL}
 """The passes of the project."""
 
 
-def third_party() -> dict[str, EntryPoint]:
-    """The passes of other packages by name, not loaded.
-
-    Raises:
-        UsageError: two packages have a pass of one name, or one has the name of a pass of the project.
-    """
+def _entries() -> tuple[dict[str, EntryPoint], dict[str, UsageError]]:
+    """The passes of other packages by name, not loaded; and what is wrong with names that more than one has."""
     found: dict[str, EntryPoint] = {}
+    broken: dict[str, UsageError] = {}
     for entry in entry_points(group=GROUP):
         if entry.name in OWN:
-            raise UsageError(
+            broken[entry.name] = UsageError(
                 f"package {_package(entry)} brings a pass called '{entry.name}', which is one of convrewrite's own",
                 remedy=f"rename it, or uninstall {_package(entry)}",
             )
+            continue
         other = found.setdefault(entry.name, entry)
         if other.value != entry.value or _package(other) != _package(entry):
             packages = " and ".join(sorted({_package(other), _package(entry)}))
-            raise UsageError(f"there are two passes called '{entry.name}', of {packages}", remedy="uninstall one")
-    return found
-
-
-def names() -> list[str]:
-    """Of all passes, the project's own first."""
-    return [*OWN, *sorted(third_party())]
+            broken[entry.name] = UsageError(
+                f"there are two passes called '{entry.name}', of {packages}", remedy="uninstall one"
+            )
+    return {name: entry for name, entry in found.items() if name not in broken}, broken
 
 
 def load(name: str) -> type[Pass]:
     """The class of a pass.
 
     Raises:
-        UsageError: there is none of that name, it does not import, or it is no pass.
+        UsageError: there is none of that name, or more than one, it does not import, or it is no pass.
     """
-    found = third_party()
+    found, broken = _entries()
+    if name in broken:
+        raise broken[name]
     if name in OWN:
         return OWN[name]
     if name not in found:
@@ -72,6 +69,7 @@ def load(name: str) -> type[Pass]:
             f"there is no pass '{name}'", remedy=f"did you mean '{near[0]}'?" if near else f"known: {known}"
         )
     entry = found[name]
+    mine().add_stranger(f"pass '{name}' of package {_package(entry)}")
     try:
         with doing(f"importing pass '{name}' of package {_package(entry)}"), no_fork_returns():
             made: Any = entry.load()
@@ -89,7 +87,23 @@ def load(name: str) -> type[Pass]:
         if not lacks and frozen:
             fault = f"its own name is {getattr(made, 'name', None)!r}"
         raise UsageError(f"{entry.value} of package {_package(entry)} is no pass '{name}': {fault}")
+    reasons: Any = made.reasons  # type: ignore[attr-defined]
+    if not isinstance(reasons, Mapping) or not all(isinstance(reason, Reason) for reason in reasons.values()):
+        fault = "its 'reasons' are no mapping of codes to Reason"
+        raise UsageError(f"{entry.value} of package {_package(entry)} is no pass '{name}': {fault}")
     return made
+
+
+def load_all() -> tuple[list[type[Pass]], dict[str, UsageError]]:
+    """The classes of all passes, the project's own first; and for each that is broken, what is wrong with it."""
+    loaded: list[type[Pass]] = list(OWN.values())
+    found, broken = _entries()
+    for name in sorted(found):
+        try:
+            loaded.append(load(name))
+        except UsageError as error:
+            broken.setdefault(name, error)
+    return loaded, broken
 
 
 def make(name: str, options: Mapping[str, Any]) -> Pass:
@@ -122,7 +136,7 @@ def options_of(pass_: Any) -> list[str]:
 
 def version(name: str) -> str:
     """Of the package that brings a pass; "" for the project's own."""
-    entry = None if name in OWN else third_party().get(name)
+    entry = None if name in OWN else _entries()[0].get(name)
     return "" if entry is None or entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
 
 

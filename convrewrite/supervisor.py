@@ -203,7 +203,7 @@ def _end(end: _End, watched: Board, died: Died) -> NoReturn:
     if end.asked or end.code == -signal.SIGINT:
         sys.exit(128 + (end.asked or [signal.SIGINT])[0])
     error = endings.unanswered(
-        "the command", end.code, watched.activity, remedy="choose a smaller size, or a machine with more memory"
+        "the command", end.code, watched, remedy="choose a smaller size, or a machine with more memory"
     )
     died(error, watched.facts)
     sys.exit(error.exit_code)

@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -210,6 +211,44 @@ def test_what_is_no_pass_is_told_in_one_line(folder: Path, entries: dict[str, st
 
 
 @pytest.mark.parametrize(
+    ("entries", "source", "says"),
+    [
+        ({"fcn": "Scale"}, TOY, "one of convrewrite's own"),
+        ({"bad": "Scale"}, BROKEN, "does not load: ModuleNotFoundError"),
+        ({"bad": "Scale"}, "raise KeyboardInterrupt\n", "does not load: KeyboardInterrupt"),
+        ({"bad": "Scale"}, NO_PASS, "it has no candidates, plan, apply, reasons"),
+        ({"bad": "Scale"}, TOY, "its own name is 'scale'"),
+        ({"bad": "Nothing"}, TOY, "does not load: AttributeError"),
+        (
+            {"bad": "Scale"},
+            TOY.replace('"scale"', '"bad"').replace("{DONE.code: DONE}", "[DONE]"),
+            "no mapping of codes",
+        ),
+        ({"bad": "Scale"}, TOY.replace('"scale"', '"bad"').replace("{DONE.code: DONE}", "{'x': 'y'}"), "no mapping"),
+    ],
+)
+def test_explain_lists_the_others_where_one_is_broken(
+    folder: Path, entries: dict[str, str], source: str, says: str
+) -> None:
+    package(folder / "site", "other", entries, source)
+    (name,) = entries
+    done = call(folder, "explain")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "  scale: multiplies the weight" in done.stdout
+    assert "  scale/done\n      it is scaled already" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"  {name}: broken: ")]
+    assert says in line
+    assert call(folder, "explain", "fcn/flat-input").returncode == 0
+    assert call(folder, "explain", "scale").returncode == 0
+    assert call(folder, "explain", "fcn").returncode == 0
+    assert call(folder, "transform", "scale", "m.onnx", "o.onnx").returncode == 0
+    if name != "fcn":
+        done = call(folder, "explain", name)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert says in done.stderr
+
+
+@pytest.mark.parametrize(
     ("words", "says"),
     [
         (("scale", "m.onnx", "o.onnx", "--set", "bye=1"), "did you mean 'by'?"),
@@ -296,6 +335,52 @@ def test_a_pass_that_ends_the_process_as_it_is_imported(folder: Path) -> None:
         done = call(folder, "transform", "scale", "m.onnx", "o.onnx")
         assert done.returncode == code, done.stderr
         assert says in done.stderr
+
+
+RENAMES = "graph.outputs[0].name = 'other'"
+LOOPS = "plan.payload.inputs[0] = plan.payload.outputs[0]"
+BREAKS = "plan.payload.op = 'NoSuchOperator'"
+UNTIED = "plan.payload.outputs.clear()"
+NONSENSE = "plan.payload.attrs['pads'] = object()"
+LATER = "__import__('threading').Timer(0.2, lambda: os._exit(4)).start(); sys.stdout.flush()"
+
+
+@pytest.mark.parametrize("line", [RENAMES, LOOPS, BREAKS, UNTIED, NONSENSE, LATER])
+def test_whatever_comes_of_a_pass_is_reported_to_its_authors(folder: Path, line: str) -> None:
+    broken(folder, line, APPLY)
+    (folder / "convrewrite.toml").write_text(
+        CONFIG.replace("BY", "1e-7").replace('pass = "fcn"\n[[steps]]\n', "") + '[reports]\njson = "run.json"\n'
+    )
+    for words, report in (
+        (["transform", "scale", "m.onnx", "o.onnx", "--report", "r.json"], "r.json"),
+        (["run"], "run.json"),
+    ):
+        done = call(folder, *words)
+        assert done.returncode == 70, done.stderr
+        assert "please report" not in done.stderr
+        assert "Traceback" not in done.stderr
+        found = json.loads((folder / report).read_text())
+        message = found.get("message") or found["models"][0]["message"]
+        assert message in " ".join(done.stderr.split()) or words == ["run"]
+        assert "pass 'scale' of " in message
+        assert "authors" in message
+        assert not (folder / "o.onnx").exists()
+
+
+def test_no_pass_of_another_package_is_blamed_for_what_the_project_does(folder: Path) -> None:
+    """The passes of others are installed, but not asked for."""
+    script = "from convrewrite import cli, pipeline; pipeline.fcn = None; cli.main()"
+    done = subprocess.run(
+        [sys.executable, "-c", script, "fcn", "m.onnx", "o.onnx"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(folder / "site")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 70
+    assert "please report it with what this prints: convrewrite fcn m.onnx o.onnx --debug" in done.stderr
+    assert "scale" not in done.stderr
 
 
 def test_a_pass_that_hangs_leaves_or_dies_is_a_row_of_its_model_in_a_run(folder: Path) -> None:

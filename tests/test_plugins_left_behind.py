@@ -1,4 +1,4 @@
-"""What a pass of another package leaves running, a process or a thread, neither holds a command up nor goes on with it."""
+"""What a pass of another package leaves running, a process or a thread, holds no command up."""
 
 from __future__ import annotations
 
@@ -25,7 +25,9 @@ LEFT = {
     "a process": f'(os.fork() == 0) and exec("{SLEEPS}")',
     "a session": f'(os.fork() == 0) and exec("os.setsid(); {SLEEPS}")',
     "a thread": f"__import__('threading').Thread(target=lambda: time.sleep({LONG})).start()",
-    "multiprocessing": f"__import__('multiprocessing').get_context('fork').Process(target=time.sleep, args=({LONG},)).start()",
+    "multiprocessing": (
+        f"__import__('multiprocessing').get_context('fork').Process(target=time.sleep, args=({LONG},)).start()"
+    ),
 }
 
 RUN = (

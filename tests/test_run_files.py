@@ -48,6 +48,18 @@ def told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *wo
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("reports.json = '-'", "'reports.json': it needs a path"),
+        ("reports.junit = '-'", "'reports.junit': it needs a path"),
+        ("reports.markdown = '-'", "'reports.markdown': it needs a path"),
+        ("reports.html = '-'", "'reports.html': it needs a path"),
+        ("output = '-'", "'output': it needs a path"),
+        ("lock = '-'", "'lock': it needs a path"),
+        ("output = '~/{name}.onnx'", "'output': '~' is not expanded here; write the path out"),
+        ("output = '~root/{name}.onnx'", "'output': '~' is not expanded here"),
+        ("output = '$HOME/{name}.onnx'", "'output': '$' is not expanded here"),
+        ("reports.html = '~/r.html'", "'reports.html': '~' is not expanded here"),
+        ("lock = '~'", "'lock': '~' is not expanded here"),
+        ("verification.data = '~/{name}.npz'", "'verification.data': '~' is not expanded here"),
         ("output = '../{name}.onnx'", "lies outside of the project's folder"),
         ("output = '/tmp/{name}.onnx'", "lies outside of the project's folder"),
         ("output = 'away/{name}.onnx'", "lies outside of the project's folder"),

@@ -13,6 +13,8 @@ from xml.etree import ElementTree
 
 import jsonschema
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 from cli_models import call, plain, save
 from hypothesis import given, settings
@@ -234,6 +236,29 @@ def test_file_names_that_are_no_utf8_work(
     json.dumps(found, ensure_ascii=False).encode()
     told_to_people = capfd.readouterr().err
     assert "wrote" not in told_to_people or r"out\xff\xfe.onnx" in told_to_people
+
+
+@pytest.mark.parametrize("command", [*REWRITING, "transform open-batch"])
+@pytest.mark.parametrize("name", [f"out{BYTES}", "out\\back", BYTES])
+def test_external_data_of_a_model_whose_name_is_no_utf8(
+    command: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The model names its data file, and what it names is UTF-8; the oracle is ONNX Runtime on both files."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    source, target = tmp_path / "a" / "in.onnx", tmp_path / "b" / f"{name}.onnx"
+    onnx.save(plain(), source, save_as_external_data=True, location="e.bin", size_threshold=16)
+    assert call(monkeypatch, *command.split(), source, target) == 0, capfd.readouterr().err
+    monkeypatch.chdir(tmp_path / "b")
+    os.rename(target, "plain.onnx")  # ONNX Runtime itself cannot open a path that is no UTF-8
+    before, after = (
+        onnxruntime.InferenceSession(p, providers=["CPUExecutionProvider"]) for p in (source, "plain.onnx")
+    )
+    x = np.random.default_rng(0).normal(size=before.get_inputs()[0].shape).astype(np.float32)
+    for one, other in zip(before.run(None, {"x": x}), after.run(None, {"x": x}), strict=True):
+        np.testing.assert_allclose(one.ravel(), other.ravel(), rtol=1e-4, atol=1e-5)
+    for written in os.listdir("."):
+        written.encode()
 
 
 def test_models_whose_names_are_no_utf8_are_inspected_and_verified(

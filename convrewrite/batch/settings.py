@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import os
+import re
 import reprlib
 import string
 import tomllib
@@ -42,6 +43,13 @@ def _path(value: str) -> str:
     """A path that a file system can have; whether it does, is seen later."""
     if not value.strip() or not value.isprintable():
         raise ValueError("it is no path: it is empty, or has characters that do not print")
+    if value == "-":
+        raise ValueError(
+            "it needs a path, as nothing of a run goes to standard output; write ./- for a file of that name"
+        )
+    first, *more = re.split(r"[/\\]", value)
+    if first == "~" or (more and first.startswith(("~", "$"))):
+        raise ValueError(f"'{first[0]}' is not expanded here; write the path out, or ./{first} for a name like that")
     if max(len(os.fsencode(part)) for part in Path(value).parts or ("",)) > LONGEST:
         raise ValueError(f"a name in it has more than {LONGEST} bytes")
     return value

@@ -14,6 +14,7 @@ from typing import Any
 from convrewrite import atomic, costs, flags, model_io, page, pipeline, plugins, report, timing
 from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, PluginStep, SeparableStep, Settings, Step
 from convrewrite.batch.settings import Verification as Verified
+from convrewrite.endings import theirs
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
 from convrewrite.outcome import FAILURES, Options, Outcome
 from convrewrite.passes.fcn import Fcn
@@ -53,6 +54,7 @@ class Finding:
 
     def ended(self, error: ConvrewriteError) -> None:
         """An error ended it, which is told in the words of the file."""
+        error = theirs(error)
         flags.without_writing(error)
         flags.reword(error, flags.settings_of(SETTINGS))
         self.note(

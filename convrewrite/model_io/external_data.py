@@ -20,7 +20,7 @@ from convrewrite.model_io.protofile import LARGE, MappedFile, Payload, mark, mar
 from convrewrite.model_io.protograph import tensors
 from convrewrite.model_io.publishing import free_for
 from convrewrite.model_io.stored import raw_bytes, values_fault
-from convrewrite.text import counted
+from convrewrite.text import counted, file_name, visible
 
 ALIGNMENT = 4096
 """Where tensors start in a data file: at pages, so that a runtime can map them."""
@@ -154,9 +154,10 @@ def move_weights_out(graph: GraphProto, payloads: list[Payload], folder: Path, t
 
     written = folder / "weights"
     write_durably(written, content())
-    name = f"{target.stem}-{digest.hexdigest()[:12]}.data"
+    stem = file_name(visible(target.stem))  # a model names it in UTF-8, and `\\` separates on other systems
+    name = f"{stem}-{digest.hexdigest()[:12]}.data"
     if not free_for(written, target.with_name(name)):
-        name = f"{target.stem}-{digest.hexdigest()}.data"
+        name = f"{stem}-{digest.hexdigest()}.data"
     path = folder / name
     os.replace(written, path)
     for tensor, payload in moved:
