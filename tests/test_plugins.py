@@ -215,7 +215,6 @@ def test_what_is_no_pass_is_told_in_one_line(folder: Path, entries: dict[str, st
     [
         ({"fcn": "Scale"}, TOY, "one of convrewrite's own"),
         ({"bad": "Scale"}, BROKEN, "does not load: ModuleNotFoundError"),
-        ({"bad": "Scale"}, "raise KeyboardInterrupt\n", "does not load: KeyboardInterrupt"),
         ({"bad": "Scale"}, NO_PASS, "it has no candidates, plan, apply, reasons"),
         ({"bad": "Scale"}, TOY, "its own name is 'scale'"),
         ({"bad": "Nothing"}, TOY, "does not load: AttributeError"),
