@@ -179,9 +179,22 @@ def no_rule() -> onnx.ModelProto:
     return net.model(net.MaxUnpool(pooled, places, kernel_shape=[2, 2], strides=[2, 2]))
 
 
+def no_shape() -> onnx.ModelProto:
+    """A layer of ONNX Runtime's own, which onnx has no shape inference for."""
+    net = Net(1, 6)
+    scale, zero = net.const(0.1), net.const(0, dtype=np.uint8)
+    weight, bias = net.const(np.ones((6, 4)), dtype=np.int8), net.const(np.zeros(4), dtype=np.int32)
+    words = [net.QuantizeLinear("x", scale, zero), scale, zero, weight, scale, net.const(0, dtype=np.int8), bias]
+    y = net.node("QGemm", *words, scale, zero, domain="com.microsoft")
+    made = net.DequantizeLinear(y, scale, zero)
+    model = net._proto([onnx.helper.make_tensor_value_info(made, onnx.TensorProto.FLOAT, [1, 4])])
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
 BUILT = {
     f"open-batch/{f.__name__.replace('_', '-')}": f
-    for f in (already_open, no_input, open_size, baked, mixed, counted, no_rule)
+    for f in (already_open, no_input, open_size, baked, mixed, counted, no_rule, no_shape)
 }
 
 
