@@ -87,7 +87,7 @@ class Result(Printed):
 
     def save(self, path: str | Path) -> Path:
         """Write the model, whole or not at all; external data goes beside it. Raises UsageError."""
-        target = arguments.path("the path", path)
+        target = Path(arguments.path("the path", path))
         model_io.copy_bytes(self.model, target)
         return target
 
@@ -280,7 +280,7 @@ def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any
     arguments.known_only(how, tiling.How.__dataclass_fields__)
     if not isinstance(image, str | Path):
         raise UsageError("an array has no path", remedy="leave the target out, and store what comes, or give a path")
-    return tiling.apply(_model(model), str(image), str(arguments.path("the target", target)), tiling.How(**how)).check()
+    return tiling.apply(_model(model), str(image), arguments.path("the target", target), tiling.How(**how)).check()
 
 
 @spoken
@@ -338,7 +338,7 @@ def _path(given: Given, folder: str, name: str) -> str:
     """Where a model is, or is written for the while."""
     given = arguments.model(given) if isinstance(given, ModelProto) else given
     if not isinstance(given, Model):
-        return str(arguments.path("the model", given))
+        return arguments.path("the model", given)
     if given.path is not None:
         return str(given.path)
     target = Path(folder) / f"{name}.onnx"

@@ -13,7 +13,6 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -75,11 +74,11 @@ def _from_proto(proto: ModelProto) -> Model:
         raise
 
 
-def path(what: str, given: object) -> Path:
-    """A path. Raises UsageError."""
+def path(what: str, given: object) -> str:
+    """A path, or the address of one. Raises UsageError."""
     if isinstance(given, str | os.PathLike) and isinstance(os.fspath(given), str):
         if os.fspath(given):
-            return Path(given)
+            return str(os.fspath(given))
         raise UsageError(f"{what} is an empty path", remedy="give a path")
     raise UsageError(
         f"{what} is {_kind(given)}",

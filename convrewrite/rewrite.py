@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.board import doing
 from convrewrite.children import no_fork_returns
-from convrewrite.errors import ConvrewriteError, PassFault, Terminated
+from convrewrite.errors import ConvrewriteError, PassFault, Terminated, UsageError
 from convrewrite.graph import add_types, sort_nodes
 from convrewrite.skeletons import skeleton, tolerant
 
@@ -226,7 +226,10 @@ def run_pass(
         else:
             sites.append(outcome)
     if any(site.outcome == "rewritten" for site in sites):
-        sort_nodes(work.cleanup(remove_unused_graph_inputs=False))
+        try:
+            sort_nodes(work.cleanup(remove_unused_graph_inputs=False))
+        except UsageError as error:  # the graph that came had an order
+            raise ConvrewriteError(f"pass '{pass_.name}' gave a graph without an order: {error.message}") from error
         for name, tensor in work.tensors().items():
             if name in untyped and isinstance(tensor, gs.Variable):
                 tensor.dtype = None

@@ -204,7 +204,7 @@ BAD: dict[str, tuple[list[str], bytes]] = {
     "little-memory": (["im.npy", "o.zarr", "--memory", "100MB"], b"give --memory"),
     "layout": (["im.npy", "o.zarr", "--layout", "CHW"], b"--layout CHW names 3 axes, the image [173x141] has 2"),
     "channels": (["im.npy", "o.zarr", "--channels", "3"], b"--channels 3: the image has 1"),
-    "mean": (["im.npy", "o.zarr", "--mean", "1,2"], b"--mean has 2 numbers, the model 1 channels"),
+    "mean": (["im.npy", "o.zarr", "--mean", "1,2"], b"--mean has 2 numbers, the model 1 channel"),
     "std": (["im.npy", "o.zarr", "--std", "0"], b"cannot be divided by zero"),
     "numbers": (["im.npy", "o.zarr", "--mean", "a"], b"'a' is no list of numbers"),
     "output": (["im.npy", "o.zarr", "--output", "nope"], b"no output 'nope'"),

@@ -154,7 +154,7 @@ def test_size_fixes_the_new_input(source: Path, target: Path) -> None:
     assert [d.dim_value for d in graph.output[0].type.tensor_type.shape.dim] == [1, 5, 3, 4]
 
 
-@pytest.mark.parametrize("options", [("--size", "20"), ("--size", "8x8"), ("--window", "20x20"), ("--window", "9")])
+@pytest.mark.parametrize("options", [("--size", "8"), ("--size", "8x8"), ("--window", "20x20"), ("--window", "9")])
 def test_a_size_that_does_not_fit_is_a_usage_error(options: tuple[str, str], source: Path, target: Path) -> None:
     result = run("fcn", source, target, *options)
     assert result.returncode == 2

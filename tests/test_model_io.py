@@ -215,10 +215,10 @@ CYCLE = [helper.make_node("Add", ["x", "b"], ["a"]), helper.make_node("Add", ["a
         (mlp(ir_version=999), "ir_version"),
         (mlp(inputs=[info("x", (0, 64))]), "input 'x' has a dimension of size 0"),
         (mlp(outputs=[]), "no outputs"),
-        (short_weight(mlp()), "tensor 'w' has 16380 bytes of data"),
+        (short_weight(mlp()), "tensor 'w' has 16,380 bytes of data"),
         (floats_missing(mlp()), "tensor 'b' has 1 value "),
         (negative_dimension(mlp()), "negative dimension"),
-        (binary_name(mlp()), "no readable graph"),
+        (binary_name(mlp()), "is not text in UTF-8"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -354,7 +354,7 @@ def test_attributes_that_graphsurgeon_cannot_hold_come_back(tmp_path: Path) -> N
     assert list(after.opset_import) == list(proto.opset_import)
 
 
-def test_functions_come_back(tmp_path: Path) -> None:
+def test_functions_come_back_inlined(tmp_path: Path) -> None:
     big = helper.make_node("Constant", [], ["c"], value=weight("c"))
     body = [big, helper.make_node("MatMul", ["a", "c"], ["r"])]
     function = helper.make_function("local", "Times", ["a"], ["r"], body, [helper.make_opsetid("", 17)])
@@ -362,7 +362,8 @@ def test_functions_come_back(tmp_path: Path) -> None:
     proto.functions.append(function)
     proto.opset_import.add(domain="local", version=1)
     after = round_trip(proto, tmp_path)
-    assert_same_parts(proto, after)
+    assert not after.functions
+    assert [node.op_type for node in after.graph.node if node.op_type != "Constant"] == ["MatMul"]
     assert_same_outputs(tmp_path / "in.onnx", tmp_path / "out.onnx")
 
 
