@@ -784,7 +784,7 @@ def test_a_large_map_is_compared_on_a_part_of_its_windows(tmp_path, monkeypatch,
     monkeypatch.setattr("convrewrite.verification.subjects.CROP_PIXELS", 12 * 10 * 20)
     result = pair(pad=pad, fixed=(100, 90)).verify(tmp_path)
     assert result.passed
-    assert any("of 1845 windows" in case.note for case in result.cases)
+    assert any("of 1,845 windows" in case.note for case in result.cases)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world", None])
