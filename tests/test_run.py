@@ -358,7 +358,8 @@ def test_a_worker_that_is_killed_is_its_models_failure(tmp_path: Path, monkeypat
     script = "import os, sys, json; t = json.load(sys.stdin); t['die'] and os.kill(os.getpid(), t['die'])\n"
     script += 't[\'say\'] and sys.exit(t[\'say\']); print(\'{"status": "rewritten", "exit_code": 0, "message": ""}\')'
     monkeypatch.setattr(pool, "COMMAND", [pool.COMMAND[0], "-c", script])
-    tasks = [{"die": signal.SIGKILL, "say": ""}, {"die": 0, "say": "Error: nonsense"}, {"die": 0, "say": ""}]
+    asked = ((signal.SIGKILL, ""), (0, "Error: nonsense"), (0, ""))
+    tasks = [{"die": die, "say": say, "target": str(tmp_path / "o.onnx")} for die, say in asked]
     found = dict(pool.run_all(tasks, 2, 1, lambda index: None))
     assert found[0]["exit_code"] == 2
     assert "SIGKILL, perhaps for want of memory" in found[0]["message"]
