@@ -33,9 +33,9 @@ from benchmarks.windows_worker import relative_error
 from convrewrite import pipeline, timing
 from convrewrite.models import trained_path
 from convrewrite.models.builder import NetBuilder
-from convrewrite.outcome import Options
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline import Map
+from convrewrite.pipeline.outcome import Options
 from convrewrite.timing.statistics import Estimate, estimate, ratios
 
 NAME = "dense"

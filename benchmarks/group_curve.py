@@ -21,8 +21,8 @@ from typing import Any
 from benchmarks import common, pairs
 from benchmarks.trade_off import correct
 from convrewrite import models, pipeline
-from convrewrite.outcome import Options
 from convrewrite.passes.groups import Groups
+from convrewrite.pipeline.outcome import Options
 
 NAME = "group_curve"
 MODELS = {"digits_vgg": "small VGG", "digits_dw7": "7x7 depthwise net"}

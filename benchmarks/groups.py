@@ -115,8 +115,9 @@ def _is_3x3(node: onnx.NodeProto) -> bool:
 
 
 def _macs(path: Path) -> int:
-    from convrewrite import costs, model_io
-    from convrewrite.graph import infer_shapes
+    from convrewrite import model_io
+    from convrewrite.engine import costs
+    from convrewrite.engine.graph import infer_shapes
 
     graph = model_io.load(path).graph
     return costs.graph_macs(graph, infer_shapes(graph, {t.name: t.shape for t in graph.inputs}))

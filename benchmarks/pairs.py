@@ -10,7 +10,7 @@ import onnx
 
 from convrewrite import model_io, timing
 from convrewrite.acceptance import smaller
-from convrewrite.rewrite import Pass, PassResult, run_pass
+from convrewrite.engine.rewrite import Pass, PassResult, run_pass
 
 
 def rewritten(model: onnx.ModelProto, pass_: Pass, folder: Path, name: str) -> tuple[Path, Path, PassResult]:

@@ -25,8 +25,8 @@ import onnx
 
 from benchmarks import common, pairs, planted
 from convrewrite import models, pipeline, timing
-from convrewrite.outcome import Options
 from convrewrite.passes.separable import Separable
+from convrewrite.pipeline.outcome import Options
 
 NAME = "separable"
 SHARE_GOAL = 0.8
@@ -110,10 +110,10 @@ PLAN = """
 import re, sys, time
 from pathlib import Path
 from convrewrite import model_io
-from convrewrite.graph import infer_shapes
+from convrewrite.engine.graph import infer_shapes
 from convrewrite.acceptance import smaller
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import run_pass
+from convrewrite.engine.rewrite import run_pass
 model = model_io.load(sys.argv[1])
 shapes = infer_shapes(model.graph, {t.name: t.shape for t in model.graph.inputs})
 def resident(entry):

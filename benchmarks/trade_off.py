@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks import common
 from convrewrite import models, pipeline, timing
-from convrewrite.outcome import Options
 from convrewrite.passes.separable import Separable
-from convrewrite.runtime import open_session
+from convrewrite.pipeline.outcome import Options
+from convrewrite.running.runtime import open_session
 
 NAME = "trade_off"
 MODEL = "digits_vgg"

@@ -28,9 +28,10 @@ import numpy as np
 import onnxruntime
 
 from benchmarks import common
-from convrewrite import costs, graph, model_io
+from convrewrite import model_io
+from convrewrite.engine import costs, graph
+from convrewrite.engine.windows import Window
 from convrewrite.timing.statistics import Estimate, estimate, ratios
-from convrewrite.windows import Window
 
 BATCHES = (1, 8, 32)
 MIN_SAMPLE = 3

@@ -1,6 +1,6 @@
 """`python -m convrewrite`."""
 
-from convrewrite.cli import main
+from convrewrite.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -27,24 +27,25 @@ import numpy as np
 from onnx import ModelProto
 from rich.console import Console
 
-from convrewrite import arguments, atomic, inspection, model_io, pipeline, plugins, report, timing
+from convrewrite import arguments, inspection, model_io, pipeline, plugins, timing
 from convrewrite.arguments import Given, Size, extents, one_of, spoken, tolerance, yes
 from convrewrite.arguments import options as options_of
+from convrewrite.engine.rewrite import Pass, Site
+from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
 from convrewrite.inspection import Inspection
-from convrewrite.leftovers import Scratch
 from convrewrite.model_io import Model
-from convrewrite.notebook import Printed
-from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import FORMS, Separable
 from convrewrite.passes.upsample import MODES
-from convrewrite.pipeline import Map, Trade
-from convrewrite.rewrite import Pass, Site
+from convrewrite.pipeline import Map, Trade, report
+from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.system import atomic
+from convrewrite.system.leftovers import Scratch
+from convrewrite.text import Printed
 from convrewrite.timing import Bench
 from convrewrite.verification import Verification
-from convrewrite.windows import Window
 
 __all__ = ["Result", "apply", "bench", "fcn", "groups", "inspect", "load", "separable", "transform", "verify"]
 

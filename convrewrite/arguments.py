@@ -21,7 +21,7 @@ from onnx import ModelProto
 from convrewrite import flags, model_io
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
-from convrewrite.outcome import Options
+from convrewrite.pipeline.outcome import Options
 
 Given = Model | ModelProto | str | os.PathLike[str]
 """A model, one of the package onnx, or the path of one."""

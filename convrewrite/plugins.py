@@ -16,11 +16,11 @@ from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from convrewrite.board import doing, mine
-from convrewrite.children import no_fork_returns
+from convrewrite.engine.rewrite import Pass, Reason
 from convrewrite.errors import Terminated, UsageError
 from convrewrite.passes import ALL
-from convrewrite.rewrite import Pass, Reason
+from convrewrite.system.board import doing, mine
+from convrewrite.system.children import no_fork_returns
 
 GROUP = "convrewrite.passes"
 

@@ -23,6 +23,7 @@ import json
 import re
 import secrets
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -147,3 +148,11 @@ def enough(tol: float | None) -> str:
     if not tol:
         return "0"
     return f"{float(_UP.create_decimal(decimal.Decimal(tol * (1.0 + 1e-12)))):.2g}"
+
+
+class Printed:
+    """Mixin for results whose `str` is a table: notebooks show that table."""
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows: the same text, in a fixed font."""
+        return f"<pre>{escape(str(self))}</pre>"

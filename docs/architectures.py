@@ -20,11 +20,11 @@ from typing import Any
 import onnx
 
 from convrewrite import models, pipeline
-from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline import Map, Trade
+from convrewrite.pipeline.outcome import Options, Outcome
 
 PAGE = Path(__file__).with_name("architectures.md")
 BEGIN, END = "<!-- table -->", "<!-- end -->"

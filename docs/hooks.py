@@ -65,7 +65,7 @@ def _fenced(text: str, language: str) -> str:
 
 
 def _help(command: str) -> str:
-    from convrewrite.cli import app
+    from convrewrite.cli.app import app
 
     runner = typer.testing.CliRunner()
     done = runner.invoke(app, [*command.split("."), "--help"], env={"COLUMNS": "100", "TERM": "dumb"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from convrewrite.engine.rewrite import Pass
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.dense import Dense
 from convrewrite.passes.fc_to_conv import FcToConv
@@ -10,7 +11,6 @@ from convrewrite.passes.groups import Groups
 from convrewrite.passes.open_batch import OpenBatch
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.upsample import Upsample
-from convrewrite.rewrite import Pass
 
 ALL: tuple[type[Pass], ...] = (OpenBatch, Fcn, Dense, Upsample, Groups, Separable, FcToConv, ConvToFc)
 """Every pass of the project; a third party's come through the entry point `convrewrite.passes`."""

@@ -25,11 +25,11 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite import quantized
-from convrewrite.graph import Constants, OpenShape, fixed_extents, maker, position, producer
-from convrewrite.layers import Sliding
-from convrewrite.quantized import Stored
-from convrewrite.rewrite import FIXES_SIZE, Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine import quantized
+from convrewrite.engine.graph import Constants, OpenShape, fixed_extents, maker, position, producer
+from convrewrite.engine.layers import Sliding
+from convrewrite.engine.quantized import Stored
+from convrewrite.engine.rewrite import FIXES_SIZE, Declined, Plan, Reason, Refusal, Site
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]

@@ -27,8 +27,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite import quantized
-from convrewrite.graph import (
+from convrewrite.engine import quantized
+from convrewrite.engine.graph import (
     Constants,
     OpenShape,
     fixed_extents,
@@ -38,9 +38,9 @@ from convrewrite.graph import (
     subgraph_tensors,
     values_of,
 )
-from convrewrite.layers import LINEAR, LinearLayer
-from convrewrite.quantized import Stored
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine.layers import LINEAR, LinearLayer
+from convrewrite.engine.quantized import Stored
+from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
 
 Array = np.ndarray[Any, Any]
 

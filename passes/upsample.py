@@ -33,10 +33,10 @@ from typing import Any, ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.emitting import Emitter
-from convrewrite.graph import position
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
-from convrewrite.windows import Window
+from convrewrite.engine.emitting import Emitter
+from convrewrite.engine.graph import position
+from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine.windows import Window
 
 MODES = ("bilinear", "nearest")
 SOFTMAXES = ("Softmax", "LogSoftmax")

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import helper
 
-from convrewrite import cli
+from convrewrite.cli import app as cli
 from helpers import Net
 
 SCRIPT = shutil.which("convrewrite", path=os.path.dirname(sys.executable))

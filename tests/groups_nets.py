@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import PassResult, accept_all, run_pass
 from convrewrite.passes.groups import Groups
-from convrewrite.rewrite import PassResult, accept_all, run_pass
 from helpers import Array, Net, run
 
 

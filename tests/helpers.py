@@ -20,9 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import Pass, PassResult, run_pass
+from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.passes.fcn import Fcn
-from convrewrite.rewrite import Pass, PassResult, run_pass
-from convrewrite.windows import CutTensor, OutputGrid, Window
 from nets import Array, Feeds, Net, dims_of, image_and_vectors, run, session
 
 __all__ = [

@@ -23,10 +23,10 @@ import onnxruntime as ort
 from onnx import helper
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import PassResult, Site, run_pass
+from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.fcn.reasons import REASONS
-from convrewrite.rewrite import PassResult, Site, run_pass
-from convrewrite.windows import CutTensor, OutputGrid, Window
 from helpers import Array, Feeds, run, session, submodel
 
 Position = tuple[int, ...]

@@ -10,7 +10,8 @@ from pathlib import Path
 
 DRIVER = """
 import ctypes, os, signal, sys, time
-from convrewrite import cli, verification
+from convrewrite import verification
+from convrewrite.cli import app as cli
 def broken(*args, **kwargs):
     print(os.getpid(), file=sys.stderr, flush=True)
     {action}

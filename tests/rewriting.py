@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from convrewrite import costs, model_io
+from convrewrite import model_io
 from convrewrite.acceptance import smaller, with_kernels
-from convrewrite.graph import infer_shapes
-from convrewrite.rewrite import Pass, PassResult, run_pass
+from convrewrite.engine import costs
+from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.rewrite import Pass, PassResult, run_pass
 from helpers import Array, Feeds, run
 
 ROUNDING = 2e-6

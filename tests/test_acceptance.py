@@ -27,10 +27,10 @@ from convrewrite.acceptance import (
     within,
 )
 from convrewrite.acceptance.regions import region
+from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.rewrite import Declined, Judge, PassResult, Plan, Refusal, Site, run_pass
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import Declined, Judge, PassResult, Plan, Refusal, Site, run_pass
 from helpers import Net, run
 
 

@@ -15,8 +15,9 @@ import pytest
 from cli_models import flat_input, padded, run, save
 
 import convrewrite as cr
-from convrewrite import models, report
+from convrewrite import models
 from convrewrite.passes.separable import Separable
+from convrewrite.pipeline import report
 from helpers import run as run_model
 
 LENET = models.lenet5_path()

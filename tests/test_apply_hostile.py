@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from cli_models import COMMAND, call
 
-from convrewrite import supervisor
+from convrewrite.cli import supervisor
 from convrewrite.errors import UsageError
 from convrewrite.tiling.images import Source, find, settled
 

@@ -1,7 +1,7 @@
 """The arrows of the design, held by parsing every import.
 
-    cli -> pipeline -> passes -> rewrite, graph, layers, windows, axes, costs -> errors
-    acceptance -> verification, timing -> runtime
+    cli, api, batch -> pipeline -> passes -> engine -> system, errors
+    acceptance -> verification, timing -> running -> model_io -> engine
 
 Imports inside functions and under TYPE_CHECKING count too: an arrow is about what a module knows of.
 """
@@ -9,130 +9,48 @@ Imports inside functions and under TYPE_CHECKING count too: an arrow is about wh
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import networkx as nx
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
-BASE = frozenset({"errors", "board", "children", "flags", "spelling", "text"})
-ENGINE = (
-    frozenset(
-        {
-            "rewrite",
-            "graph",
-            "skeletons",
-            "branches",
-            "layers",
-            "windows",
-            "axes",
-            "costs",
-            "fields",
-            "finer",
-            "image_axes",
-            "emitting",
-            "quantized",
-            "estimates",
-            "folding",
-            "tensors",
-            "memory",
-        }
-    )
-    | BASE
-)
-PROCESSES = BASE | {"leftovers", "atomic", "streams", "endings"}
-FILES = ENGINE | {"leftovers", "atomic", "identity", "model_io", "notebook"}
-RUNTIME = FILES | {"runtime", "faults"}
-SAMPLING = RUNTIME | {"sampling"}
-CHECKS = SAMPLING | {"stored_json", "verification", "timing", "endings"}
-JUDGES = CHECKS | {"acceptance", "report", "streams"}
-TOP = JUDGES | {"guards", "outcome", "pipeline", "passes", "models", "convrewrite"}
+GROUND = frozenset({"errors", "system", "text"})
+FILES = GROUND | {"engine", "model_io"}
+PROOFS = FILES | {"running", "verification", "timing", "acceptance"}
+COMMANDS = PROOFS | {"pipeline", "passes", "models"}
 
-# What each module of convrewrite/ may import from it. "convrewrite" is the package itself (its public names).
+# What each folder of convrewrite/ may import from it. "convrewrite" is the package itself (its public names).
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
-    "board": frozenset(),
-    "flags": frozenset({"errors"}),
-    "leftovers": BASE,
-    "children": frozenset({"board"}),
-    "endings": BASE,
-    "streams": PROCESSES,
-    "supervisor": PROCESSES,
-    "telling": BASE,
     "text": frozenset(),
-    "spelling": frozenset(),
-    "rewrite": ENGINE,
-    "graph": ENGINE,
-    "skeletons": BASE,
-    "branches": ENGINE,
-    "layers": ENGINE,
-    "windows": ENGINE,
-    "axes": ENGINE,
-    "costs": ENGINE,
-    "fields": ENGINE,
-    "finer": ENGINE,
-    "image_axes": ENGINE,
-    "emitting": ENGINE,
-    "quantized": ENGINE,
-    "estimates": ENGINE,
-    "folding": ENGINE,
-    "tensors": ENGINE,
-    "memory": ENGINE,
-    "passes": ENGINE,
+    "flags": frozenset({"errors"}),
+    "system": frozenset({"errors"}),
+    "engine": GROUND - {"text"},
+    "passes": GROUND | {"engine"},
     "models": frozenset(),
-    "atomic": BASE | {"identity", "leftovers"},
-    "identity": frozenset(),
-    "stored_json": frozenset(),
-    "guards": FILES,
-    "notebook": frozenset(),
-    "model_io": FILES,
-    "unloadable": FILES,
-    "runtime": FILES | {"unloadable"},
-    "faults": FILES | {"runtime"},
-    "sampling": RUNTIME,
-    "verification": SAMPLING,
-    "timing": SAMPLING | {"endings"},
-    "acceptance": CHECKS,
-    "outcome": CHECKS,
-    "report": CHECKS | {"acceptance", "outcome", "streams", "convrewrite"},
-    "pipeline": TOP - {"pipeline"},
-    "plugins": ENGINE | {"passes"},
-    "api": TOP | {"arguments", "inspection", "plugins", "tiling"},
-    "arguments": TOP,
-    "inspection": TOP,
-    "batch": TOP | {"page", "plugins"},
-    "page": TOP | {"inspection"},
-    "tiling": TOP,
-    "apply_command": TOP | {"cli_options", "tiling"},
-    "run_command": TOP | {"cli_options", "batch"},
-    "inspect_command": TOP | {"cli_options", "inspection", "page"},
-    "cli_options": CHECKS | {"guards", "outcome"},
-    "trade_commands": TOP | {"cli_options", "plugins"},
-    "linear_commands": TOP | {"cli_options", "plugins"},
-    "verify_command": TOP | {"cli_options"},
-    "bench_command": TOP | {"cli_options"},
-    "cli": TOP
-    | {
-        "supervisor",
-        "telling",
-        "apply_command",
-        "linear_commands",
-        "tiling",
-        "page",
-        "plugins",
-        "cli_options",
-        "trade_commands",
-        "verify_command",
-        "bench_command",
-        "inspect_command",
-        "run_command",
-    },
-    "convrewrite": TOP | {"api"},
-    "__main__": TOP | {"cli"},
+    "rewrite": frozenset({"engine"}),
+    "plugins": GROUND | {"engine", "passes"},
+    "model_io": GROUND | {"engine"},
+    "running": FILES,
+    "verification": FILES | {"running", "flags"},
+    "timing": FILES | {"running"},
+    "acceptance": PROOFS,
+    "pipeline": PROOFS | {"passes", "models", "flags", "convrewrite"},
+    "inspection": COMMANDS,
+    "page": COMMANDS | {"inspection"},
+    "tiling": COMMANDS,
+    "batch": COMMANDS | {"page", "plugins", "flags"},
+    "arguments": COMMANDS | {"flags"},
+    "api": COMMANDS | {"arguments", "inspection", "plugins", "tiling"},
+    "cli": COMMANDS | {"batch", "inspection", "page", "plugins", "tiling", "flags", "convrewrite"},
+    "convrewrite": frozenset({"api", "errors"}),
+    "__main__": frozenset({"cli"}),
 }
 
 
@@ -267,6 +185,31 @@ def test_imports_follow_the_arrows(module: Module) -> None:
     assert import_faults(module, KNOWN) == []
 
 
+def circles(known: Sequence[Module]) -> list[list[str]]:
+    """Modules that import each other, at any distance."""
+    names = frozenset(module.name for module in known)
+    graph = nx.DiGraph((module.name, target) for module in known for _, target in imported(module, names))
+    graph.remove_edges_from(list(nx.selfloop_edges(graph)))
+    return [sorted(part) for part in nx.strongly_connected_components(graph) if len(part) > 1]
+
+
+def test_no_module_imports_itself_by_way_of_another() -> None:
+    assert circles(MODULES) == []
+
+
+def test_a_circle_is_found() -> None:
+    typed = "if TYPE_CHECKING:\n    from convrewrite.page import table"
+    modules = [
+        Module("convrewrite.page", True, "from convrewrite.page.render import page"),
+        Module("convrewrite.page.render", False, "def f():\n    import convrewrite.page.table"),
+        Module("convrewrite.page.table", False, "from convrewrite.errors import UsageError"),
+    ]
+    assert circles(modules) == []
+    assert circles([*modules, Module("convrewrite.errors", False, typed)]) == [
+        ["convrewrite.errors", "convrewrite.page.table"]
+    ]
+
+
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 def test_modules_are_short(module: Module) -> None:
     assert length_fault(module) is None
@@ -277,16 +220,24 @@ def test_a_pass_opens_with_its_picture(module: Module) -> None:
     assert docstring_fault(module) is None
 
 
-NESTED = ("passes.fcn", "passes.fcn.head", "passes.fcn.rules", "passes.groups", "models.lenet")
+NESTED = (
+    "engine.graph",
+    "running.runtime",
+    "passes.fcn",
+    "passes.fcn.head",
+    "passes.fcn.rules",
+    "passes.groups",
+    "models.lenet",
+)
 SYNTHETIC_KNOWN = frozenset(f"convrewrite.{name}" for name in (*ALLOWED, *NESTED)) | {"convrewrite"}
 
 
 @pytest.mark.parametrize(
     ("name", "source"),
     [
-        ("passes.groups", "from convrewrite.runtime import session"),
-        ("passes.groups", "import convrewrite.cli"),
-        ("passes.groups", "from convrewrite import graph, pipeline"),
+        ("passes.groups", "from convrewrite.running.runtime import session"),
+        ("passes.groups", "import convrewrite.cli.app"),
+        ("passes.groups", "from convrewrite import engine, pipeline"),
         ("passes.groups", "from convrewrite import Report"),
         ("passes.groups", "from convrewrite.passes.fcn import Fcn"),
         ("passes.groups", "from convrewrite.passes import fcn"),
@@ -295,18 +246,18 @@ SYNTHETIC_KNOWN = frozenset(f"convrewrite.{name}" for name in (*ALLOWED, *NESTED
         ("passes.groups", "from ..verification import verify"),
         ("passes.fcn.head", "from ... import acceptance"),
         ("passes.fcn.head", "def f():\n    from convrewrite import timing"),
-        ("passes.fcn.head", "if TYPE_CHECKING:\n    import convrewrite.report"),
+        ("passes.fcn.head", "if TYPE_CHECKING:\n    import convrewrite.pipeline.report"),
         ("passes.fcn.head", "importlib.import_module('convrewrite.model_io')"),
         ("passes.fcn.head", "from convrewrite.models.lenet import build"),
-        ("graph", "from convrewrite.passes import ALL"),
-        ("graph", "from .passes.groups import Groups"),
-        ("errors", "import convrewrite.graph"),
-        ("runtime", "from convrewrite.verification import verify"),
+        ("engine.graph", "from convrewrite.passes import ALL"),
+        ("engine.graph", "from ..passes.groups import Groups"),
+        ("errors", "import convrewrite.engine.graph"),
+        ("running.runtime", "from convrewrite.verification import verify"),
         ("verification", "from convrewrite import acceptance"),
         ("verification", "from convrewrite.timing import measure"),
         ("acceptance", "from convrewrite.passes import ALL"),
-        ("pipeline", "from convrewrite.cli import app"),
-        ("models.lenet", "from convrewrite.graph import fold"),
+        ("pipeline", "from convrewrite.cli.app import app"),
+        ("models.lenet", "from convrewrite.engine.graph import fold"),
         ("models.lenet", "import convrewrite"),
         ("cli", "from passes import ALL"),
         ("cli", "import models.lenet"),
@@ -323,12 +274,12 @@ def test_a_wrong_import_is_found(name: str, source: str) -> None:
     [
         (
             "passes.groups",
-            "import numpy\nfrom convrewrite.rewrite import Plan\nfrom convrewrite import errors",
+            "import numpy\nfrom convrewrite.engine.rewrite import Plan\nfrom convrewrite import errors",
         ),
         ("passes.fcn.head", "from convrewrite.passes.fcn import rules\nfrom . import rules"),
-        ("passes.fcn.head", "from .rules import RULES\nfrom ...rewrite import Plan"),
+        ("passes.fcn.head", "from .rules import RULES\nfrom ...engine.rewrite import Plan"),
         ("passes", "from convrewrite.passes.fcn import Fcn\nfrom convrewrite.passes import groups"),
-        ("acceptance", "from convrewrite.timing import measure\nfrom convrewrite import runtime, rewrite"),
+        ("acceptance", "from convrewrite.timing import measure\nfrom convrewrite import engine, running"),
         ("cli", "from convrewrite import __version__, pipeline\nfrom convrewrite.passes import ALL"),
         ("models.lenet", "from convrewrite.models import build"),
     ],

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from convrewrite.axes import Atom, Layout, atoms, extent, large, letters, only, regroup, shape, substitute
+from convrewrite.engine.axes import Atom, Layout, atoms, extent, large, letters, only, regroup, shape, substitute
 
 N, C, H, W = Atom("N", 2), Atom("C", 6), Atom("H", 3), Atom("W", 5)
 MAP: Layout = ((N,), (C,), (H,), (W,))

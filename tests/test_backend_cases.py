@@ -25,9 +25,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper, version_converter
 
 import oracles
+from convrewrite.engine.rewrite import Site, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.passes.fcn import Fcn
-from convrewrite.rewrite import Site, run_pass
 from helpers import Array, Feeds, run
 
 pytestmark = pytest.mark.slow

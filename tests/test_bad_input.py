@@ -34,7 +34,7 @@ from cli_models import (
 from onnx import helper
 
 from convrewrite import model_io
-from convrewrite.windows import METADATA_KEY
+from convrewrite.engine.windows import METADATA_KEY
 
 CONTENT = plain().SerializeToString()
 

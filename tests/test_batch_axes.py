@@ -15,7 +15,7 @@ from onnx.shape_inference import InferenceError
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, NotImplemented, RuntimeException
 
 from convrewrite import model_io
-from convrewrite.graph import infer_shapes
+from convrewrite.engine.graph import infer_shapes
 from convrewrite.passes.open_batch import RULES
 from convrewrite.passes.open_batch.counting import COUNTING, TAKES_COUNTS
 from convrewrite.passes.open_batch.states import Each, Stop

@@ -10,8 +10,8 @@ from mixed_batches import MIXERS, D, mixing, planted
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import run_pass
 from convrewrite.passes.open_batch import OpenBatch
-from convrewrite.rewrite import run_pass
 from nets import Net, run
 
 

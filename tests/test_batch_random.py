@@ -10,8 +10,8 @@ import pytest
 from batched_nets import draw
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import run_pass
 from convrewrite.passes.open_batch import OpenBatch
-from convrewrite.rewrite import run_pass
 from nets import run, session
 
 SEEDS = 240

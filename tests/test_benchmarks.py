@@ -21,8 +21,8 @@ sys.path.append(str(Path(__file__).resolve().parent.parent))  # benchmarks/ is n
 from benchmarks import common, convert_vgg16, fcn_vs_windows, render, windows_worker
 from benchmarks.windows_worker import Cell, Sweep
 from convrewrite import model_io
+from convrewrite.engine.rewrite import run_pass
 from convrewrite.passes.fcn import Fcn
-from convrewrite.rewrite import run_pass
 from convrewrite.timing.statistics import Estimate, estimate, geometric_mean, ratios, tells_apart
 
 ROOT = Path(__file__).resolve().parent.parent

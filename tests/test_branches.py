@@ -10,10 +10,10 @@ import valid_nets
 from onnx import helper, numpy_helper
 
 from convrewrite import model_io
-from convrewrite.branches import settled
+from convrewrite.engine.branches import settled
+from convrewrite.engine.rewrite import Site, run_pass
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.open_batch import OpenBatch
-from convrewrite.rewrite import Site, run_pass
 
 NATIVE = {"x": (1, 3, 14, 12)}
 

@@ -24,11 +24,12 @@ from cli_models import (
     symbolic,
 )
 
-from convrewrite import cli, models
-from convrewrite.cli_options import parse_size
+from convrewrite import models
+from convrewrite.cli import app as cli
+from convrewrite.cli.options import parse_size
+from convrewrite.engine.windows import Window
 from convrewrite.errors import ConvrewriteError
 from convrewrite.model_io import load
-from convrewrite.windows import Window
 
 LENET = models.lenet5_path()
 WORKS = {"plain": plain, "padded": padded}

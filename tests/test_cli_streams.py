@@ -210,7 +210,8 @@ def test_verbose_names_every_output(source: Path, target: Path) -> None:
 
 SLOW = """
 import sys, time
-from convrewrite import cli, verification
+from convrewrite import verification
+from convrewrite.cli import app as cli
 def slow(*args, **kwargs):
     print("running", file=sys.stderr, flush=True)
     time.sleep(60)

@@ -14,10 +14,10 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import Declined, Pass, Plan, Reason, Refusal, Site, run_pass
+from convrewrite.engine.windows import OutputGrid, Window
 from convrewrite.errors import ConvrewriteError
 from convrewrite.passes import ALL
-from convrewrite.rewrite import Declined, Pass, Plan, Reason, Refusal, Site, run_pass
-from convrewrite.windows import OutputGrid, Window
 from helpers import Net, convert
 
 PICTURE = re.compile(r"^Before +After$", re.MULTILINE)

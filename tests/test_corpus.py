@@ -16,8 +16,8 @@ from onnx import helper, numpy_helper
 
 import exported
 import oracles
+from convrewrite.engine.rewrite import Site
 from convrewrite.errors import UsageError
-from convrewrite.rewrite import Site
 from helpers import Array, run
 
 KNOWN = {name: network.claim for name, network in exported.NETWORKS.items()} | {

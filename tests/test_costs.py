@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from convrewrite import costs, model_io
-from convrewrite.graph import infer_shapes
+from convrewrite import model_io
+from convrewrite.engine import costs
+from convrewrite.engine.graph import infer_shapes
 from convrewrite.models import NAMES, build
 
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from convrewrite import models, pipeline
-from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.separable import Separable
-from convrewrite.runtime import open_session
+from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.running.runtime import open_session
 
 pytestmark = pytest.mark.slow
 

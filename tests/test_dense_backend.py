@@ -22,14 +22,14 @@ from test_backend_cases import cases, variants
 from test_traded_backend import with_weights
 
 from convrewrite import model_io
+from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.rewrite import PassResult, run_pass
+from convrewrite.engine.windows import OutputGrid, Window
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.dense import Dense
 from convrewrite.passes.fc_to_conv import FcToConv
 from convrewrite.passes.upsample import Upsample
-from convrewrite.rewrite import PassResult, run_pass
-from convrewrite.windows import OutputGrid, Window
 from helpers import Feeds, run
 from oracles import pixels_by_hand
 

@@ -12,8 +12,9 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from convrewrite import cli, passes
+from convrewrite import passes
 from convrewrite.batch.settings import SECTIONS
+from convrewrite.cli import app as cli
 
 ROOT = Path(__file__).resolve().parent.parent
 

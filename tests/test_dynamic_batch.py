@@ -13,8 +13,8 @@ from cli_models import run
 
 import convrewrite as cr
 from convrewrite import model_io, models
+from convrewrite.engine.rewrite import run_pass
 from convrewrite.passes.open_batch import OpenBatch
-from convrewrite.rewrite import run_pass
 from exported import NETWORKS
 from nets import Net
 

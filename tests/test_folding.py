@@ -11,8 +11,8 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from convrewrite import folding
-from convrewrite.graph import Constants
+from convrewrite.engine import folding
+from convrewrite.engine.graph import Constants
 
 Array = np.ndarray[Any, Any]
 

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from convrewrite import pipeline, runtime
+from convrewrite import pipeline
+from convrewrite.engine.rewrite import Site
 from convrewrite.errors import CheckFailed, Interrupted, UsageError
-from convrewrite.outcome import Outcome
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import Site
+from convrewrite.pipeline.outcome import Outcome
+from convrewrite.running import runtime
 from convrewrite.timing import Bench, Missed
 from convrewrite.verification.verdicts import Case, Verification
 from gpu_results import cell, verified

@@ -17,8 +17,8 @@ from PIL import Image
 
 from convrewrite import model_io
 from convrewrite.errors import UsageError
-from convrewrite.guards import Files
-from convrewrite.identity import identity
+from convrewrite.model_io.guards import Files
+from convrewrite.system.identity import identity
 
 REWRITING = (
     ["fcn"],

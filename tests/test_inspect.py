@@ -18,16 +18,16 @@ import scipy.sparse
 from cli_models import flat_input, run, save, symbolic
 
 from convrewrite import acceptance, inspection, model_io, models
+from convrewrite.engine.fields import Reach, receptive_fields
+from convrewrite.engine.image_axes import image_input
+from convrewrite.engine.layers import Sliding
+from convrewrite.engine.rewrite import run_pass
 from convrewrite.errors import UsageError
-from convrewrite.fields import Reach, receptive_fields
-from convrewrite.image_axes import image_input
 from convrewrite.inspection.matrices import layer_matrix
 from convrewrite.inspection.toeplitz import toeplitz
-from convrewrite.layers import Sliding
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.native import native
-from convrewrite.rewrite import run_pass
 from helpers import Net
 from helpers import run as run_model
 

@@ -12,9 +12,10 @@ import pytest
 from cli_models import call, plain, save, snapshot
 from onnx import AttributeProto, ModelProto, TensorProto, helper, numpy_helper
 
-from convrewrite import faults, model_io, runtime
+from convrewrite import model_io
+from convrewrite.engine.windows import METADATA_KEY
 from convrewrite.errors import UsageError
-from convrewrite.windows import METADATA_KEY
+from convrewrite.running import faults, runtime
 from nets import Net, run
 
 Change = Callable[[ModelProto], None]

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper
 
-from convrewrite.layers import ConvLayer, LinearLayer, PoolLayer, Sliding
+from convrewrite.engine.layers import ConvLayer, LinearLayer, PoolLayer, Sliding
 from helpers import session
 
 GEOMETRIES = [

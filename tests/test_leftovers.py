@@ -17,9 +17,10 @@ import pytest
 from cli_models import COMMAND, plain, run, save, snapshot
 from processes import leftovers
 
-from convrewrite import atomic, model_io
+from convrewrite import model_io
 from convrewrite.errors import UsageError
-from convrewrite.leftovers import FILE, FOLDER, Scratch, create, hidden_name, release, sweep
+from convrewrite.system import atomic
+from convrewrite.system.leftovers import FILE, FOLDER, Scratch, create, hidden_name, release, sweep
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
 
@@ -57,7 +58,7 @@ def test_what_a_live_process_holds_stays_and_what_a_dead_one_held_goes(tmp_path:
 
 
 def test_a_lock_of_another_process_is_heeded(tmp_path: Path) -> None:
-    script = "import sys; from pathlib import Path; from convrewrite import atomic;"
+    script = "import sys; from pathlib import Path; from convrewrite.system import atomic;"
     script += "print(atomic.temporary_beside(Path(sys.argv[1]), '.onnx'), flush=True); sys.stdin.read()"
     words = [sys.executable, "-c", script, str(tmp_path / "out.onnx")]
     with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -259,7 +260,8 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 import onnxruntime
-from convrewrite import cli, pipeline
+from convrewrite import pipeline
+from convrewrite.cli import app as cli
 from processes import leftovers
 here, source, target = Path.cwd(), Path("in.onnx"), Path("out.onnx")
 sys.argv = ["convrewrite", "fcn", "in.onnx", "out.onnx", "--quiet"]

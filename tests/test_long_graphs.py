@@ -13,13 +13,13 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from convrewrite import folding
-from convrewrite import graph as graphs
+from convrewrite.engine import folding
+from convrewrite.engine import graph as graphs
+from convrewrite.engine.graph import infer_shapes, maker, position, sort_nodes
+from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, run_pass
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes, maker, position, sort_nodes
 from convrewrite.passes.fc_to_conv import FcToConv
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal, run_pass
 
 
 def imported(

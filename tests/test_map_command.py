@@ -13,10 +13,10 @@ from cli_models import run
 
 import convrewrite as cr
 from convrewrite import models, pipeline
-from convrewrite.outcome import Options
+from convrewrite.engine.windows import Window
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline import Map
-from convrewrite.windows import Window
+from convrewrite.pipeline.outcome import Options
 
 LENET = str(models.lenet5_path())
 

@@ -18,11 +18,11 @@ import onnx_graphsurgeon as gs
 import pytest
 from cli_models import call, padded, plain, save, snapshot
 
+from convrewrite.engine.layers import PoolLayer
 from convrewrite.errors import CheckFailed
-from convrewrite.layers import PoolLayer
-from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.fcn import Fcn, channels, lifter, linear, outputs
 from convrewrite.pipeline import fcn
+from convrewrite.pipeline.outcome import Options, Outcome
 from helpers import Net
 
 Patch = Callable[[pytest.MonkeyPatch], None]

@@ -15,8 +15,8 @@ from onnx import TensorProto, helper, numpy_helper
 from convrewrite import model_io, pipeline
 from convrewrite.errors import Refused
 from convrewrite.models import lenet5_path
-from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.fcn import Fcn
+from convrewrite.pipeline.outcome import Options, Outcome
 
 CPU = Options(provider="cpu")
 

@@ -14,9 +14,9 @@ from onnx import numpy_helper, parser
 from convrewrite import pipeline, timing
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
 from convrewrite.models import lenet5_path
-from convrewrite.outcome import Options
 from convrewrite.passes.fcn import Fcn
-from convrewrite.sampling import Images, InputSpec, read_data
+from convrewrite.pipeline.outcome import Options
+from convrewrite.running.sampling import Images, InputSpec, read_data
 from convrewrite.verification import Verification, verify
 
 HEADER = '<ir_version: 8, opset_import: ["": 13]>'

@@ -17,12 +17,12 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from convrewrite import model_io, pipeline, verification
+from convrewrite.engine.graph import fixed_extents
+from convrewrite.engine.rewrite import Plan, Reason, Site
 from convrewrite.errors import CheckFailed
-from convrewrite.graph import fixed_extents
-from convrewrite.outcome import Options, Outcome
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.fc_to_conv import FcToConv
-from convrewrite.rewrite import Plan, Reason, Site
+from convrewrite.pipeline.outcome import Options, Outcome
 from nets import Net, run
 
 Dims = Sequence[int | str]

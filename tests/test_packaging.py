@@ -22,7 +22,7 @@ SYMLINKS = ("convrewrite/passes", "convrewrite/models")
 MODELS = ("lenet5.onnx", "digits_vgg.onnx", "digits_dw7.onnx")
 DATA = (
     "convrewrite/py.typed",
-    "convrewrite/report.schema.json",
+    "convrewrite/pipeline/report.schema.json",
     *(f"convrewrite/page/templates/{path.name}" for path in sorted((ROOT / "convrewrite/page/templates").iterdir())),
     *(f"convrewrite/models/{name}" for name in MODELS),
 )
@@ -129,7 +129,7 @@ def test_the_sdist_holds_each_module_once(tree: Path, dist: Path) -> None:
     folders = ("convrewrite/", "passes/", "models/")
     modules = [name for name in names if name.endswith(".py") and name.startswith(folders)]
     assert Counter(modules) == Counter(sources(tree).values())
-    data = {"convrewrite/py.typed", "convrewrite/report.schema.json", *(f"models/{name}" for name in MODELS)}
+    data = {"convrewrite/py.typed", "convrewrite/pipeline/report.schema.json", *(f"models/{name}" for name in MODELS)}
     assert data | {"LICENSE", "README.md", "pyproject.toml"} <= set(names)
 
 
@@ -145,7 +145,7 @@ def test_the_console_script_is_declared(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         points = archive.read("convrewrite-0.1.0.dist-info/entry_points.txt").decode().split("\n")
     assert "[console_scripts]" in points
-    assert "convrewrite = convrewrite.cli:main" in points
+    assert "convrewrite = convrewrite.cli.app:main" in points
 
 
 def test_the_metadata(metadata: Message) -> None:

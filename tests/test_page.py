@@ -17,17 +17,17 @@ from cli_models import run
 from PIL import Image
 
 from convrewrite import models, page, pipeline
+from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.engine.windows import Window
 from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.model_io import load
-from convrewrite.outcome import Options, Outcome
 from convrewrite.page import charts
 from convrewrite.page.class_map import class_map, read_image
 from convrewrite.page.render import pads, render
 from convrewrite.page.surgery import drawing, surgeries
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import Site, run_pass
-from convrewrite.windows import Window
+from convrewrite.pipeline.outcome import Options, Outcome
 from pages import LENET, NAMES, make_pages
 
 

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from convrewrite import pipeline
-from convrewrite.outcome import Options
+from convrewrite.engine.windows import Window
 from convrewrite.passes.fcn import Fcn
-from convrewrite.windows import Window
+from convrewrite.pipeline.outcome import Options
 
 
 def net(path: Path, head: list[onnx.NodeProto], constants: dict[str, np.ndarray], outputs: list[int | str]) -> Path:

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
-from convrewrite.rewrite import Declined, Plan, Reason, Site
+from convrewrite.engine.rewrite import Declined, Plan, Reason, Site
 
 DONE = Reason("scale/done", "it is scaled already", "nothing")
 
@@ -367,7 +367,7 @@ def test_whatever_comes_of_a_pass_is_reported_to_its_authors(folder: Path, line:
 
 def test_no_pass_of_another_package_is_blamed_for_what_the_project_does(folder: Path) -> None:
     """The passes of others are installed, but not asked for."""
-    script = "from convrewrite import cli, pipeline; pipeline.fcn = None; cli.main()"
+    script = "from convrewrite.cli import app as cli; from convrewrite import pipeline; pipeline.fcn = None; cli.main()"
     done = subprocess.run(
         [sys.executable, "-c", script, "fcn", "m.onnx", "o.onnx"],
         cwd=folder,

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
 import oracles
+from convrewrite.engine.rewrite import Site
 from convrewrite.passes.fcn import Fcn
-from convrewrite.rewrite import Site
 from helpers import Array, Feeds
 from random_nets import RandomNet, nets
 from random_trunks import BOUND

@@ -14,7 +14,7 @@ from typer.main import get_command
 
 import convrewrite as cr
 from convrewrite import flags
-from convrewrite.cli import app
+from convrewrite.cli.app import app
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 

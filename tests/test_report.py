@@ -27,9 +27,10 @@ from cli_models import (
     with_nan,
 )
 
-from convrewrite import model_io, report
+from convrewrite import model_io
+from convrewrite.engine.windows import METADATA_KEY
 from convrewrite.errors import UsageError
-from convrewrite.windows import METADATA_KEY
+from convrewrite.pipeline import report
 
 SCHEMA = json.loads(report.SCHEMA_FILE.read_text(encoding="utf-8"))
 MODELS = {

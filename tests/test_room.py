@@ -13,11 +13,12 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from convrewrite import memory, verification
+from convrewrite import verification
+from convrewrite.engine import memory
+from convrewrite.engine.graph import infer_shapes
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes
 from convrewrite.model_io import load, save
-from convrewrite.runtime import DeviceFailed
+from convrewrite.running.runtime import DeviceFailed
 from convrewrite.verification import room, slices, specimens
 
 BATCH = 12
@@ -267,7 +268,7 @@ def test_the_peak_counts_what_is_held_at_once(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of a process")
 def test_the_limit_of_the_process_is_seen() -> None:
     code = (
-        "import resource, convrewrite.memory as m; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); "
+        "import resource, convrewrite.engine.memory as m; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); "
         "print(m.available() < 3 << 30)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
@@ -281,7 +282,7 @@ def test_a_batch_of_thousands_fits_a_small_process(command: list[str], tmp_path:
     path = classifier(tmp_path, 20_000, size=34)
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); "
-        "from convrewrite.cli import main; sys.argv = ['convrewrite', *sys.argv[1:]]; main()"
+        "from convrewrite.cli.app import main; sys.argv = ['convrewrite', *sys.argv[1:]]; main()"
     )
     words = [sys.executable, "-c", code, *command, str(path), str(tmp_path / "out.onnx"), "--provider", "cpu"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=400, check=False)

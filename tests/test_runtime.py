@@ -11,9 +11,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from convrewrite import runtime
 from convrewrite.errors import UsageError
-from convrewrite.runtime import RunFailed, check_installation, open_session
+from convrewrite.running import runtime
+from convrewrite.running.runtime import RunFailed, check_installation, open_session
 
 
 def _model(op: str = "Relu", kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -153,7 +153,7 @@ def test_external_data_of_a_model_in_bytes(tmp_path):
 
 
 def test_importing_the_module_does_not_import_onnxruntime():
-    code = "import sys, convrewrite.runtime; sys.exit('onnxruntime' in sys.modules)"
+    code = "import sys, convrewrite.running.runtime; sys.exit('onnxruntime' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -18,11 +18,11 @@ import onnx_graphsurgeon as gs
 import pytest
 from cli_models import call, save, snapshot
 
+from convrewrite.engine.rewrite import Plan
 from convrewrite.passes.separable import Separable, site
 from convrewrite.passes.separable.branches import Decoupled
 from convrewrite.passes.separable.chains import Pair
 from convrewrite.passes.separable.factors import Factor, Factorization
-from convrewrite.rewrite import Plan
 from helpers import Array, Net
 
 Patch = Callable[[pytest.MonkeyPatch], None]

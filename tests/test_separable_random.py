@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from convrewrite.acceptance import smaller
+from convrewrite.engine.rewrite import Judge, accept_all
 from convrewrite.passes.separable import FORMS, Separable
-from convrewrite.rewrite import Judge, accept_all
 from helpers import Array, Feeds, run
 from random_convs import PlantedGraph, RandomConv, convs, planted_graphs
 from rewriting import assert_close, feeds_of, macs_of, reference_of, rewrite

@@ -11,14 +11,15 @@ import valid_nets
 from onnx import TensorProto, helper
 from valid_nets import CLASSES, info
 
-from convrewrite import costs, inspection, model_io, pipeline
-from convrewrite.outcome import Options
+from convrewrite import inspection, model_io, pipeline
+from convrewrite.engine import costs
+from convrewrite.engine.rewrite import Site, run_pass
 from convrewrite.passes.fc_to_conv import FcToConv
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.open_batch import OpenBatch
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import Site, run_pass
+from convrewrite.pipeline.outcome import Options
 
 
 def graph_of(model: onnx.ModelProto):

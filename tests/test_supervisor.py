@@ -17,8 +17,8 @@ from cli_models import plain, run, save, snapshot
 from onnx import helper
 from processes import is_alive, leftovers, start, wait_until_dead
 
-from convrewrite import supervisor
-from convrewrite.board import SIZE, Board
+from convrewrite.cli import supervisor
+from convrewrite.system.board import SIZE, Board
 from helpers import Net
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no fork and no such signals")
@@ -158,7 +158,7 @@ def test_without_the_kernels_help_a_thread_looks_after_the_parent(tmp_path: Path
     script = (
         "import os, subprocess, sys, time\n"
         "if sys.argv[1:]:\n"
-        "    from convrewrite import children\n"
+        "    from convrewrite.system import children\n"
         "    children._ask_the_kernel = lambda: False\n"
         "    children.SECONDS = 0.05\n"
         "    children.die_with(int(sys.argv[1]))\n"
@@ -181,7 +181,7 @@ NO_FORK = "del os.fork"
 
 
 def test_where_there_is_no_fork_the_interpreter_starts_again(source: Path, tmp_path: Path) -> None:
-    script = f"import os, sys\n{NO_FORK}\nfrom convrewrite import cli\ncli.main()"
+    script = f"import os, sys\n{NO_FORK}\nfrom convrewrite.cli import app as cli\ncli.main()"
 
     def call(*words: str | Path) -> subprocess.CompletedProcess[bytes]:
         command = [sys.executable, "-c", script, *map(str, words)]

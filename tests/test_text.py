@@ -21,12 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from convrewrite import report, text
+from convrewrite import text
 from convrewrite.batch import summary
 from convrewrite.batch.jobs import jobs
 from convrewrite.batch.run import Batch, Result
 from convrewrite.batch.settings import Reports, Settings
 from convrewrite.page import render
+from convrewrite.pipeline import report
 
 FRAGMENTS = [
     *("::error::", "::set-output name=x::", "##[error]", "##vso[task.setvariable]", "# ", "=", "<<", "{name}", "%0A"),

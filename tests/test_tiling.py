@@ -14,15 +14,15 @@ from tiled_nets import check_tiles, loaded, open_net, opened, padded, run, sessi
 
 import convrewrite as cr
 from convrewrite import models
+from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.windows import Field
 from convrewrite.errors import Refused, UsageError
 from convrewrite.model_io import Model
 from convrewrite.passes.fcn import Fcn
-from convrewrite.rewrite import run_pass
 from convrewrite.tiling import REASONS
 from convrewrite.tiling.geometry import Cells, Geometry, Pixels
 from convrewrite.tiling.recipe import Recipe
 from convrewrite.tiling.survey import outline, survey
-from convrewrite.windows import Field
 from nets import Net
 from random_nets import nets
 

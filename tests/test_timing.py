@@ -22,10 +22,11 @@ import typer
 from onnx import TensorProto, helper
 from typer.testing import CliRunner
 
-from convrewrite import bench_command, cli
+from convrewrite.cli import app as cli
+from convrewrite.cli import bench as bench_command
 from convrewrite.errors import CheckFailed, Interrupted, UsageError
 from convrewrite.models import build, lenet5_path
-from convrewrite.report import SCHEMA_FILE
+from convrewrite.pipeline.report import SCHEMA_FILE
 from convrewrite.timing import FASTER, NO_DIFFERENCE, SLOWER, Bench, CellFailed, Rounds, bench, compare, plot
 from convrewrite.timing import process as worker_process
 from convrewrite.timing.protocol import Part, Subject, Task

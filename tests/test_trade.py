@@ -15,8 +15,9 @@ import onnx
 import pytest
 from cli_models import COMMAND, constant_output, save, snapshot, with_nan
 
-from convrewrite import models, report, timing
+from convrewrite import models, timing
 from convrewrite.acceptance import Decision, Faster
+from convrewrite.pipeline import report
 from helpers import Net
 from helpers import run as run_model
 

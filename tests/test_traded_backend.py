@@ -18,10 +18,10 @@ from onnx import numpy_helper
 from test_backend_cases import cases, variants
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import Pass, accept_all, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import Pass, accept_all, run_pass
 from helpers import Feeds, run
 
 pytestmark = pytest.mark.slow

@@ -13,10 +13,10 @@ import pytest
 from test_corpus import load
 
 from convrewrite import models, pipeline
-from convrewrite.outcome import Options, Outcome
+from convrewrite.engine.rewrite import Pass
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import Pass
+from convrewrite.pipeline.outcome import Options, Outcome
 
 pytestmark = pytest.mark.slow
 

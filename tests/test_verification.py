@@ -15,12 +15,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.errors import CheckFailed, UsageError
-from convrewrite.sampling import InputSpec, cut_data, read_data
+from convrewrite.running.sampling import InputSpec, cut_data, read_data
 from convrewrite.verification import verify, verify_fcn
 from convrewrite.verification.comparison import Ledger, floor, relative_error
 from convrewrite.verification.verdicts import Verification
-from convrewrite.windows import CutTensor, OutputGrid, Window
 from exported import NETWORKS
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64

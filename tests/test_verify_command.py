@@ -13,11 +13,14 @@ import typer
 from onnx import numpy_helper
 from typer.testing import CliRunner
 
-from convrewrite import cli, pipeline, runtime, verification, verify_command
+from convrewrite import pipeline, verification
+from convrewrite.cli import app as cli
+from convrewrite.cli import verify as verify_command
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.models import build
-from convrewrite.outcome import Options
 from convrewrite.passes.fcn import Fcn
+from convrewrite.pipeline.outcome import Options
+from convrewrite.running import runtime
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from convrewrite.errors import CheckFailed, UsageError
-from convrewrite.runtime import DeviceFailed, Session
-from convrewrite.sampling import Images, InputSpec, read_data
+from convrewrite.running.runtime import DeviceFailed, Session
+from convrewrite.running.sampling import Images, InputSpec, read_data
 from convrewrite.verification import verify
 from exported import NETWORKS
 

@@ -14,9 +14,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convrewrite import timing
 from convrewrite.errors import ConvrewriteError, UsageError
-from convrewrite.outcome import Options
 from convrewrite.pipeline import compare
-from convrewrite.sampling import cut_data
+from convrewrite.pipeline.outcome import Options
+from convrewrite.running.sampling import cut_data
 from convrewrite.verification import verify
 from convrewrite.verification.interface import InputSpec
 from convrewrite.verification.twins import computed_in

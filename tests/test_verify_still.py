@@ -12,7 +12,7 @@ import pytest
 from cli_models import call
 from onnx import TensorProto
 
-from convrewrite.sampling import InputSpec
+from convrewrite.running.sampling import InputSpec
 from convrewrite.verification import Verification, verify
 from convrewrite.verification.suggested import by_name, suggested
 from helpers import Net

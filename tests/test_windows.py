@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from convrewrite.engine.windows import METADATA_KEY, Field, OutputGrid, Window, keeps_windows
 from convrewrite.errors import UsageError
-from convrewrite.windows import METADATA_KEY, Field, OutputGrid, Window, keeps_windows
 
 # kernel, stride, pad: of every sliding layer up to the last pool
 LENET = [(5, 1, 0), (2, 2, 0), (5, 1, 0), (2, 2, 0)]

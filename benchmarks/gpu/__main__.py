@@ -29,9 +29,9 @@ from benchmarks.gpu.budget import Budget, at_most
 from benchmarks.gpu.device import describe, nvidia_packages, slug
 from benchmarks.gpu.table import markdown
 from benchmarks.gpu.work import Plan, Work, run
-from convrewrite import runtime
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.models import lenet5_path
+from convrewrite.running import runtime
 
 SCHEMA = "convrewrite.gpu/1"
 RESULTS = Path(__file__).resolve().parent.parent / "results"

@@ -10,9 +10,9 @@ from typing import Any
 from benchmarks import common
 from benchmarks.gpu.work import Batch, Job
 from convrewrite import model_io, pipeline
-from convrewrite.outcome import Options, Outcome
+from convrewrite.engine.windows import Window
 from convrewrite.passes.fcn import Fcn
-from convrewrite.windows import Window
+from convrewrite.pipeline.outcome import Options, Outcome
 
 NAME = "fcn"
 MODELS = {"alexnet": "AlexNet", "resnet18": "ResNet-18", "mobilenet_v1": "MobileNetV1", "vgg16": "VGG-16"}

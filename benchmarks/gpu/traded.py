@@ -11,9 +11,9 @@ import onnx
 from benchmarks import common
 from benchmarks.gpu.work import Batch, Job
 from convrewrite import pipeline
+from convrewrite.engine.rewrite import Pass
 from convrewrite.errors import CheckFailed
-from convrewrite.outcome import Options, Outcome
-from convrewrite.rewrite import Pass
+from convrewrite.pipeline.outcome import Options, Outcome
 
 JOBS = (Batch(1), Batch(8))
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 from benchmarks.gpu.budget import Budget
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
-from convrewrite.outcome import Outcome
+from convrewrite.pipeline.outcome import Outcome
 from convrewrite.timing import Cell, bench
 from convrewrite.verification import Verification
 

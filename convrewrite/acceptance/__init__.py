@@ -23,7 +23,7 @@ from convrewrite.acceptance.judges import (
 )
 from convrewrite.acceptance.reference import Kernels, shaken, with_kernels
 from convrewrite.acceptance.regions import structure_key
-from convrewrite.rewrite import accept_all
+from convrewrite.engine.rewrite import accept_all
 
 __all__ = [
     "NOT_FASTER",

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import onnx_graphsurgeon as gs
 
 from convrewrite.acceptance.judges import OVER_BUDGET
-from convrewrite.rewrite import Declined, Judge, PassResult, Plan, Site
+from convrewrite.engine.rewrite import Declined, Judge, PassResult, Plan, Site
 
 SHARES = tuple(2.0**-step for step in range(8))
 """Of a site's error, tried in this order."""

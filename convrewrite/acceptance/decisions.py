@@ -17,9 +17,9 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convrewrite import stored_json
-from convrewrite.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
 from convrewrite.errors import UsageError
+from convrewrite.system import stored_json
+from convrewrite.system.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
 from convrewrite.timing import Bench
 
 SCHEMA = "convrewrite.timings/1"

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import onnx_graphsurgeon as gs
 
-from convrewrite import atomic, model_io, timing
+from convrewrite import model_io, timing
 from convrewrite.acceptance.decisions import Decision, Decisions, device
 from convrewrite.acceptance.regions import Shapes, region
-from convrewrite.rewrite import Declined, Pass, Plan, Reason
+from convrewrite.engine.rewrite import Declined, Pass, Plan, Reason
+from convrewrite.system import atomic
 
 NOT_SMALLER = Reason(
     "accept/not-smaller",

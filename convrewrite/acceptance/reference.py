@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants, unique_name
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.graph import Constants, unique_name
+from convrewrite.engine.layers import LinearLayer
 
 Array = np.ndarray[Any, Any]
 Kernels = Mapping[str, Callable[[], tuple[Array, Array | None]]]

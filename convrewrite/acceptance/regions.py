@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.graph import sort_nodes
+from convrewrite.engine.rewrite import Pass, Plan
 from convrewrite.errors import UsageError
-from convrewrite.graph import sort_nodes
 from convrewrite.model_io import Model
-from convrewrite.rewrite import Pass, Plan
 
 Shapes = Mapping[str, tuple[int, ...]]
 

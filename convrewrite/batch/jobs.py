@@ -8,10 +8,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from convrewrite import model_io, plugins, report
+from convrewrite import model_io, plugins
 from convrewrite.batch.matching import matching
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import UsageError
+from convrewrite.pipeline import report
 from convrewrite.text import file_name
 
 

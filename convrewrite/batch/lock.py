@@ -15,10 +15,11 @@ from typing import Annotated, Any, Literal
 import pydantic
 from pydantic import BaseModel, ConfigDict, Field
 
-from convrewrite import atomic, model_io, stored_json
+from convrewrite import model_io
 from convrewrite.acceptance.decisions import Decision, Decisions
 from convrewrite.batch.jobs import Job
 from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.system import atomic, stored_json
 
 SCHEMA = "convrewrite.lock/1"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from convrewrite.atomic import write_errors
 from convrewrite.batch.jobs import Job
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import UsageError
-from convrewrite.guards import Files
-from convrewrite.identity import folders, identity
+from convrewrite.model_io.guards import Files
+from convrewrite.system.atomic import write_errors
+from convrewrite.system.identity import folders, identity
 
 
 def reports(settings: Settings, folder: Path) -> dict[str, Path]:

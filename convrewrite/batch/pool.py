@@ -15,13 +15,13 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from convrewrite import atomic, leftovers
 from convrewrite.batch.work import publish
-from convrewrite.board import Board
-from convrewrite.children import environment
-from convrewrite.endings import unanswered
 from convrewrite.errors import ConvrewriteError, UsageError
-from convrewrite.runtime import one_line
+from convrewrite.running.runtime import one_line
+from convrewrite.system import atomic, leftovers
+from convrewrite.system.board import Board
+from convrewrite.system.children import environment
+from convrewrite.system.endings import unanswered
 
 COMMAND = [sys.executable, "-P", "-m", "convrewrite.batch.worker"]
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from convrewrite import atomic, timing
+from convrewrite import timing
 from convrewrite.acceptance.decisions import ANY
 from convrewrite.acceptance.decisions import SCHEMA as TIMINGS
 from convrewrite.batch import paths, summary
@@ -18,6 +18,7 @@ from convrewrite.batch.lock import Lock
 from convrewrite.batch.pool import run_all
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import ConvrewriteError
+from convrewrite.system import atomic
 
 SEVERITY = (130, 70, 2, 1, 3)
 """Exit codes, the most severe first."""

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
-from convrewrite import report, text
+from convrewrite import text
+from convrewrite.pipeline import report
 
 if TYPE_CHECKING:
     from pathlib import Path

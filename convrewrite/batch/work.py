@@ -11,20 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convrewrite import atomic, costs, flags, model_io, page, pipeline, plugins, report, timing
+from convrewrite import flags, model_io, page, pipeline, plugins, timing
 from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, PluginStep, SeparableStep, Settings, Step
 from convrewrite.batch.settings import Verification as Verified
-from convrewrite.endings import theirs
+from convrewrite.engine import costs
+from convrewrite.engine.rewrite import Pass
+from convrewrite.engine.windows import METADATA_KEY, UPSAMPLED_KEY
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
-from convrewrite.outcome import FAILURES, Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
+from convrewrite.pipeline import report
 from convrewrite.pipeline.native import native
-from convrewrite.rewrite import Pass
-from convrewrite.sampling import read_data
+from convrewrite.pipeline.outcome import FAILURES, Options, Outcome
+from convrewrite.running.sampling import read_data
+from convrewrite.system import atomic
+from convrewrite.system.endings import theirs
 from convrewrite.verification.stated import output_error, state
-from convrewrite.windows import METADATA_KEY, UPSAMPLED_KEY
 
 CLASSES = ("exact", "reassociated", "approximate")
 """Equivalence classes, the strictest first."""

@@ -6,8 +6,8 @@ import json
 import os
 import sys
 
-from convrewrite import board, children
 from convrewrite.batch.work import do
+from convrewrite.system import board, children
 
 
 def main() -> None:

@@ -15,23 +15,24 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from convrewrite import acceptance, costs
-from convrewrite.costs import LayerCost
+from convrewrite import acceptance
+from convrewrite.engine import costs
+from convrewrite.engine.costs import LayerCost
+from convrewrite.engine.fields import Reach, receptive_fields
+from convrewrite.engine.image_axes import image_input, spatial_dims
+from convrewrite.engine.layers import Sliding
+from convrewrite.engine.rewrite import Judge, Pass, Site, accept_all, run_pass
 from convrewrite.errors import UsageError
-from convrewrite.fields import Reach, receptive_fields
-from convrewrite.image_axes import image_input, spatial_dims
 from convrewrite.inspection import table
 from convrewrite.inspection.heads import head
-from convrewrite.layers import Sliding
 from convrewrite.model_io import Model
-from convrewrite.notebook import Printed
-from convrewrite.outcome import FileFacts
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.files import input_facts
 from convrewrite.pipeline.native import Native, native
-from convrewrite.rewrite import Judge, Pass, Site, accept_all, run_pass
+from convrewrite.pipeline.outcome import FileFacts
+from convrewrite.text import Printed
 
 __all__ = ["Inspection", "Layer", "inspect"]
 

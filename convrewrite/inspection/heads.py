@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.fields import Reach, Shape
+from convrewrite.engine.fields import Reach, Shape
 
 SHOWN = 16
 """Operators that are listed."""

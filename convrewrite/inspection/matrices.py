@@ -11,13 +11,13 @@ import onnx
 import onnx_graphsurgeon as gs
 import scipy.sparse
 
-from convrewrite import runtime
+from convrewrite.engine.graph import values_of
+from convrewrite.engine.layers import Sliding
 from convrewrite.errors import CheckFailed, UsageError
-from convrewrite.graph import values_of
 from convrewrite.inspection.toeplitz import entries, toeplitz
-from convrewrite.layers import Sliding
 from convrewrite.model_io import Model
 from convrewrite.pipeline.native import native
+from convrewrite.running import runtime
 from convrewrite.text import counted
 
 TOLERANCE = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from convrewrite import costs
+from convrewrite.engine import costs
 from convrewrite.inspection import heads
-from convrewrite.report import columns
+from convrewrite.pipeline.report import columns
 from convrewrite.text import counted, enough, terminal
 
 if TYPE_CHECKING:
-    from convrewrite.fields import Reach
+    from convrewrite.engine.fields import Reach
+    from convrewrite.engine.rewrite import Site
     from convrewrite.inspection import Inspection, Layer
-    from convrewrite.rewrite import Site
 
 NAMES = 40
 """Characters of a name."""

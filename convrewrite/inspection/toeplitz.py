@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import scipy.sparse
 
+from convrewrite.engine.layers import Sliding
 from convrewrite.errors import UsageError
-from convrewrite.layers import Sliding
 from convrewrite.text import counted
 
 LARGEST = 20_000_000

@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx
 from onnx import GraphProto, ModelProto
 
+from convrewrite.engine.skeletons import tolerant
 from convrewrite.errors import UsageError
 from convrewrite.model_io.attributes import impossible_attribute
 from convrewrite.model_io.protofile import marked
 from convrewrite.model_io.protograph import tensors
-from convrewrite.skeletons import tolerant
 
 DEFAULT_DOMAIN = ("", "ai.onnx")
 

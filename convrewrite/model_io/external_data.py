@@ -14,12 +14,12 @@ from pathlib import Path, PureWindowsPath
 
 from onnx import GraphProto, TensorProto
 
-from convrewrite.atomic import write_durably
 from convrewrite.errors import UsageError
 from convrewrite.model_io.protofile import LARGE, MappedFile, Payload, mark, marked
 from convrewrite.model_io.protograph import tensors
 from convrewrite.model_io.publishing import free_for
 from convrewrite.model_io.stored import raw_bytes, values_fault
+from convrewrite.system.atomic import write_durably
 from convrewrite.text import counted, file_name, visible
 
 ALIGNMENT = 4096

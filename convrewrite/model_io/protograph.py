@@ -20,9 +20,9 @@ from onnx_graphsurgeon.importers.onnx_importer import OnnxImporter, get_numpy_ty
 from onnx_graphsurgeon.ir.tensor import LazyValues, SparseValues
 from onnx_graphsurgeon.logger import G_LOGGER
 
+from convrewrite.engine.skeletons import described, elem_type, is_tensor
 from convrewrite.model_io.protofile import LARGE, Memory, Payload, located, mark, marked
 from convrewrite.model_io.stored import StoredSparse, StoredValues, is_packed
-from convrewrite.skeletons import described, elem_type, is_tensor
 
 # graphsurgeon prints its log to standard output, which may carry a model.
 G_LOGGER.severity = G_LOGGER.CRITICAL + 1

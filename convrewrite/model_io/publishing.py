@@ -22,9 +22,9 @@ import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from convrewrite import atomic, leftovers
-from convrewrite.atomic import discard, same_path, sync_folder
 from convrewrite.errors import UsageError
+from convrewrite.system import atomic, leftovers
+from convrewrite.system.atomic import discard, same_path, sync_folder
 
 if sys.platform != "win32":
     import fcntl

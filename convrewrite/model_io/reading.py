@@ -6,7 +6,6 @@ from pathlib import Path
 
 from onnx import ModelProto
 
-from convrewrite.board import doing
 from convrewrite.errors import UsageError
 from convrewrite.model_io.checks import (
     dangling_input,
@@ -20,6 +19,7 @@ from convrewrite.model_io.model import Model, Origin
 from convrewrite.model_io.names import is_text, unreadable_text
 from convrewrite.model_io.protofile import MappedFile, Memory, cut
 from convrewrite.model_io.protograph import import_graph, sort_nodes
+from convrewrite.system.board import doing
 
 
 def load(source: str | Path | bytes) -> Model:

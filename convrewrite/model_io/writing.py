@@ -13,14 +13,14 @@ from typing import BinaryIO
 
 from onnx import ModelProto
 
-from convrewrite.atomic import discard, refuse_target, same_path, temporary_beside, write_durably, write_errors
-from convrewrite.board import doing
 from convrewrite.errors import UsageError
 from convrewrite.model_io.external_data import move_weights_out
 from convrewrite.model_io.likeness import alike
 from convrewrite.model_io.model import Model, export
 from convrewrite.model_io.protofile import MappedFile, Payload, Segment, chunks, splice
 from convrewrite.model_io.publishing import private_folder, publish
+from convrewrite.system.atomic import discard, refuse_target, same_path, temporary_beside, write_durably, write_errors
+from convrewrite.system.board import doing
 
 MAX_FILE_BYTES = 2**31 - 1
 """What protobuf can read; a model beyond it gets its weights in a second file."""

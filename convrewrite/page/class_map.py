@@ -19,11 +19,13 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from scipy import ndimage
 
-from convrewrite import atomic, model_io, runtime
+from convrewrite import model_io
+from convrewrite.engine.windows import UPSAMPLED_KEY, Window
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
+from convrewrite.running import runtime
+from convrewrite.system import atomic
 from convrewrite.text import counted
-from convrewrite.windows import UPSAMPLED_KEY, Window
 
 Array = np.ndarray[Any, Any]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import jinja2
 from rich.filesize import decimal
 
-from convrewrite import atomic, text
+from convrewrite import text
 from convrewrite.page.views import View
+from convrewrite.system import atomic
 
 
 def write(view: View, target: str | Path) -> None:

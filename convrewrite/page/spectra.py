@@ -7,12 +7,12 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.rewrite import Declined, Refusal, Site
 from convrewrite.page import charts
 from convrewrite.passes.separable.forms import decompositions
 from convrewrite.passes.separable.matrices import read_matrix
 from convrewrite.passes.separable.site import read_site
-from convrewrite.rewrite import Declined, Refusal, Site
 
 USUAL = ("vertical-horizontal", "horizontal", "channel", "channel-out")
 """The form that is drawn where none was chosen: the first of these that the kernel has."""

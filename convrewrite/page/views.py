@@ -10,13 +10,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite import costs, report
-from convrewrite.outcome import Ends, Outcome
+from convrewrite.engine import costs
+from convrewrite.engine.rewrite import Site
 from convrewrite.page import charts
 from convrewrite.page.class_map import class_map
 from convrewrite.page.spectra import spectra
 from convrewrite.page.surgery import SHOWN, Surgery, surgeries
-from convrewrite.rewrite import Site
+from convrewrite.pipeline import report
+from convrewrite.pipeline.outcome import Ends, Outcome
 from convrewrite.text import counted
 
 if TYPE_CHECKING:

@@ -19,11 +19,13 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite import atomic, costs, model_io, runtime, verification
+from convrewrite import model_io, verification
+from convrewrite.engine import costs
+from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
-from convrewrite.outcome import STREAM, Ends, FileFacts, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline import batching, denser, upsampling
 from convrewrite.pipeline.denser import Denser
@@ -39,11 +41,12 @@ from convrewrite.pipeline.files import (
 )
 from convrewrite.pipeline.native import check_known, native
 from convrewrite.pipeline.opsets import upgraded
+from convrewrite.pipeline.outcome import STREAM, Ends, FileFacts, Log, Options, Outcome
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, refusal, why
 from convrewrite.pipeline.upsampling import Upsampled
-from convrewrite.rewrite import Site, run_pass
+from convrewrite.running import runtime
+from convrewrite.system import atomic
 from convrewrite.verification import Verification
-from convrewrite.windows import Window
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from convrewrite.engine.rewrite import Site, run_pass
 from convrewrite.model_io import Model
 from convrewrite.passes.open_batch import OpenBatch
 from convrewrite.pipeline.native import native
 from convrewrite.pipeline.steps import refusal
-from convrewrite.rewrite import Site, run_pass
 
 
 def opened(model: Model, size: Sequence[int] | None) -> tuple[Model, tuple[Site, ...]]:

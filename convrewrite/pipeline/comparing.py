@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from convrewrite import runtime, timing, verification
+from convrewrite import timing, verification
+from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.windows import UPSAMPLED_KEY, Window
 from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.flags import without_writing
 from convrewrite.model_io import Model
-from convrewrite.outcome import STREAM, Log, Options, Outcome
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline.files import input_facts, load
+from convrewrite.pipeline.outcome import STREAM, Log, Options, Outcome
 from convrewrite.pipeline.steps import common
-from convrewrite.rewrite import run_pass
-from convrewrite.windows import UPSAMPLED_KEY, Window
+from convrewrite.running import runtime
 
 
 def compare(

@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite import model_io, verification
-from convrewrite.emitting import Emitter
+from convrewrite.engine.emitting import Emitter
+from convrewrite.engine.graph import sort_nodes
+from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.engine.windows import METADATA_KEY, Window
 from convrewrite.errors import Refused, UsageError
-from convrewrite.graph import sort_nodes
 from convrewrite.model_io import Model
-from convrewrite.outcome import Options
 from convrewrite.passes.dense import Dense
 from convrewrite.passes.dense.reasons import REASONS
 from convrewrite.pipeline.native import Native, native
+from convrewrite.pipeline.outcome import Options
 from convrewrite.pipeline.steps import by, common, refusal
-from convrewrite.rewrite import Site, run_pass
 from convrewrite.verification import Verification, trunk_oracle
-from convrewrite.windows import METADATA_KEY, Window
 
 CELLS = (2, 3, 2)
 """Cells of the coarse map, per axis, for which shapes are looked at."""

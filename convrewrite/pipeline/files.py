@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
-from convrewrite import costs, faults, model_io
+from convrewrite import model_io
+from convrewrite.engine import costs
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
-from convrewrite.outcome import STREAM, FileFacts, Log
-from convrewrite.streams import refuse_closed_output
+from convrewrite.pipeline.outcome import STREAM, FileFacts, Log
+from convrewrite.running import faults
+from convrewrite.system.streams import refuse_closed_output
 
 NAMED = 3
 """Names in a line that could have hundreds."""

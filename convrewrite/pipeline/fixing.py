@@ -13,9 +13,9 @@ from typing import Any, cast
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import fixed_extents
+from convrewrite.engine.graph import fixed_extents
+from convrewrite.engine.rewrite import FIXES_SIZE, Pass, PassResult
 from convrewrite.pipeline.native import Native
-from convrewrite.rewrite import FIXES_SIZE, Pass, PassResult
 
 Shapes = Mapping[str, tuple[Any, ...]]
 

@@ -10,14 +10,14 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite import costs
+from convrewrite.engine import costs
+from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.skeletons import is_tensor
+from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
-from convrewrite.runtime import TensorInfo
-from convrewrite.sampling import fill
-from convrewrite.skeletons import is_tensor
-from convrewrite.windows import Window
+from convrewrite.running.runtime import TensorInfo
+from convrewrite.running.sampling import fill
 
 USUAL = (224, 256, 299, 128, 64, 32, 28, 512)
 """Sizes that are tried where the file leaves it open and the user says nothing."""

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite import atomic, model_io
-from convrewrite.layers import Sliding, Spreading
+from convrewrite import model_io
+from convrewrite.engine.layers import Sliding, Spreading
 from convrewrite.model_io import Model
 from convrewrite.passes.separable.refine import Moments
 from convrewrite.passes.separable.site import LayerSite
 from convrewrite.pipeline.native import Native
-from convrewrite.runtime import Session, TensorInfo, open_session
-from convrewrite.sampling import Feeds, InputSpec, cut_data
+from convrewrite.running.runtime import Session, TensorInfo, open_session
+from convrewrite.running.sampling import Feeds, InputSpec, cut_data
+from convrewrite.system import atomic
 
 Array = np.ndarray[Any, Any]
 

@@ -10,11 +10,12 @@ from typing import Any
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite import acceptance, runtime
+from convrewrite import acceptance
+from convrewrite.engine.rewrite import BY_PATTERN, Pass, Reason, Site
 from convrewrite.errors import Refused, UsageError
 from convrewrite.flags import UNVERIFIED
-from convrewrite.outcome import Options
-from convrewrite.rewrite import BY_PATTERN, Pass, Reason, Site
+from convrewrite.pipeline.outcome import Options
+from convrewrite.running import runtime
 
 PROBE = '<ir_version: 7, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Neg(x) }'
 """The smallest model, to see whether a provider runs."""

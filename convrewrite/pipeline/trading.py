@@ -19,12 +19,13 @@ from typing import Any, cast
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite import acceptance, atomic, costs, model_io, runtime, timing, verification
+from convrewrite import acceptance, model_io, timing, verification
 from convrewrite.acceptance import Decisions, Faster
+from convrewrite.engine import costs
+from convrewrite.engine.graph import control_nodes
+from convrewrite.engine.rewrite import Judge, Pass, PassResult, run_pass
 from convrewrite.errors import UsageError
-from convrewrite.graph import control_nodes
 from convrewrite.model_io import Model
-from convrewrite.outcome import STREAM, Ends, Log, Options, Outcome
 from convrewrite.passes.dense import Dense
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
@@ -41,9 +42,11 @@ from convrewrite.pipeline.files import (
     same_file,
 )
 from convrewrite.pipeline.native import Native, check_known, native
+from convrewrite.pipeline.outcome import STREAM, Ends, Log, Options, Outcome
 from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, meaning, obtained, refusal
-from convrewrite.rewrite import Judge, Pass, PassResult, run_pass
+from convrewrite.running import runtime
+from convrewrite.system import atomic
 from convrewrite.verification import Verification
 from convrewrite.verification.comparison import LARGEST_PART, LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
 from convrewrite.verification.stated import joined, output_error, part_error, state

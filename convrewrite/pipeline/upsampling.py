@@ -13,17 +13,18 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite import model_io, runtime
+from convrewrite import model_io
+from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.engine.windows import METADATA_KEY, UPSAMPLED_KEY, Window
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
-from convrewrite.outcome import Options
 from convrewrite.passes.upsample import SOFTMAXES, Upsample
+from convrewrite.pipeline.outcome import Options
 from convrewrite.pipeline.steps import by, refusal
-from convrewrite.rewrite import Site, run_pass
-from convrewrite.sampling import InputSpec, Scale, random_array
+from convrewrite.running import runtime
+from convrewrite.running.sampling import InputSpec, Scale, random_array
 from convrewrite.verification import Case
 from convrewrite.verification.comparison import floor, relative_error
-from convrewrite.windows import METADATA_KEY, UPSAMPLED_KEY, Window
 
 Array = np.ndarray[Any, Any]
 

@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite import atomic, faults, model_io, runtime
+from convrewrite import model_io
 from convrewrite.errors import Interrupted, UsageError
-from convrewrite.guards import Files
 from convrewrite.model_io import Model
+from convrewrite.model_io.guards import Files
 from convrewrite.pipeline.steps import obtained
+from convrewrite.running import faults, runtime
+from convrewrite.system import atomic
 from convrewrite.tiling import checks, engine, exports, images, memory
 from convrewrite.tiling.engine import Finished, Job, Tell
 from convrewrite.tiling.images import Source

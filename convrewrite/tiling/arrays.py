@@ -13,7 +13,7 @@ import numpy as np
 from convrewrite import model_io
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
-from convrewrite.runtime import Session, open_session
+from convrewrite.running.runtime import Session, open_session
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.geometry import Geometry
 from convrewrite.tiling.images import Source, settled

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.runtime import Session, open_session
+from convrewrite.engine.windows import Window
+from convrewrite.running.runtime import Session, open_session
 from convrewrite.tiling.engine import Job, open_job
 from convrewrite.tiling.geometry import Tile
 from convrewrite.tiling.survey import Survey
 from convrewrite.verification.comparison import floor, relative_error
-from convrewrite.windows import Window
 
 Array = np.ndarray[Any, Any]
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import Session, open_session
+from convrewrite.running.runtime import Session, open_session
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.geometry import Geometry
 from convrewrite.tiling.images import Source

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.atomic import discard, publish, refuse_target, temporary_beside, write_errors
 from convrewrite.errors import UsageError
+from convrewrite.system.atomic import discard, publish, refuse_target, temporary_beside, write_errors
 from convrewrite.text import counted
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.images import PICTURES, TIFFS

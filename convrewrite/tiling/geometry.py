@@ -18,9 +18,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from convrewrite.engine.windows import Field
 from convrewrite.errors import UsageError
 from convrewrite.text import counted
-from convrewrite.windows import Field
 
 Span = tuple[int, int]
 """First, and one past the last."""

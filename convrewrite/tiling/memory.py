@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite import memory
+from convrewrite.engine import memory
+from convrewrite.engine.graph import infer_shapes
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes
 from convrewrite.tiling.survey import Survey
 
 SLACK = 1.5

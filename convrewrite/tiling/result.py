@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convrewrite.errors import CheckFailed
-from convrewrite.notebook import Printed
-from convrewrite.text import counted, terminal
+from convrewrite.text import Printed, counted, terminal
 from convrewrite.tiling.checks import Check
 from convrewrite.tiling.engine import Finished
 

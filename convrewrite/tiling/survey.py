@@ -16,16 +16,16 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.fields import Reach, receptive_fields
+from convrewrite.engine.graph import Shape, add_types, infer_shapes
+from convrewrite.engine.image_axes import image_input, spatial_dims
+from convrewrite.engine.layers import Sliding
+from convrewrite.engine.rewrite import Reason
+from convrewrite.engine.windows import ELEMENTWISE, SLIDING, Window
 from convrewrite.errors import Refused, UsageError
-from convrewrite.fields import Reach, receptive_fields
-from convrewrite.graph import Shape, add_types, infer_shapes
-from convrewrite.image_axes import image_input, spatial_dims
-from convrewrite.layers import Sliding
 from convrewrite.model_io import Model
-from convrewrite.rewrite import Reason
 from convrewrite.text import counted
 from convrewrite.tiling.geometry import Axis, Cells, Geometry, Pixels
-from convrewrite.windows import ELEMENTWISE, SLIDING, Window
 
 REASONS = {
     reason.code: reason

@@ -6,8 +6,8 @@ import math
 from pathlib import Path
 from typing import Any
 
-from convrewrite import atomic
 from convrewrite.errors import UsageError
+from convrewrite.system import atomic
 from convrewrite.timing.result import Bench, Cell
 from convrewrite.timing.subjects import by
 

@@ -16,10 +16,10 @@ import tempfile
 from collections.abc import Iterator
 from typing import Any, TextIO
 
-from convrewrite import children
-from convrewrite.endings import signal_name
 from convrewrite.errors import ConvrewriteError, UsageError
-from convrewrite.runtime import one_line
+from convrewrite.running.runtime import one_line
+from convrewrite.system import children
+from convrewrite.system.endings import signal_name
 from convrewrite.timing.protocol import Task
 
 COMMAND = [sys.executable, "-P", "-m", "convrewrite.timing.worker"]

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convrewrite.errors import ConvrewriteError
-from convrewrite.notebook import Printed
-from convrewrite.text import counted, terminal
+from convrewrite.text import Printed, counted, terminal
 from convrewrite.timing.statistics import MIN_SETS, Comparison, Estimate
 from convrewrite.timing.subjects import by
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from convrewrite import atomic, runtime
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, UsageError
+from convrewrite.running import runtime
+from convrewrite.system import atomic
 from convrewrite.text import counted
 from convrewrite.timing.process import CellFailed, Event, events
 from convrewrite.timing.protocol import Part, Subject, Task

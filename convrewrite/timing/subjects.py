@@ -11,15 +11,16 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from convrewrite import costs, memory, model_io
+from convrewrite import model_io
+from convrewrite.engine import costs, memory
+from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes
 from convrewrite.model_io import Model
-from convrewrite.runtime import TensorInfo
-from convrewrite.sampling import bind_batch, fill
+from convrewrite.running.runtime import TensorInfo
+from convrewrite.running.sampling import bind_batch, fill
 from convrewrite.text import counted
 from convrewrite.timing.protocol import Part, Shapes, Subject
-from convrewrite.windows import Window
 
 WINDOW_BATCHES = (1, 8, 32)
 """What `--windows` tries for the original."""

@@ -22,10 +22,11 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from convrewrite import children, runtime
 from convrewrite.errors import ConvrewriteError, UsageError
-from convrewrite.runtime import BoundRun, RunFailed, Session
-from convrewrite.sampling import InputSpec, Scale, random_array
+from convrewrite.running import runtime
+from convrewrite.running.runtime import BoundRun, RunFailed, Session
+from convrewrite.running.sampling import InputSpec, Scale, random_array
+from convrewrite.system import children
 from convrewrite.timing.protocol import Part, Subject, Task
 from convrewrite.timing.statistics import MIN_SETS
 

@@ -17,8 +17,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from convrewrite.runtime import DeviceFailed, RunFailed
-from convrewrite.sampling import Images
+from convrewrite.engine.windows import CutTensor, OutputGrid, Window
+from convrewrite.running.runtime import DeviceFailed, RunFailed
+from convrewrite.running.sampling import Images
 from convrewrite.verification import batches, extents, trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.evidence import Evidence, carried_noise, collect
@@ -31,7 +32,6 @@ from convrewrite.verification.still import undecided
 from convrewrite.verification.subjects import Subject, large_images, native_size_plans, split_data, window_plans
 from convrewrite.verification.verdicts import Case, Deviation, Divergence, Verification
 from convrewrite.verification.where import locate
-from convrewrite.windows import CutTensor, OutputGrid, Window
 
 __all__ = ["Case", "Deviation", "Divergence", "Progress", "Shapes", "Verification", "verify", "verify_fcn"]
 

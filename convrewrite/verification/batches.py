@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from convrewrite.runtime import DeviceFailed, RunFailed
-from convrewrite.sampling import Feeds, Sample
+from convrewrite.running.runtime import DeviceFailed, RunFailed
+from convrewrite.running.sampling import Feeds, Sample
 from convrewrite.verification.channels import Draws
 from convrewrite.verification.comparison import Array, Ledger
 from convrewrite.verification.evidence import Evidence

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.runtime import DeviceFailed, RunFailed, TensorInfo
-from convrewrite.sampling import Feeds, InputSpec, Sample, draw, enlarge
+from convrewrite.running.runtime import DeviceFailed, RunFailed, TensorInfo
+from convrewrite.running.sampling import Feeds, InputSpec, Sample, draw, enlarge
 from convrewrite.verification.comparison import Array, Ledger, finite, relative_error
 from convrewrite.verification.evidence import Evidence
 from convrewrite.verification.specimens import Specimen

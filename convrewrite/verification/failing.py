@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
+from convrewrite.system.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
 
 Array = np.ndarray[Any, Any]
 

@@ -9,13 +9,13 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
-from convrewrite.runtime import TensorInfo
-from convrewrite.sampling import Images, InputSpec, bind_batch, fill, named_array
+from convrewrite.running.runtime import TensorInfo
+from convrewrite.running.sampling import Images, InputSpec, bind_batch, fill, named_array
 from convrewrite.text import counted
 from convrewrite.verification.specimens import Data, Specimen, Tolerance
 from convrewrite.verification.twins import narrower
-from convrewrite.windows import Window
 
 
 @dataclass(frozen=True)

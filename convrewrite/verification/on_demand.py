@@ -7,7 +7,7 @@ import contextvars
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from convrewrite.runtime import Array, Session, TensorInfo
+from convrewrite.running.runtime import Array, Session, TensorInfo
 from convrewrite.verification.values import Flattened
 
 _wanted = contextvars.ContextVar("sessions_on_demand", default=False)

@@ -15,7 +15,7 @@ import onnx
 from onnx.reference import ReferenceEvaluator
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import TensorInfo, one_line
+from convrewrite.running.runtime import TensorInfo, one_line
 from convrewrite.verification import exposure
 from convrewrite.verification.specimens import Array, Specimen
 

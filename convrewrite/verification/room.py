@@ -22,14 +22,14 @@ from typing import Any
 import numpy as np
 import onnx
 
-from convrewrite import memory
+from convrewrite.engine import memory
+from convrewrite.engine.graph import Shape, infer_shapes
+from convrewrite.engine.memory import gigabytes
 from convrewrite.errors import ConvrewriteError, Interrupted, UsageError
 from convrewrite.flags import UNVERIFIED
-from convrewrite.graph import Shape, infer_shapes
-from convrewrite.memory import gigabytes
 from convrewrite.model_io import Model, load, save
-from convrewrite.runtime import DeviceFailed, RunFailed, TensorInfo, one_line
-from convrewrite.sampling import Images, fill
+from convrewrite.running.runtime import DeviceFailed, RunFailed, TensorInfo, one_line
+from convrewrite.running.sampling import Images, fill
 from convrewrite.text import counted
 from convrewrite.verification import slices
 from convrewrite.verification.on_demand import on_demand

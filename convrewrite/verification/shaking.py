@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import DeviceFailed, RunFailed
+from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.verification import exposure
 
 Array = np.ndarray[Any, Any]

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants, Shape, subgraphs
+from convrewrite.engine.graph import Constants, Shape, subgraphs
 from convrewrite.model_io import Model
 
 BATCH = "slice"

@@ -16,8 +16,8 @@ import numpy as np
 import onnx
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import Session, TensorInfo, open_session
-from convrewrite.sampling import Images
+from convrewrite.running.runtime import Session, TensorInfo, open_session
+from convrewrite.running.sampling import Images
 from convrewrite.verification import exposure
 from convrewrite.verification.exposure import Probe
 from convrewrite.verification.on_demand import opened

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from convrewrite.engine.windows import OutputGrid, Window
 from convrewrite.errors import UsageError
-from convrewrite.sampling import Feeds, Images, InputSpec, Scale, enlarge, random_array
+from convrewrite.running.sampling import Feeds, Images, InputSpec, Scale, enlarge, random_array
 from convrewrite.text import counted
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.evidence import Evidence
 from convrewrite.verification.specimens import Data, Progress, Specimen
-from convrewrite.windows import OutputGrid, Window
 
 Array = np.ndarray[Any, Any]
 Values = dict[str, Array]

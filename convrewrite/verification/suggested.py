@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.sampling import SCALES, InputSpec, Sample, Scale, draw
+from convrewrite.running.sampling import SCALES, InputSpec, Sample, Scale, draw
 
 Array = np.ndarray[Any, Any]
 

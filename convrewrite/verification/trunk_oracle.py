@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import onnx
 
+from convrewrite.engine.windows import CutTensor
 from convrewrite.errors import ConvrewriteError
-from convrewrite.runtime import RunFailed
-from convrewrite.sampling import Feeds
+from convrewrite.running.runtime import RunFailed
+from convrewrite.running.sampling import Feeds
 from convrewrite.verification import exposure
 from convrewrite.verification.channels import Draws
 from convrewrite.verification.comparison import Again, relative_error
@@ -30,7 +31,6 @@ from convrewrite.verification.specimens import Runner, session_of
 from convrewrite.verification.subjects import LargeImage, Position, Subject, Values
 from convrewrite.verification.verdicts import Deviation
 from convrewrite.verification.window_checks import compare_cells, run_converted, run_crops, run_each
-from convrewrite.windows import CutTensor
 
 Array = np.ndarray[Any, Any]
 

@@ -16,7 +16,7 @@ import onnx
 from onnx import TensorProto
 
 from convrewrite.errors import UsageError
-from convrewrite.runtime import TensorInfo
+from convrewrite.running.runtime import TensorInfo
 
 EPS = {
     "float64": float(np.finfo(np.float64).eps),

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.runtime import Session, TensorInfo
+from convrewrite.running.runtime import Session, TensorInfo
 
 Array = np.ndarray[Any, Any]
 

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
-from convrewrite.notebook import Printed
-from convrewrite.text import counted
+from convrewrite.text import Printed, counted
 from convrewrite.verification.channels import Channel
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Metrics

@@ -16,8 +16,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from convrewrite.runtime import DeviceFailed, RunFailed
-from convrewrite.sampling import Feeds, InputSpec, random_array
+from convrewrite.engine.windows import OutputGrid
+from convrewrite.running.runtime import DeviceFailed, RunFailed
+from convrewrite.running.sampling import Feeds, InputSpec, random_array
 from convrewrite.text import counted
 from convrewrite.verification import batches, extents
 from convrewrite.verification.channels import Draws
@@ -25,7 +26,6 @@ from convrewrite.verification.comparison import Again, relative_error
 from convrewrite.verification.specimens import Specimen
 from convrewrite.verification.still import undecided
 from convrewrite.verification.subjects import Array, LargeImage, Position, Subject, Values
-from convrewrite.windows import OutputGrid
 
 CHUNK_PIXELS = 3_000_000
 """Pixels of crops that go through the original in one batch."""

@@ -29,8 +29,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from scipy import ndimage
 
+from convrewrite.engine.windows import Window
 from convrewrite.models import digits, lenet5_path
-from convrewrite.windows import Window
 
 Array = np.ndarray[Any, Any]
 

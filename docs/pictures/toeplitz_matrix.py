@@ -7,8 +7,8 @@ import style
 from matplotlib.figure import Figure
 from scipy.signal import correlate2d
 
+from convrewrite.engine.layers import Sliding
 from convrewrite.inspection.toeplitz import toeplitz
-from convrewrite.layers import Sliding
 
 SIZE = 6
 

@@ -6,8 +6,8 @@ import numpy as np
 import style
 from matplotlib.figure import Figure
 
+from convrewrite.engine.windows import Window
 from convrewrite.pipeline.upsampling import interpolated
-from convrewrite.windows import Window
 
 SIZE, STRIDE, CELLS = 9, 4, 5
 

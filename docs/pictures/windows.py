@@ -5,10 +5,10 @@ from __future__ import annotations
 import style
 from matplotlib.figure import Figure
 
+from convrewrite.engine.rewrite import run_pass
 from convrewrite.model_io import load
 from convrewrite.models import lenet5_path
 from convrewrite.passes.fcn import Fcn
-from convrewrite.rewrite import run_pass
 
 PIXELS = 56
 

@@ -40,11 +40,11 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes
 from convrewrite.passes.dense.grids import Refuse, Walk
 from convrewrite.passes.dense.reasons import REASONS
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal
 
 Shape = tuple[int, ...]
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.emitting import Emitter
+from convrewrite.engine.emitting import Emitter
 
 
 class Edit(Protocol):

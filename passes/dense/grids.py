@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.fields import GLOBAL, Along, Reach, receptive_fields
+from convrewrite.engine.graph import Constants, sort_nodes
+from convrewrite.engine.image_axes import image_input
+from convrewrite.engine.layers import Sliding, every
+from convrewrite.engine.rewrite import Site
+from convrewrite.engine.windows import ELEMENTWISE, SLIDING
 from convrewrite.errors import UsageError
-from convrewrite.fields import GLOBAL, Along, Reach, receptive_fields
-from convrewrite.graph import Constants, sort_nodes
-from convrewrite.image_axes import image_input
-from convrewrite.layers import Sliding, every
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded
 from convrewrite.passes.dense.words import by, changes, label
-from convrewrite.rewrite import Site
 from convrewrite.text import counted
-from convrewrite.windows import ELEMENTWISE, SLIDING
 
 Shape = tuple[int, ...]
 Lengths = tuple[int, ...]

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.emitting import Emitter
-from convrewrite.graph import position
-from convrewrite.layers import Sliding
+from convrewrite.engine.emitting import Emitter
+from convrewrite.engine.graph import position
+from convrewrite.engine.layers import Sliding
 from convrewrite.passes.dense.edits import Edit, ints, node_of
 
 Shape = tuple[int, ...]

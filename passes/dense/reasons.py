@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convrewrite.rewrite import Reason
+from convrewrite.engine.rewrite import Reason
 
 REASONS = {
     reason.code: reason

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.layers import Sliding
+from convrewrite.engine.layers import Sliding
 
 
 def changes(old: Sliding, new: Sliding) -> str:

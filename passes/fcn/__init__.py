@@ -37,16 +37,24 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.branches import settled
+from convrewrite.engine.branches import settled
+from convrewrite.engine.graph import (
+    Constants,
+    infer_shapes,
+    live_nodes,
+    producer,
+    skeleton,
+    subgraph_tensors,
+    subgraphs,
+)
+from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine.skeletons import is_tensor
+from convrewrite.engine.windows import METADATA_KEY
 from convrewrite.errors import UsageError
-from convrewrite.graph import Constants, infer_shapes, live_nodes, producer, skeleton, subgraph_tensors, subgraphs
 from convrewrite.passes.fcn.lifter import Lifted, Lifter
 from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
-from convrewrite.skeletons import is_tensor
 from convrewrite.text import counted
-from convrewrite.windows import METADATA_KEY
 
 LAYOUTS = {
     2: ("NL", "HW"),

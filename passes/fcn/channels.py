@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Axis, Layout, atoms, channels, large, only
+from convrewrite.engine.axes import Axis, Layout, atoms, channels, large, only
 from convrewrite.passes.fcn.views import Parts, Refuse, State, Static, View
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Atom, Axis, Layout, atoms, channels, extent, large, only
+from convrewrite.engine.axes import Atom, Axis, Layout, atoms, channels, extent, large, only
 from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Parts, Refuse, State, View, relayout
 
 if TYPE_CHECKING:

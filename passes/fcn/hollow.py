@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import atoms
+from convrewrite.engine.axes import atoms
 from convrewrite.passes.fcn.views import State, View
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Layout, atoms, channels, large, only
+from convrewrite.engine.axes import Layout, atoms, channels, large, only
 from convrewrite.passes.fcn.channels import split_off
 from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Parts, Refuse, State, View
 

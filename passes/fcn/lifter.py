@@ -17,14 +17,14 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite import axes, costs
-from convrewrite.axes import Atom, atoms, large, letters
-from convrewrite.graph import Constants, Shape, live_nodes, subgraph_tensors, unique_name
+from convrewrite.engine import axes, costs
+from convrewrite.engine.axes import Atom, atoms, large, letters
+from convrewrite.engine.graph import Constants, Shape, live_nodes, subgraph_tensors, unique_name
+from convrewrite.engine.rewrite import Site
+from convrewrite.engine.windows import CutTensor, Field, keeps_windows
 from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding
 from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
 from convrewrite.passes.fcn.views import Emitter, Fixed, MeetsLargerMap, Parts, Refuse, State, Static, View
-from convrewrite.rewrite import Site
-from convrewrite.windows import CutTensor, Field, keeps_windows
 
 Rule = Callable[["Lifter", gs.Node, Sequence[State]], list[State]]
 

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Atom, Axis, Layout, atoms, channels, extent, large
-from convrewrite.graph import all_finite, producer
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.axes import Atom, Axis, Layout, atoms, channels, extent, large
+from convrewrite.engine.graph import all_finite, producer
+from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.quantized import Stored
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
-from convrewrite.quantized import Stored
 
 if TYPE_CHECKING:
     from convrewrite.passes.fcn.lifter import Lifter

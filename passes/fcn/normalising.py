@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Axis, Layout, atoms, extent, large
+from convrewrite.engine.axes import Axis, Layout, atoms, extent, large
 from convrewrite.passes.fcn.channels import one_view, plainly, split_off
 from convrewrite.passes.fcn.sliding import spread
 from convrewrite.passes.fcn.views import Refuse, State, View, relayout

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Layout, atoms, channel_factors, large, letters
-from convrewrite.graph import unique_name
+from convrewrite.engine.axes import Layout, atoms, channel_factors, large, letters
+from convrewrite.engine.graph import unique_name
+from convrewrite.engine.rewrite import Site
+from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, View
-from convrewrite.rewrite import Site
-from convrewrite.windows import CutTensor, OutputGrid, Window
 
 if TYPE_CHECKING:
     from convrewrite.passes.fcn.lifter import Lifter

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Atom, atoms, channels, large, letters, regroup
+from convrewrite.engine.axes import Atom, atoms, channels, large, letters, regroup
 from convrewrite.passes.fcn.views import MeetsLargerMap, Parts, Refuse, State, View
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Atom, Layout, atoms, channels, large, only
-from convrewrite.layers import ConvLayer, PoolLayer, Sliding
+from convrewrite.engine.axes import Atom, Layout, atoms, channels, large, only
+from convrewrite.engine.layers import ConvLayer, PoolLayer, Sliding
 from convrewrite.passes.fcn.channels import reduce_channels
 from convrewrite.passes.fcn.hollow import without_hollow_axes
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Atom, Layout, atoms, extent, large, substitute
-from convrewrite.graph import unique_name
+from convrewrite.engine.axes import Atom, Layout, atoms, extent, large, substitute
+from convrewrite.engine.graph import unique_name
+from convrewrite.engine.quantized import Stored
+from convrewrite.engine.rewrite import Reason
+from convrewrite.engine.windows import CutTensor, Field
 from convrewrite.passes.fcn.reasons import REASONS
-from convrewrite.quantized import Stored
-from convrewrite.rewrite import Reason
-from convrewrite.windows import CutTensor, Field
 
 
 class Refuse(Exception):

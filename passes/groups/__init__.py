@@ -41,7 +41,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import infer_shapes
+from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
 from convrewrite.passes.groups.clustering import needed_tol
 from convrewrite.passes.groups.dead import Trims, find_trims, trim
 from convrewrite.passes.groups.detection import Array, kernel_norms, rounding
@@ -56,7 +57,6 @@ from convrewrite.passes.groups.reconstruction import reconstruction
 from convrewrite.passes.groups.site import ConvSite, read_site
 from convrewrite.passes.groups.spaces import Stop
 from convrewrite.passes.groups.weights import node_of
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 from convrewrite.text import enough
 
 __all__ = ["Groups"]

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.layers import LinearLayer
 from convrewrite.passes.groups.absorb import Take, perform, takes
 from convrewrite.passes.groups.detection import Array, kernel_norms
 from convrewrite.passes.groups.neighbours import find_space

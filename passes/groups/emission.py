@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import position
+from convrewrite.engine.graph import position
 from convrewrite.passes.groups.absorb import Take, perform
 from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.expand import split_node

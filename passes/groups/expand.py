@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import position
+from convrewrite.engine.graph import position
 from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.site import ConvSite
 from convrewrite.passes.groups.weights import Workshop, node_of

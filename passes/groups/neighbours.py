@@ -14,7 +14,7 @@ import math
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.layers import LinearLayer
 from convrewrite.passes.groups.network import Network, known
 from convrewrite.passes.groups.spaces import Range, Search, Space, on_made, on_read
 

@@ -10,7 +10,7 @@ import onnx
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants, Shape, infer_shapes, skeleton, subgraph_tensors
+from convrewrite.engine.graph import Constants, Shape, infer_shapes, skeleton, subgraph_tensors
 
 Dims = tuple[int | None, ...]
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants
+from convrewrite.engine.graph import Constants
+from convrewrite.engine.rewrite import Refusal
 from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.reasons import REASONS
-from convrewrite.rewrite import Refusal
 
 FLOATS = ("float16", "float32", "float64")
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import producer
+from convrewrite.engine.graph import producer
 from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.network import Network
 

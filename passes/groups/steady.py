@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.graph import Constants
+from convrewrite.engine.layers import LinearLayer
 from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.neighbours import ELEMENTWISE, RESHAPES, UNARY
 from convrewrite.passes.groups.network import Network

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants, position, producer, unique_name, values_of
+from convrewrite.engine.graph import Constants, position, producer, unique_name, values_of
 
 Array = np.ndarray[Any, Any]
 

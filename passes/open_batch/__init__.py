@@ -34,14 +34,14 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.branches import followed
-from convrewrite.graph import Shape, infer_shapes, subgraph_tensors, unique_name
+from convrewrite.engine.branches import followed
+from convrewrite.engine.graph import Shape, infer_shapes, subgraph_tensors, unique_name
+from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
 from convrewrite.passes.open_batch import along, indexing, moving, pointwise, products, sliding, stored
 from convrewrite.passes.open_batch.counting import COUNTING, TAKES_COUNTS
 from convrewrite.passes.open_batch.edits import Edit
 from convrewrite.passes.open_batch.states import Each, Stop
 from convrewrite.passes.open_batch.walk import Decided, Rule, Walk, images_for
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
 RULES: Mapping[str, Rule] = {
     **pointwise.RULES,

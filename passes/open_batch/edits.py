@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.emitting import Emitter
-from convrewrite.graph import sort_nodes, unique_name
+from convrewrite.engine.emitting import Emitter
+from convrewrite.engine.graph import sort_nodes, unique_name
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.axes import Atom, Axis, Layout, channels, extent, regroup
+from convrewrite.engine.axes import Atom, Axis, Layout, channels, extent, regroup
 
 Shape = tuple[int, ...]
 Whole = np.ndarray[Any, np.dtype[Any]]

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.axes import Atom
-from convrewrite.graph import Constants, Shape, live_nodes, producer, subgraph_tensors, subgraphs
+from convrewrite.engine.axes import Atom
+from convrewrite.engine.graph import Constants, Shape, live_nodes, producer, subgraph_tensors, subgraphs
 from convrewrite.passes.open_batch.edits import Edit
 from convrewrite.passes.open_batch.states import Counts, Each, Free, Images, Lost, State, Stop
 

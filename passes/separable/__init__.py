@@ -47,8 +47,9 @@ from typing import Any, ClassVar, Protocol, overload
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import has_fixed_inputs, infer_shapes
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.graph import has_fixed_inputs, infer_shapes
+from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
 from convrewrite.passes.separable.emission import Replacement, emit
 from convrewrite.passes.separable.factors import rounding
 from convrewrite.passes.separable.matrices import read_matrix
@@ -57,7 +58,6 @@ from convrewrite.passes.separable.reasons import REASONS
 from convrewrite.passes.separable.refine import Moments
 from convrewrite.passes.separable.site import LayerSite, read_site
 from convrewrite.passes.separable.transposed import explicit
-from convrewrite.rewrite import Declined, Plan, Reason, Refusal, Site
 
 FORMS = ("spatial", "depthwise", "channel", "tucker")
 """What `form` may be, beside "auto" for all of them."""

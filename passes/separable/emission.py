@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.graph import maker, names_taken, position, unique_name
 from convrewrite.errors import ConvrewriteError
-from convrewrite.graph import maker, names_taken, position, unique_name
 from convrewrite.passes.separable.factors import Array, Factor, Factorization, rounding
 from convrewrite.passes.separable.matrices import emit_matrices
 from convrewrite.passes.separable.placing import placed

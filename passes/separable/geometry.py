@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from convrewrite.layers import Sliding
+from convrewrite.engine.layers import Sliding
 from convrewrite.passes.separable.factors import Stage
 
 BLOCK = 16

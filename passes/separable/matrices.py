@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.graph import Constants
+from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.rewrite import Declined, Refusal
 from convrewrite.passes.separable.factors import Array
 from convrewrite.passes.separable.reasons import REASONS
 from convrewrite.passes.separable.site import FLOATS, LayerSite
-from convrewrite.rewrite import Declined, Refusal
 
 
 def read_matrix(

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.graph import Constants, control_nodes, subgraph_tensors
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.graph import Constants, control_nodes, subgraph_tensors
+from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.rewrite import Refusal
 from convrewrite.passes.separable.factors import Array
 from convrewrite.passes.separable.reasons import REASONS
 from convrewrite.passes.separable.transposed import swapped
-from convrewrite.rewrite import Refusal
 
 FLOATS = ("float16", "float32", "float64")
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.layers import Spreading
+from convrewrite.engine.layers import Spreading
 from convrewrite.passes.separable.factors import Array
 from convrewrite.passes.separable.geometry import Cells, Chain, Placed
 

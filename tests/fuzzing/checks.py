@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
-from convrewrite import cli
+from convrewrite.cli import app as cli
 from fuzzing.cases import REWRITING, Case
 
 ALLOWED = (0, 1, 2, 3)

@@ -10,8 +10,8 @@ import onnx
 from cli_models import attention, convolutional, padded, plain, symbolic
 
 from convrewrite import pipeline
-from convrewrite.outcome import Options
 from convrewrite.passes.fcn import Fcn
+from convrewrite.pipeline.outcome import Options
 from nets import Net
 
 

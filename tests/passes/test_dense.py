@@ -16,10 +16,10 @@ import onnx
 import pytest
 
 from convrewrite import model_io
+from convrewrite.engine.graph import infer_shapes, skeleton
+from convrewrite.engine.rewrite import PassResult, run_pass
 from convrewrite.errors import UsageError
-from convrewrite.graph import infer_shapes, skeleton
 from convrewrite.passes.dense import Dense
-from convrewrite.rewrite import PassResult, run_pass
 from nets import Net, run
 
 SIZE = (37, 42)

@@ -15,9 +15,9 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from convrewrite import pipeline
-from convrewrite.outcome import Options
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline import Map
+from convrewrite.pipeline.outcome import Options
 from helpers import Net, check_lifted
 
 

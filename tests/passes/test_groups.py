@@ -15,11 +15,11 @@ import onnx
 import pytest
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import Declined, PassResult, Plan, Refusal
 from convrewrite.errors import ConvrewriteError
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.groups.packing import Layout
 from convrewrite.passes.groups.site import read_site
-from convrewrite.rewrite import Declined, PassResult, Plan, Refusal
 from groups_nets import assert_equal, blocks, conv, equal, feeds_of, group_counts, ops, planted, rewrite, stem
 from helpers import Net, run
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from convrewrite.acceptance import smaller
+from convrewrite.engine.rewrite import PassResult, Site
 from convrewrite.passes.groups import Groups
-from convrewrite.rewrite import PassResult, Site
 from groups_nets import assert_equal, conv, equal, group_counts, ops, planted, rewrite, stem
 from helpers import Array, Net
 

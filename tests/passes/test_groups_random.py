@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from convrewrite import model_io
 from convrewrite.acceptance import with_kernels
 from convrewrite.acceptance.regions import region
-from convrewrite.graph import infer_shapes
+from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.rewrite import Declined, Plan
 from convrewrite.passes.groups import Groups, packing, planning
-from convrewrite.rewrite import Declined, Plan
 from groups_nets import assert_equal, conv, ops, planted, rewrite
 from helpers import Net
 

@@ -10,9 +10,9 @@ import onnx
 import pytest
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import Pass, PassResult, run_pass
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.fc_to_conv import FcToConv
-from convrewrite.rewrite import Pass, PassResult, run_pass
 from nets import Net, run
 
 

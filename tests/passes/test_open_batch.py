@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import PassResult, run_pass
 from convrewrite.passes.open_batch import REASONS, OpenBatch
-from convrewrite.rewrite import PassResult, run_pass
 from nets import Net, run
 
 

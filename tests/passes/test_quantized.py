@@ -14,12 +14,12 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 
 import convrewrite as cr
 from convrewrite import model_io
+from convrewrite.engine.graph import Constants
+from convrewrite.engine.quantized import Stored
+from convrewrite.engine.rewrite import Pass, run_pass
 from convrewrite.errors import CheckFailed
-from convrewrite.graph import Constants
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.fc_to_conv import FcToConv
-from convrewrite.quantized import Stored
-from convrewrite.rewrite import Pass, run_pass
 from helpers import Net, check_lifted, convert
 from nets import Array, run
 

@@ -18,8 +18,8 @@ from onnx.reference import ReferenceEvaluator
 
 from convrewrite import model_io
 from convrewrite.acceptance import NOT_SMALLER, smaller
+from convrewrite.engine.rewrite import Declined, PassResult, Site, accept_all
 from convrewrite.passes.separable import Separable
-from convrewrite.rewrite import Declined, PassResult, Site, accept_all
 from helpers import Array, Net
 from rewriting import ROUNDING, assert_same, macs_of, reference_of, rewrite
 

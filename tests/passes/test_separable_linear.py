@@ -15,8 +15,9 @@ from onnx import numpy_helper
 
 from convrewrite import model_io
 from convrewrite.acceptance import smaller
-from convrewrite.graph import computed_from_constants
-from convrewrite.layers import LinearLayer
+from convrewrite.engine.graph import computed_from_constants
+from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.rewrite import Declined, accept_all
 from convrewrite.page.spectra import spectra
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.separable.emission import Replacement, emit
@@ -24,7 +25,6 @@ from convrewrite.passes.separable.matrices import read_matrix
 from convrewrite.passes.separable.plans import offers
 from convrewrite.passes.separable.site import LayerSite
 from convrewrite.pipeline import native, responses
-from convrewrite.rewrite import Declined, accept_all
 from nets import Array, Net, run
 from rewriting import ROUNDING, assert_same, feeds_of, macs_of, reference_of, rewrite
 

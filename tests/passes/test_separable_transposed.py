@@ -17,7 +17,8 @@ import pytest
 from onnx import numpy_helper
 
 from convrewrite import model_io
-from convrewrite.layers import Spreading
+from convrewrite.engine.layers import Spreading
+from convrewrite.engine.rewrite import accept_all
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.separable.emission import Replacement, emit
 from convrewrite.passes.separable.forms import decompositions
@@ -27,7 +28,6 @@ from convrewrite.passes.separable.refine import Moments
 from convrewrite.passes.separable.site import LayerSite, read_site
 from convrewrite.passes.separable.transposed import explicit, swapped
 from convrewrite.pipeline import native, responses
-from convrewrite.rewrite import accept_all
 from nets import Array, Net, run
 from rewriting import ROUNDING, assert_same, macs_of, reference_of, rewrite
 

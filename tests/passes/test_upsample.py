@@ -9,9 +9,9 @@ import onnx
 import pytest
 
 from convrewrite import model_io
+from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.windows import OutputGrid, Window
 from convrewrite.passes.upsample import Upsample
-from convrewrite.rewrite import run_pass
-from convrewrite.windows import OutputGrid, Window
 from nets import Net, run
 from oracles import pixels_by_hand
 

@@ -1,0 +1,379 @@
+"""The command line: typer declares it, `pipeline` does the work, `report` prints it.
+
+Human text goes to standard error, what was asked for to standard output. Exit codes: 0 done or nothing to do, 1 a check
+failed, 2 usage or input, 3 refused, 70 an internal error, 130 interrupted. Never a traceback, but with --debug.
+Nothing heavy is imported until a command runs, so that --help comes at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from convrewrite import __version__, text
+from convrewrite.cli import apply as apply_command
+from convrewrite.cli import bench as bench_command
+from convrewrite.cli import inspect as inspect_command
+from convrewrite.cli import linear as linear_commands
+from convrewrite.cli import run as run_command
+from convrewrite.cli import trade as trade_commands
+from convrewrite.cli import verify as verify_command
+from convrewrite.cli.options import (
+    MAKE,
+    TELL,
+    DataOption,
+    DebugOption,
+    ErrorOption,
+    HtmlOption,
+    In,
+    OnlyOption,
+    Out,
+    Provider,
+    ProviderOption,
+    QuietOption,
+    ReportOption,
+    SamplesOption,
+    SeedOption,
+    Size,
+    SkipOption,
+    Softmax,
+    Upsample,
+    VerboseOption,
+    VerifyOption,
+    Words,
+    files_of,
+    options_of,
+    parse_size,
+    paths_of,
+)
+from convrewrite.cli.telling import errors, say, settle_output, tell, tell_usage
+from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
+from convrewrite.system.endings import theirs
+
+if TYPE_CHECKING:
+    from convrewrite.engine.rewrite import Pass
+    from convrewrite.model_io.guards import Files
+    from convrewrite.pipeline.outcome import Outcome
+    from convrewrite.verification import Progress as Tell
+
+app = typer.Typer(
+    cls=Words,
+    name="convrewrite",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Equivalent forms of convolutional networks, for ONNX: proved in ONNX Runtime before they are written.",
+    epilog="Exit codes: 0 done, 1 a check failed, 2 usage or input, 3 refused, 70 internal error, 130 interrupted.",
+)
+
+
+def _version(value: bool) -> None:
+    if value:
+        _answer([f"convrewrite {__version__}"])
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")] = False,
+) -> None:
+    """Nothing to do here: the options above act by themselves."""
+
+
+@app.command()
+def fcn(
+    source: In = None,
+    target: Out = None,
+    window: Annotated[
+        Size | None,
+        typer.Option(
+            parser=parse_size,
+            metavar="HxW",
+            rich_help_panel=MAKE,
+            help="Name the classifier's own input size, where the file leaves it open.",
+        ),
+    ] = None,
+    size: Annotated[
+        Size | None,
+        typer.Option(
+            parser=parse_size,
+            metavar="HxW",
+            rich_help_panel=MAKE,
+            help="Fix the new input to this size. Left out: it takes images of any size.",
+        ),
+    ] = None,
+    stride: Annotated[
+        Size | None,
+        typer.Option(
+            parser=parse_size,
+            metavar="S|SxS",
+            rich_help_panel=MAKE,
+            help="Give a cell every S pixels, where the network's strides multiply to more: later layers are dilated.",
+        ),
+    ] = None,
+    dense: Annotated[
+        bool, typer.Option("--dense", metavar="", rich_help_panel=MAKE, help="The same as --stride 1.")
+    ] = False,
+    upsample: Annotated[
+        Upsample | None,
+        typer.Option(
+            metavar="HOW",
+            rich_help_panel=MAKE,
+            help="Bring the class map to the size of the image: 'bilinear' or 'nearest' between the windows' centres.",
+        ),
+    ] = None,
+    softmax: Annotated[
+        Softmax | None,
+        typer.Option(
+            metavar="WHERE",
+            rich_help_panel=MAKE,
+            help="With --upsample, interpolate the scores, not the probabilities: the Softmax comes 'last', or 'none'.",
+        ),
+    ] = None,
+    opset: Annotated[
+        int | None,
+        typer.Option(min=7, metavar="N", rich_help_panel=MAKE, help="Convert the model to this operator set first."),
+    ] = None,
+    dynamic_batch: Annotated[
+        bool,
+        typer.Option(
+            "--dynamic-batch", metavar="", rich_help_panel=MAKE, help="Take any number of images, where one was fixed."
+        ),
+    ] = False,
+    only: OnlyOption = None,
+    skip: SkipOption = None,
+    verify: VerifyOption = True,
+    provider: ProviderOption = Provider.auto,
+    max_output_error: ErrorOption = None,
+    samples: SamplesOption = 3,
+    seed: SeedOption = 0,
+    data: DataOption = None,
+    report: ReportOption = None,
+    html: HtmlOption = None,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="F.png", rich_help_panel=TELL, help="Draw the class map of this image on the page."),
+    ] = None,
+    quiet: QuietOption = False,
+    verbose: VerboseOption = False,
+    debug: DebugOption = False,
+) -> None:
+    """Make a classifier run on images of any size: its head becomes convolutions."""
+    if dense and stride is not None and set(stride) != {1}:
+        raise UsageError("--dense is --stride 1, and --stride says otherwise", remedy="leave one of them out")
+
+    def work(tell: Tell | None) -> Outcome:
+        from convrewrite import pipeline
+        from convrewrite.passes.fcn import Fcn
+
+        options = options_of(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
+        how = pipeline.Map((1,) if dense else stride, upsample or "", softmax or "", opset, dynamic_batch)
+        return pipeline.fcn(*paths_of(source, target), Fcn(window=window, size=size), options, how)
+
+    files = files_of(source, target, data)
+    _run("fcn", provider, work, report, files, quiet=quiet, verbose=verbose, html=html, image=image)
+
+
+@app.command()
+def explain(
+    subject: Annotated[
+        str | None, typer.Argument(metavar="PASS|REASON", help="A pass, or a reason such as fcn/flat-input.")
+    ] = None,
+    debug: DebugOption = False,
+) -> None:
+    """Explain a pass or a reason; without one, list them."""
+    from convrewrite import pipeline, plugins, tiling
+
+    loaded, broken = plugins.load_all()
+    if subject in broken and subject not in plugins.OWN:
+        raise broken[subject]
+    passes = {pass_.name: _documented(pass_) for pass_ in loaded}
+    others = [pass_ for pass_ in loaded if pass_.name not in plugins.OWN]
+    reasons = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons(others)}
+    reasons |= {reason.code: (reason.meaning, reason.remedy) for reason in tiling.REASONS.values()}
+    if subject is None:
+        faults = [text.terminal(f"{name}: broken: {error}") for name, error in broken.items()]
+        lines = ["passes", *(f"  {told.splitlines()[0]}" for told in passes.values())]
+        lines += [*(f"  {fault}" for fault in faults), "reasons"]
+        _answer([*lines, *(f"  {code}\n      {meaning}" for code, (meaning, _) in reasons.items())])
+    elif subject in passes:
+        _answer([passes[subject]])
+    elif subject in reasons:
+        meaning, remedy = reasons[subject]
+        _answer([subject, f"  What it means: {meaning}.", f"  What helps: {remedy}."])
+    else:
+        raise UsageError(f"there is no pass or reason '{subject}'", remedy="run 'convrewrite explain' for the list")
+
+
+def _documented(pass_: type[Pass]) -> str:
+    """What the module of a pass says of it, or else its class."""
+    module = sys.modules.get(pass_.__module__)
+    told = getattr(module, "__doc__", None) or pass_.__doc__ or ""
+    return str(told).strip() or f"{pass_.name}: it says nothing of itself"
+
+
+def _answer(lines: list[str]) -> None:
+    """Print what was asked for."""
+    from convrewrite.system.streams import refuse_closed_output
+
+    refuse_closed_output()
+    print("\n".join(lines), flush=True)
+
+
+def _run(
+    command: str,
+    provider: Provider,
+    work: Callable[[Tell | None], Outcome],
+    report_path: str | None,
+    files: Files,
+    *,
+    quiet: bool,
+    verbose: bool,
+    html: str | None = None,
+    image: Path | None = None,
+) -> None:
+    """Do the work, write the reports whatever came of it, print the text, and let an error set the exit code."""
+    from convrewrite.pipeline import report
+    from convrewrite.pipeline.outcome import Outcome
+    from convrewrite.system import board
+
+    if report_path is not None:
+        report.check_target(report_path, files.writes.get("OUT"))
+    files.reading(image=image).writing(report=report_path, html=html).check_targets()
+    if image is not None and html is None:
+        raise UsageError("--image is drawn on the page of --html", remedy="name a page with --html")
+    nothing = Outcome(command, provider.value, "error")
+    board.mine().facts = {"command": command, "provider": provider.value, "report": report_path, "html": html}
+    try:
+        with _progress(quiet) as tell:
+            outcome = work(tell)
+    except ConvrewriteError as error:
+        outcome = nothing.stopped(error)
+    except KeyboardInterrupt:
+        outcome = nothing.stopped(Interrupted("interrupted"))
+    except MemoryError as error:
+        why = " ".join(str(error).split()) or "out of memory"
+        outcome = nothing.stopped(UsageError(f"not enough memory: {why}", remedy="choose a smaller --size"))
+    except Exception as error:  # a fault of ours: the report says so too
+        fault = ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}")
+        fault.__cause__ = error
+        outcome = nothing.stopped(fault)
+    if outcome.error is not None:
+        outcome = replace(outcome, error=theirs(outcome.error))
+    if report_path is not None:
+        report.write(outcome, report_path)
+    if html is not None:
+        _write_page(outcome, html, image)
+    if not quiet:
+        report.show(outcome, errors, verbose=verbose)
+    outcome.check()
+
+
+def _write_page(outcome: Outcome, target: str, image: Path | None) -> None:
+    """The page; what it cannot show must not hide an error of the command itself."""
+    from convrewrite import page
+    from convrewrite.page.class_map import read_image
+
+    try:
+        page.write(page.outcome_view(outcome, None if image is None else read_image(image)), target)
+    except ConvrewriteError as error:
+        if outcome.error is None:
+            raise
+        say(f"no page: {error}")
+
+
+@contextlib.contextmanager
+def _progress(quiet: bool) -> Iterator[Tell | None]:
+    """A bar on standard error, on a terminal only; yields what the verification calls as it goes."""
+    if quiet or not errors.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.completed}/{task.total}"),
+        TimeElapsedColumn(),
+        TextColumn("remaining"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=errors, transient=True) as bar:
+        task = bar.add_task("")
+
+        def tell(what: str, done: int, total: int) -> None:
+            bar.update(task, description=text.terminal(what), completed=done, total=total)
+
+        yield tell
+
+
+trade_commands.register(app, _run)
+linear_commands.register(app, _run)
+verify_command.register(app, _run)
+bench_command.register(app, _run)
+inspect_command.register(app, _answer)
+run_command.register(app, _answer, say, _progress)
+apply_command.register(app, say, _progress)
+
+
+def main() -> None:
+    """The console script: the command in a process of its own."""
+    from convrewrite.cli import supervisor
+
+    supervisor.supervised(_command, _died)
+
+
+def _command() -> int:
+    """Run what the words ask for, tell what is wrong, and return the exit code."""
+    debug = "--debug" in sys.argv[1:]
+    code: object
+    try:
+        code = app(standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except ConvrewriteError as error:
+        code = error.exit_code
+        tell(theirs(error))
+        if debug:
+            errors.print_exception()
+    except typer.Abort:
+        code = Interrupted.exit_code
+        say("interrupted")
+    except typer.TyperException as error:
+        code = UsageError.exit_code
+        tell_usage(error)
+    except KeyboardInterrupt:
+        code = Interrupted.exit_code
+        say("interrupted")
+    except Terminated as error:
+        code = error.code
+    except (Exception, SystemExit) as error:  # the last resort: never a traceback without --debug
+        code = ConvrewriteError.exit_code
+        tell(theirs(ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}")))
+        if debug:
+            errors.print_exception()
+    settle_output()
+    return code if isinstance(code, int) else 0
+
+
+def _died(error: ConvrewriteError, facts: dict[str, Any]) -> None:
+    """End in the place of a command whose process died: its reports, and the line."""
+    from convrewrite.pipeline import report
+    from convrewrite.pipeline.outcome import Outcome
+
+    outcome = Outcome(facts.get("command", ""), facts.get("provider", ""), "error").stopped(error)
+    with contextlib.suppress(ConvrewriteError):
+        if facts.get("report") is not None:
+            report.write(outcome, facts["report"])
+        if facts.get("html") is not None:
+            _write_page(outcome, facts["html"], None)
+    tell(error)

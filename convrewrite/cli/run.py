@@ -1,0 +1,133 @@
+"""``convrewrite run [convrewrite.toml]``, the step of a CI, and ``convrewrite init``, which writes the file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from convrewrite.cli.options import CHECK, MAKE, DebugOption, QuietOption
+from convrewrite.errors import UsageError
+
+if TYPE_CHECKING:
+    from convrewrite.batch.run import Batch
+    from convrewrite.batch.settings import Settings
+    from convrewrite.verification import Progress
+
+CONFIG = "convrewrite.toml"
+
+
+def register(
+    app: typer.Typer,
+    answer: Callable[[list[str]], None],
+    say: Callable[[str], None],
+    progress: Callable[[bool], AbstractContextManager[Progress | None]],
+) -> None:
+    """Add the commands. `answer` prints what was asked for, `say` a line for a person, `progress` opens the bar."""
+
+    @app.command()
+    def run(
+        config: Annotated[Path, typer.Argument(metavar="[convrewrite.toml]", show_default=False)] = Path(CONFIG),
+        force: Annotated[
+            bool, typer.Option("--force", metavar="", rich_help_panel=MAKE, help="Do unchanged models again.")
+        ] = False,
+        check: Annotated[
+            bool,
+            typer.Option(
+                "--check",
+                metavar="",
+                rich_help_panel=CHECK,
+                help="Write no model; fail (exit 1) where an output is not what would be written.",
+            ),
+        ] = False,
+        dry_run: Annotated[
+            bool, typer.Option("--dry-run", metavar="", rich_help_panel=CHECK, help="Show what would be done.")
+        ] = False,
+        jobs: Annotated[
+            int | None, typer.Option(min=1, metavar="N", rich_help_panel=MAKE, help="Do N models at a time.")
+        ] = None,
+        quiet: QuietOption = False,
+        debug: DebugOption = False,
+    ) -> None:
+        """Optimize the models that a file names, and fail where one of them misses a gate."""
+        from convrewrite.batch import settings as file
+        from convrewrite.batch.run import How
+        from convrewrite.batch.run import run as run_batch
+
+        settings, folder = file.read(config), config.absolute().parent
+        how = How(force, check, jobs, config)
+        if dry_run:
+            answer(_plan(settings, folder, config))
+            return
+        with progress(quiet) as tell:
+            batch = run_batch(settings, folder, how, tell or (lambda text, done, total: None))
+        if not quiet:
+            for line in _lines(batch):
+                say(line)
+        raise typer.Exit(batch.exit_code)
+
+    @app.command()
+    def init(
+        config: Annotated[Path, typer.Argument(metavar="[convrewrite.toml]", show_default=False)] = Path(CONFIG),
+        debug: DebugOption = False,
+    ) -> None:
+        """Write a commented file for `run`."""
+        from convrewrite.batch.starter import STARTER
+        from convrewrite.system import atomic
+
+        if config.exists():
+            raise UsageError(f"{config} is there already", remedy="name another file, or delete it first")
+        atomic.write_whole(config, [STARTER.encode()], ".toml")
+        say(f"wrote {config}; mend its 'models', then: convrewrite run{'' if str(config) == CONFIG else f' {config}'}")
+
+
+def _lines(batch: Batch) -> list[str]:
+    """One line per model, and the sum."""
+    from convrewrite.batch.summary import HEADER, row
+    from convrewrite.pipeline.report import columns
+    from convrewrite.text import counted
+
+    rows = [row(result) for result in batch.results]
+    used = [i for i in range(len(HEADER)) if i < 2 or any(cells[i] for cells in rows)]
+    table = columns([[cells[i] for i in used] for cells in (HEADER, *rows)])
+    codes = [result.exit_code for result in batch.results]
+    counts = [counted(len(codes), "model")] + [
+        f"{codes.count(code)} {word}" for code, word in ((1, "failed"), (3, "refused")) if code in codes
+    ]
+    broken = sum(code not in (0, 1, 3) for code in codes)
+    counts += [f"{broken} in error"] if broken else []
+    cached = sum(result.cached for result in batch.results)
+    counts += [f"{cached} not verified again (--check and --force do)"] if cached else []
+    return [*table, ", ".join(counts)]
+
+
+def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:
+    """What would be done with each model."""
+    from convrewrite.batch import paths
+    from convrewrite.batch.jobs import jobs, key
+    from convrewrite.batch.lock import Lock
+    from convrewrite.errors import ConvrewriteError
+    from convrewrite.pipeline.report import columns
+    from convrewrite.text import terminal
+
+    every = jobs(settings, folder)
+    paths.refuse(settings, folder, every, config)
+    lock = Lock.read(folder / settings.lock)
+    rows = [("model", "output", "state")]
+    for job in every:
+        state = "unreadable"
+        with contextlib.suppress(ConvrewriteError):
+            state = "to do" if lock.fresh(job, key(job, settings)) is None else "as before"
+        rows.append((job.name, os.path.relpath(job.target, folder), state))
+    steps = []
+    for step in settings.steps:
+        options = step.model_dump(exclude={"name"}, exclude_defaults=True)
+        steps.append(" ".join([step.name, *(f"{name}={value}" for name, value in options.items())]))
+    gates = settings.gates.model_dump(exclude_none=True, exclude={"bench_seconds"})
+    told = ", ".join(f"{name} {value}" for name, value in gates.items()) or "none"
+    return [*columns(rows), terminal(f"steps: {'; '.join(steps)}"), terminal(f"gates: {told}")]

@@ -1,0 +1,361 @@
+"""What a pass is, and the one runner that no pass can skip.
+
+A pass is a frozen dataclass whose fields are its options. `candidates` lists the places it would look at, `plan`
+decides everything for one of them without touching the graph, and `apply` does what the plan says and cannot fail.
+`run_pass` owns the rest: the copy, the judge, the iteration bound, the clean-up and the checks on the result.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from convrewrite.engine.graph import add_types, sort_nodes
+from convrewrite.engine.skeletons import skeleton, tolerant
+from convrewrite.errors import ConvrewriteError, PassFault, Terminated, UsageError
+from convrewrite.system.board import doing
+from convrewrite.system.children import no_fork_returns
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A namespaced code for why a site was left alone, what it means, and what the user can do.
+
+    `whole`: as the reason of a refusal it refuses the model, whatever else could be rewritten in it.
+    """
+
+    code: str
+    meaning: str
+    remedy: str
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Not legal: the rewrite would not be the same function."""
+
+    reason: Reason
+    detail: str
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Legal, but there is nothing to do or it is not worth it; `known` has what the pass knows of the place."""
+
+    reason: Reason
+    detail: str
+    known: Site | None = None
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place that a pass looked at, and what came of it.
+
+    Attributes:
+        anchor: the output tensor that names the site. op: its operator.
+        outcome: "rewritten", "declined" or "refused". reason: the code of the outcome, "" where rewritten.
+        equivalence: "exact", "reassociated" or "approximate"; "" where nothing was rewritten.
+        error: relative Frobenius error of an approximate rewrite, else 0.
+        response_error: relative error of the layer's response on real inputs, where the rewrite was fitted to them.
+        macs_before, macs_after: of the layer at its own size; per cell of its output where that is not known.
+        tol_pays, tol_halves: the tolerances from which on the layer would have fewer MACs, and half of them; None
+            where the pass does not trade accuracy or none is large enough.
+        form, rank: of a factored kernel: the variant of the form, and the rank or ranks that were kept.
+    """
+
+    pass_name: str
+    anchor: str
+    op: str
+    outcome: str
+    reason: str = ""
+    detail: str = ""
+    remedy: str = ""
+    equivalence: str = ""
+    error: float = 0.0
+    macs_before: int = 0
+    macs_after: int = 0
+    params_before: int = 0
+    params_after: int = 0
+    response_error: float | None = None
+    tol_pays: float | None = None
+    tol_halves: float | None = None
+    form: str = ""
+    rank: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The site as it stands in the report."""
+        data = dict(vars(self))
+        data["pass"] = data.pop("pass_name")
+        data["rank"] = list(self.rank)
+        return data
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to rewrite one candidate; `apply` does what it says and cannot fail.
+
+    Attributes:
+        sites: what the report will say, first the candidate itself.
+        payload: what the pass needs to apply it; nobody else looks inside.
+        metadata: entries for the model's metadata. evidence: facts that verification needs, by name; where two plans
+            give a mapping under one name, the mappings are joined.
+        last: it rewrites the graph as a whole, so that no candidate is left.
+    """
+
+    sites: tuple[Site, ...]
+    payload: Any
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+    last: bool = False
+
+
+class Pass(Protocol):
+    """A rewrite of a graph; implementations are frozen dataclasses whose fields are the options."""
+
+    name: ClassVar[str]
+    reasons: ClassVar[Mapping[str, Reason]]
+
+    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
+        """Places worth planning for."""
+        ...
+
+    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+        """Decide everything for one candidate without changing the graph; plans are ranked by cost."""
+        ...
+
+    def apply(self, graph: gs.Graph, plan: Plan) -> None:
+        """Do what the plan says."""
+        ...
+
+
+FIXES_SIZE = "fixes_size"
+"""The evidence of a plan that holds at the given size alone, so that the input has to be fixed at it."""
+
+Judge = Callable[[gs.Graph, Plan], Declined | None]
+"""Says why a legal plan is not worth it, or None to accept it."""
+
+
+def accept_all(graph: gs.Graph, plan: Plan) -> Declined | None:
+    """The judge of passes whose purpose is not speed."""
+    return None
+
+
+BY_PATTERN = Reason("rewrite/left-out", "--only or --skip leaves this site out", "change the pattern")
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What a pass made of a graph.
+
+    Attributes:
+        graph: the rewritten graph (a copy; the input's is untouched). sites: every place that was looked at.
+        metadata: entries for the model's metadata. evidence: facts that verification needs, by name.
+    """
+
+    graph: gs.Graph
+    sites: tuple[Site, ...]
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, Any] = field(default_factory=dict)
+
+    def outcome(self, outcome: str) -> tuple[Site, ...]:
+        """The sites with that outcome."""
+        return tuple(site for site in self.sites if site.outcome == outcome)
+
+    @property
+    def changed(self) -> bool:
+        """Whether anything was rewritten."""
+        return bool(self.outcome("rewritten"))
+
+    def __str__(self) -> str:
+        rows = (f"{s.outcome:9}  {s.op:12}  {s.anchor}  {s.detail}" for s in self.sites)
+        return "\n".join(rows) or "no candidate"
+
+
+def run_pass(
+    pass_: Pass,
+    graph: gs.Graph,
+    *,
+    judge: Judge = accept_all,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
+) -> PassResult:
+    """Run one pass over a copy of a graph and check the contract around it. What a plan made is not planned again.
+
+    Args:
+        pass_: the pass. graph: left as it is; the copy shares its tensors.
+        judge: accepts or declines each legal plan; the first accepted plan of a candidate is applied.
+        only, skip: globs on node and tensor names that choose the candidates.
+
+    Raises:
+        ConvrewriteError: the pass broke the contract (an internal error: the result does not pass the checks).
+    """
+    work = graph.copy()
+    untyped = add_types(work)  # for the passes; the file goes on without
+    sites: list[Site] = []
+    metadata: dict[str, str] = {}
+    evidence: dict[str, Any] = {}
+    seen: set[str] = set()
+    old = list(work.nodes)  # kept alive, so that the identity of none of them is given to a new node
+    known = {id(node) for node in old}
+    candidates: Iterator[gs.Node] | None = None
+    for _ in range(2 * len(graph.nodes) + 16):
+        with _blamed(pass_, "candidates"):
+            candidates = iter(pass_.candidates(work)) if candidates is None else candidates
+            node = next((node for node in candidates if id(node) in known and _anchor(node) not in seen), None)
+        if node is None:
+            break
+        seen.add(_anchor(node))
+        outcome = _plan(pass_, work, node, judge, only, skip)
+        if isinstance(outcome, Plan):
+            with _blamed(pass_, f"apply at {_anchor(node)}"):
+                pass_.apply(work, outcome)
+            candidates = None  # the graph is another
+            metadata.update(outcome.metadata)
+            _join(evidence, outcome.evidence)
+            sites.extend(outcome.sites)
+            seen.update(site.anchor for site in outcome.sites)
+            if outcome.last:
+                break
+        else:
+            sites.append(outcome)
+    if any(site.outcome == "rewritten" for site in sites):
+        try:
+            sort_nodes(work.cleanup(remove_unused_graph_inputs=False))
+        except UsageError as error:  # the graph that came had an order
+            raise ConvrewriteError(f"pass '{pass_.name}' gave a graph without an order: {error.message}") from error
+        for name, tensor in work.tensors().items():
+            if name in untyped and isinstance(tensor, gs.Variable):
+                tensor.dtype = None
+        _check(pass_, graph, work)
+    return PassResult(work, tuple(sites), metadata, evidence)
+
+
+@contextlib.contextmanager
+def _blamed(pass_: Pass, part: str) -> Iterator[None]:
+    """Note which part of a pass runs; what one of another package raises, also to end the process, is its own fault."""
+    module = type(pass_).__module__
+    foreign = module.partition(".")[0] != __name__.partition(".")[0]
+    whose = f" of {module}" if foreign else ""
+    with doing(f"in the {part} by pass '{pass_.name}'{whose}"), no_fork_returns():
+        try:
+            yield
+        except (ConvrewriteError, Terminated, MemoryError):
+            raise
+        except (Exception, SystemExit) as error:
+            if not foreign:
+                raise
+            text = " ".join(f"{type(error).__name__}: {error}".split())
+            raise PassFault(
+                f"pass '{pass_.name}'{whose} failed in the {part}: {text}", remedy="tell its authors"
+            ) from error
+
+
+def _join(evidence: dict[str, Any], more: Mapping[str, Any]) -> None:
+    for name, fact in more.items():
+        known = evidence.get(name)
+        joined = isinstance(known, Mapping) and isinstance(fact, Mapping)
+        evidence[name] = dict(known or {}) | dict(fact) if joined else fact
+
+
+def _anchor(node: gs.Node) -> str:
+    return str(next((tensor.name for tensor in node.outputs if tensor.name), node.name))
+
+
+def _plan(
+    pass_: Pass, graph: gs.Graph, node: gs.Node, judge: Judge, only: Sequence[str], skip: Sequence[str]
+) -> Plan | Site:
+    """The accepted plan for a candidate, or the site that says why there is none.
+
+    A pattern means the candidate, or any other site of a plan that rewrites several as one.
+    """
+    site = Site(pass_.name, _anchor(node), node.op, "declined")
+    with _blamed(pass_, f"plan of {_anchor(node)}"):
+        outcome = () if _matches(skip, [node]) else pass_.plan(graph, node)
+    plans = () if isinstance(outcome, Refusal | Declined) else outcome
+    anchors = {site.anchor for plan in plans[:1] for site in plan.sites}  # those of the others are the same
+    named = [node]
+    if anchors and (only or skip):
+        named += [n for n in graph.nodes if any(t.name in anchors for t in n.outputs)]
+    if (only and not _matches(only, named)) or _matches(skip, named):
+        detail = f"{node.op} '{node.name or _anchor(node)}'"
+        return replace(site, reason=BY_PATTERN.code, detail=detail, remedy=BY_PATTERN.remedy)
+    if isinstance(outcome, Refusal | Declined):
+        kind = "refused" if isinstance(outcome, Refusal) else "declined"
+        reason = outcome.reason
+        if isinstance(outcome, Declined) and outcome.known is not None:
+            return _left_alone(site, outcome.known, reason.code, outcome.detail, reason.remedy)
+        return replace(site, outcome=kind, reason=reason.code, detail=outcome.detail, remedy=reason.remedy)
+    declined: Declined | None = None
+    for plan in outcome:
+        verdict = judge(graph, plan)
+        if verdict is None:
+            return plan
+        declined = declined or verdict
+    if declined is None:
+        raise ConvrewriteError(f"pass {pass_.name} returned no plan for {site.anchor} and no reason")
+    told = declined.reason.code, declined.detail, declined.reason.remedy
+    return _left_alone(site, outcome[0].sites[0], *told)
+
+
+def _left_alone(site: Site, first: Site, reason: str, detail: str, remedy: str) -> Site:
+    """A site that stays as it is, with what the pass knows of its cost."""
+    return replace(
+        site,
+        reason=reason,
+        detail=detail,
+        remedy=remedy,
+        macs_before=first.macs_before,
+        macs_after=first.macs_before,
+        params_before=first.params_before,
+        params_after=first.params_before,
+        tol_pays=first.tol_pays,
+        tol_halves=first.tol_halves,
+    )
+
+
+def _matches(patterns: Sequence[str], nodes: Sequence[gs.Node]) -> bool:
+    names = {name for node in nodes for name in (node.name, *(tensor.name for tensor in node.outputs))}
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+def _check(pass_: Pass, before: gs.Graph, after: gs.Graph) -> None:
+    """The contract: a valid graph with the same inputs and outputs of the same types."""
+    for kind, old, new in (("input", before.inputs, after.inputs), ("output", before.outputs, after.outputs)):
+        types = [(t.name, _dtype(t)) for t in old], [(t.name, _dtype(t)) for t in new]
+        if types[0] != types[1]:
+            raise ConvrewriteError(f"pass {pass_.name} changed the graph's {kind}s from {types[0]} to {types[1]}")
+    result = skeleton(after)
+    for check in (_checker_fault, _inference_fault):
+        fault = check(result)
+        if fault and not check(skeleton(before)):  # what the file itself does not pass is not asked of the result
+            raise ConvrewriteError(f"pass {pass_.name} built a graph that is not valid ONNX: {fault}")
+
+
+def _checker_fault(model: onnx.ModelProto) -> str:
+    """What the ONNX checker has against a model; empty where nothing."""
+    try:
+        onnx.checker.check_model(tolerant(model))
+    except onnx.checker.ValidationError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _inference_fault(model: onnx.ModelProto) -> str:
+    """What shape and type inference have against a model; empty where nothing."""
+    try:
+        onnx.shape_inference.infer_shapes(model, check_type=True, strict_mode=True)
+    except onnx.shape_inference.InferenceError as error:
+        return " ".join(str(error).split())
+    return ""
+
+
+def _dtype(tensor: gs.Tensor) -> str:
+    dtype = tensor.dtype
+    return str(dtype if dtype is None or isinstance(dtype, int | onnx.TypeProto) else np.dtype(dtype))

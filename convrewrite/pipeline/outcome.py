@@ -1,0 +1,158 @@
+"""What a command takes, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from convrewrite.engine.rewrite import Site
+from convrewrite.engine.windows import Window
+from convrewrite.errors import ConvrewriteError
+from convrewrite.model_io import Model
+from convrewrite.running.faults import blaming
+from convrewrite.timing import Bench
+from convrewrite.verification import Progress, Verification
+
+STREAM = "-"
+"""Names standard input or output."""
+
+FAILURES = {1: "failed", 3: "refused"}
+"""The status of a command that ended with that exit code; any other is an "error"."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What every rewriting command takes.
+
+    Attributes:
+        provider: "auto", "cpu", "cuda" or "tensorrt". verify: run both models before writing.
+        max_output_error: tolerance on max|a-b|/max|b| per output; None for the default by noise.
+        samples, seed: of the generated inputs. data: real inputs by name instead. data_path: where they came from.
+        only, skip: globs on node and tensor names. progress: called as work goes on.
+    """
+
+    provider: str = "auto"
+    verify: bool = True
+    max_output_error: float | None = None
+    samples: int = 3
+    seed: int = 0
+    data: Mapping[str, np.ndarray[Any, Any]] | None = None
+    data_path: str = "F.npz"
+    only: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
+class FileFacts:
+    """A model file in the report; `macs` at the native size, None where shapes are not known.
+
+    Attributes:
+        digest: computes the hash of the file, which takes as long as reading it: only a report asks.
+    """
+
+    path: str
+    digest: Callable[[], str]
+    bytes: int
+    parameters: int
+    macs: int | None
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+        return self.digest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {name: getattr(self, name) for name in ("path", "sha256", "bytes", "parameters", "macs")}
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The two models of a rewrite, for whoever draws them; `after` may not have been written, or not be equivalent.
+
+    Attributes:
+        before, after: the models. inputs: shapes by name at which both are looked at, {} where they are not known.
+        data: the user's real inputs.
+    """
+
+    before: Model
+    after: Model
+    inputs: Mapping[str, tuple[int, ...]]
+    data: Mapping[str, np.ndarray[Any, Any]] | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command did; `error` is what makes it fail, if anything.
+
+    Attributes:
+        status: "rewritten", "unchanged" (the file was copied) or, for `verify`, "compared"; where the command fails,
+            "failed" (a check), "error" (usage, input, an internal error) or "refused".
+        provider: where the models ran; where none ran, what was asked for.
+        warnings: lines on what was made that nobody asked for. advice: one line that says what to do next.
+        ends: the models, where something was rewritten.
+    """
+
+    command: str
+    provider: str
+    status: str
+    input: FileFacts | None = None
+    output: FileFacts | None = None
+    sites: tuple[Site, ...] = ()
+    window: Window | None = None
+    verification: Verification | None = None
+    bench: Bench | None = None
+    warnings: tuple[str, ...] = ()
+    advice: str = ""
+    error: ConvrewriteError | None = field(default=None, compare=False)
+    ends: Ends | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def exit_code(self) -> int:
+        """What the process returns."""
+        return 0 if self.error is None else self.error.exit_code
+
+    def stopped(self, error: ConvrewriteError) -> Outcome:
+        """The outcome of a command that an error ended."""
+        return replace(self, status=FAILURES.get(error.exit_code, "error"), error=error, advice="")
+
+    def check(self) -> Outcome:
+        """Raise the error, if there is one; for use from Python."""
+        if self.error is not None:
+            raise self.error
+        return self
+
+
+@dataclass
+class Log:
+    """What is known of a command while it runs; the error that ends it becomes part of the outcome.
+
+    Attributes:
+        models: what it has read: an error that nobody foresaw may be theirs.
+    """
+
+    outcome: Outcome
+    models: list[Model] = field(default_factory=list)
+
+    def note(self, **facts: Any) -> None:
+        """Add to what is known."""
+        self.outcome = replace(self.outcome, **facts)
+
+    def reads(self, model: Model) -> Model:
+        """Remember a model that was read."""
+        self.models.append(model)
+        return model
+
+    @contextlib.contextmanager
+    def until_error(self) -> Iterator[None]:
+        """Run the command; an error that is none of ours, nor of a model that was read, passes through."""
+        try:
+            with blaming(self.models):
+                yield
+        except ConvrewriteError as error:
+            self.outcome = self.outcome.stopped(error)

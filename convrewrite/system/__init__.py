@@ -1,0 +1,1 @@
+"""Files, processes and streams: whole files, processes that watch each other, what a kill leaves."""
