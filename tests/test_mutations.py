@@ -20,7 +20,7 @@ from cli_models import call, padded, plain, save, snapshot
 
 from convrewrite.engine.layers import PoolLayer
 from convrewrite.errors import CheckFailed
-from convrewrite.passes.fcn import Fcn, channels, lifter, linear, outputs
+from convrewrite.passes.fcn import Fcn, channels, lifter, linear, outputs, walk
 from convrewrite.pipeline import fcn
 from convrewrite.pipeline.outcome import Options, Outcome
 from helpers import Net
@@ -89,7 +89,7 @@ def doubled_stride(patch: pytest.MonkeyPatch) -> None:
 
 
 def softmax_over_rows(patch: pytest.MonkeyPatch) -> None:
-    original = lifter.RULES["Softmax"]
+    original = walk.RULES["Softmax"]
 
     def lift(walk: Any, node: gs.Node, states: Any) -> Any:
         results = original(walk, node, states)
@@ -97,7 +97,7 @@ def softmax_over_rows(patch: pytest.MonkeyPatch) -> None:
         made.attrs["axis"] = 2
         return results
 
-    patch.setitem(lifter.RULES, "Softmax", lift)  # type: ignore[misc]
+    patch.setitem(walk.RULES, "Softmax", lift)  # type: ignore[misc]
 
 
 def softmax_over_everything(patch: pytest.MonkeyPatch) -> None:
@@ -132,8 +132,8 @@ def claimed_windows(patch: pytest.MonkeyPatch) -> None:
 
 
 def forgotten_output(patch: pytest.MonkeyPatch) -> None:
-    original = lifter.finish
-    patch.setattr(lifter, "finish", lambda *args: _without_last(original(*args)))
+    original = walk.finish
+    patch.setattr(walk, "finish", lambda *args: _without_last(original(*args)))
 
 
 def _without_last(lifted: Any) -> Any:

@@ -20,7 +20,8 @@ from cli_models import COMMAND, constant_output, flat_input, save, snapshot
 
 from convrewrite import models
 from convrewrite.batch import pool
-from convrewrite.batch.run import Result, exit_code, processes
+from convrewrite.batch.results import Result
+from convrewrite.batch.run import exit_code, processes
 from convrewrite.batch.settings import Settings, read
 from convrewrite.batch.starter import STARTER
 from convrewrite.errors import UsageError

@@ -24,7 +24,7 @@ from markdown_it import MarkdownIt
 from convrewrite import text
 from convrewrite.batch import summary
 from convrewrite.batch.jobs import jobs
-from convrewrite.batch.run import Batch, Result
+from convrewrite.batch.results import Batch, Result
 from convrewrite.batch.settings import Reports, Settings
 from convrewrite.page import render
 from convrewrite.pipeline import report

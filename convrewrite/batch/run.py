@@ -16,35 +16,13 @@ from convrewrite.batch import paths, summary
 from convrewrite.batch.jobs import Job, jobs, key
 from convrewrite.batch.lock import Lock
 from convrewrite.batch.pool import run_all
+from convrewrite.batch.results import Batch, Result
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import ConvrewriteError
 from convrewrite.system import atomic
 
 SEVERITY = (130, 70, 2, 1, 3)
 """Exit codes, the most severe first."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What came of one model. `facts` as `work.do` gives them; `cached`: it had not changed, and was left alone."""
-
-    name: str
-    target: Path
-    facts: dict[str, Any]
-    cached: bool = False
-
-    @property
-    def exit_code(self) -> int:
-        """Of this model alone."""
-        return int(self.facts["exit_code"])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What came of all of them."""
-
-    results: tuple[Result, ...]
-    exit_code: int
 
 
 @dataclass(frozen=True)

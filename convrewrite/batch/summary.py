@@ -14,7 +14,7 @@ from convrewrite.pipeline import report
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from convrewrite.batch.run import Batch, Result
+    from convrewrite.batch.results import Batch, Result
     from convrewrite.batch.settings import Settings
 
 SCHEMA = "convrewrite.run/1"

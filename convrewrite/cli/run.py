@@ -15,7 +15,7 @@ from convrewrite.cli.options import CHECK, MAKE, DebugOption, QuietOption
 from convrewrite.errors import UsageError
 
 if TYPE_CHECKING:
-    from convrewrite.batch.run import Batch
+    from convrewrite.batch.results import Batch
     from convrewrite.batch.settings import Settings
     from convrewrite.verification import Progress
 

@@ -10,8 +10,7 @@ fcn        c5    Gemm [120, 400] -> Conv 120 x 16 x 5 x 5
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
@@ -23,114 +22,18 @@ from convrewrite.engine.image_axes import image_input, spatial_dims
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.rewrite import Judge, Pass, Site, accept_all, run_pass
 from convrewrite.errors import UsageError
-from convrewrite.inspection import table
 from convrewrite.inspection.heads import head
+from convrewrite.inspection.table import Inspection, Layer, Shape
 from convrewrite.model_io import Model
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.files import input_facts
 from convrewrite.pipeline.native import Native, native
-from convrewrite.pipeline.outcome import FileFacts
-from convrewrite.text import Printed
 
 __all__ = ["Inspection", "Layer", "inspect"]
 
-SCHEMA = "convrewrite.inspection/1"
-
-Shape = tuple[int, ...]
-
 SLIDING = frozenset("Conv ConvTranspose AveragePool MaxPool LpPool QLinearConv ConvInteger".split())
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One node.
-
-    Attributes:
-        cost: its MACs, parameters, bytes moved and output shape. input: shape of what it reads first.
-        sliding: kernel, stride, dilation and pads, one entry per spatial axis, of a convolution or pool.
-        group: of a convolution. reach: receptive field of its first output, where it depends on the image.
-    """
-
-    cost: LayerCost
-    input: Shape | None = None
-    sliding: Sliding | None = None
-    group: int | None = None
-    reach: Reach | None = None
-
-    @property
-    def counts(self) -> bool:
-        """Whether it costs something, or slides."""
-        return self.cost.macs != 0 or self.cost.parameters > 0 or self.sliding is not None
-
-    def to_dict(self, total: int) -> dict[str, Any]:
-        """The layer as JSON has it; `share` of `total` MACs."""
-        cost, slide, reach = self.cost, self.sliding, self.reach
-        return {
-            "name": cost.name,
-            "op": cost.op,
-            "kernel": None if slide is None else list(slide.kernel),
-            "stride": None if slide is None else list(slide.strides),
-            "dilation": None if slide is None else list(slide.dilations),
-            "pads": None if slide is None else [*slide.begin, *slide.end],
-            "group": self.group,
-            "input": None if self.input is None else list(self.input),
-            "output": None if cost.output is None else list(cost.output),
-            "parameters": cost.parameters,
-            "macs": cost.macs,
-            "share": None if cost.macs is None or not total else cost.macs / total,
-            "bytes_moved": cost.bytes_moved,
-            "receptive_field": None if reach is None else reach.to_dict(),
-        }
-
-
-@dataclass(frozen=True)
-class Inspection(Printed):
-    """What is known of a model; it prints itself as the table of the command.
-
-    Attributes:
-        file: path, hash, bytes, parameters and MACs. size: at which it was looked at, where the file leaves it open.
-        assumed: nobody gave that size. image: name of the image input, if there is one.
-        layers: every node, in the file's order. outputs: receptive field by output that depends on the image.
-        uncounted: how many subgraphs have layers whose MACs are not counted.
-        needs_size: the file leaves the size open, and none was given or found at which it runs.
-        sites: what each pass would do, or why it would not. head: the maps that a classifier's head reads, and its
-            operators; None where there is none.
-    """
-
-    file: FileFacts
-    size: Shape | None
-    assumed: bool
-    image: str | None
-    layers: tuple[Layer, ...]
-    outputs: dict[str, Reach]
-    sites: tuple[Site, ...]
-    head: dict[str, Any] | None = None
-    uncounted: int = 0
-    needs_size: bool = False
-
-    @property
-    def macs(self) -> int:
-        """Of all layers whose shapes are known."""
-        return sum(layer.cost.macs or 0 for layer in self.layers)
-
-    def __str__(self) -> str:
-        return "\n".join(table.lines(self))
-
-    def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
-        return {
-            "schema": SCHEMA,
-            "file": self.file.to_dict(),
-            "size": None if self.size is None else list(self.size),
-            "size_assumed": self.assumed,
-            "image": self.image,
-            "layers": [layer.to_dict(self.macs) for layer in self.layers],
-            "head": self.head,
-            "outputs": {name: reach.to_dict() for name, reach in self.outputs.items()},
-            "sites": [site.to_dict() for site in self.sites],
-        }
 
 
 def inspect(

@@ -1,25 +1,120 @@
-"""An inspection as text: the layers, the receptive fields of the outputs, and what the passes would do."""
+"""An inspection, and its text: the layers, the receptive fields of the outputs, and what the passes would do."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Any
 
 from convrewrite.engine import costs
+from convrewrite.engine.costs import LayerCost
+from convrewrite.engine.fields import Reach
+from convrewrite.engine.layers import Sliding
+from convrewrite.engine.rewrite import Site
 from convrewrite.inspection import heads
+from convrewrite.pipeline.outcome import FileFacts
 from convrewrite.pipeline.report import columns
-from convrewrite.text import counted, enough, terminal
+from convrewrite.text import Printed, counted, enough, terminal
 
-if TYPE_CHECKING:
-    from convrewrite.engine.fields import Reach
-    from convrewrite.engine.rewrite import Site
-    from convrewrite.inspection import Inspection, Layer
+SCHEMA = "convrewrite.inspection/1"
+
+Shape = tuple[int, ...]
 
 NAMES = 40
 """Characters of a name."""
 
 GEOMETRY = ("kernel", "stride", "dilation", "pads", "groups")
 HEADER = ("layer", "op", *GEOMETRY, "in", "out", "parameters", "MACs", "share", "receptive field")
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One node.
+
+    Attributes:
+        cost: its MACs, parameters, bytes moved and output shape. input: shape of what it reads first.
+        sliding: kernel, stride, dilation and pads, one entry per spatial axis, of a convolution or pool.
+        group: of a convolution. reach: receptive field of its first output, where it depends on the image.
+    """
+
+    cost: LayerCost
+    input: Shape | None = None
+    sliding: Sliding | None = None
+    group: int | None = None
+    reach: Reach | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Whether it costs something, or slides."""
+        return self.cost.macs != 0 or self.cost.parameters > 0 or self.sliding is not None
+
+    def to_dict(self, total: int) -> dict[str, Any]:
+        """The layer as JSON has it; `share` of `total` MACs."""
+        cost, slide, reach = self.cost, self.sliding, self.reach
+        return {
+            "name": cost.name,
+            "op": cost.op,
+            "kernel": None if slide is None else list(slide.kernel),
+            "stride": None if slide is None else list(slide.strides),
+            "dilation": None if slide is None else list(slide.dilations),
+            "pads": None if slide is None else [*slide.begin, *slide.end],
+            "group": self.group,
+            "input": None if self.input is None else list(self.input),
+            "output": None if cost.output is None else list(cost.output),
+            "parameters": cost.parameters,
+            "macs": cost.macs,
+            "share": None if cost.macs is None or not total else cost.macs / total,
+            "bytes_moved": cost.bytes_moved,
+            "receptive_field": None if reach is None else reach.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Inspection(Printed):
+    """What is known of a model; it prints itself as the table of the command.
+
+    Attributes:
+        file: path, hash, bytes, parameters and MACs. size: at which it was looked at, where the file leaves it open.
+        assumed: nobody gave that size. image: name of the image input, if there is one.
+        layers: every node, in the file's order. outputs: receptive field by output that depends on the image.
+        uncounted: how many subgraphs have layers whose MACs are not counted.
+        needs_size: the file leaves the size open, and none was given or found at which it runs.
+        sites: what each pass would do, or why it would not. head: the maps that a classifier's head reads, and its
+            operators; None where there is none.
+    """
+
+    file: FileFacts
+    size: Shape | None
+    assumed: bool
+    image: str | None
+    layers: tuple[Layer, ...]
+    outputs: dict[str, Reach]
+    sites: tuple[Site, ...]
+    head: dict[str, Any] | None = None
+    uncounted: int = 0
+    needs_size: bool = False
+
+    @property
+    def macs(self) -> int:
+        """Of all layers whose shapes are known."""
+        return sum(layer.cost.macs or 0 for layer in self.layers)
+
+    def __str__(self) -> str:
+        return "\n".join(lines(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON has it."""
+        return {
+            "schema": SCHEMA,
+            "file": self.file.to_dict(),
+            "size": None if self.size is None else list(self.size),
+            "size_assumed": self.assumed,
+            "image": self.image,
+            "layers": [layer.to_dict(self.macs) for layer in self.layers],
+            "head": self.head,
+            "outputs": {name: reach.to_dict() for name, reach in self.outputs.items()},
+            "sites": [site.to_dict() for site in self.sites],
+        }
 
 
 def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> list[str]:

@@ -41,36 +41,30 @@ from convrewrite.engine.branches import settled
 from convrewrite.engine.graph import (
     Constants,
     infer_shapes,
-    live_nodes,
-    producer,
-    skeleton,
     subgraph_tensors,
-    subgraphs,
 )
 from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
-from convrewrite.engine.skeletons import is_tensor
 from convrewrite.engine.windows import METADATA_KEY
 from convrewrite.errors import UsageError
-from convrewrite.passes.fcn.lifter import Lifted, Lifter
+from convrewrite.passes.fcn.entry import (
+    LAYOUTS,
+    choice_by_value,
+    convolutional_already,
+    image_input,
+    not_a_tensor,
+    only_channels_open,
+    other_images,
+    spatial_axes,
+)
+from convrewrite.passes.fcn.lifter import Lifter
+from convrewrite.passes.fcn.outputs import Lifted
 from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
+from convrewrite.passes.fcn.walk import lift
 from convrewrite.text import counted
-
-LAYOUTS = {
-    2: ("NL", "HW"),
-    3: ("NCL", "NLC", "CHW", "HWC", "NHW"),
-    4: ("NCHW", "NHWC"),
-    5: ("NCDHW", "NDHWC"),
-}
-"""Meanings of an input's axes by rank, tried in this order."""
 
 SAMPLE = 61
 """Stands for a symbolic batch: a prime that no layer has as an extent, so that axes cannot be confused."""
-
-COLLAPSING = frozenset(
-    """Flatten Reshape Squeeze GlobalAveragePool GlobalMaxPool GlobalLpPool ReduceMean ReduceMax ReduceSum ReduceMin
-    ReduceL1 ReduceL2 Gemm MatMul""".split()
-)
 
 
 @dataclass(frozen=True)
@@ -90,7 +84,7 @@ class Fcn:
     def spread(self, graph: gs.Graph) -> Fcn:
         """The pass with one number as the extent of every spatial axis, where the image's rank says how many."""
         image = image_input(graph)
-        counts = set() if image is None else _spatial_axes(image)
+        counts = set() if image is None else spatial_axes(image)
         if len(counts) != 1:
             return self
         spread = {
@@ -113,7 +107,7 @@ class Fcn:
         """Lift the graph; pure, since the new nodes are built beside the old ones."""
         if graph.opset < 7:
             return Refusal(REASONS["fcn/opset-too-old"], f"the model uses opset {graph.opset}")
-        if no_tensor := _not_a_tensor(graph):
+        if no_tensor := not_a_tensor(graph):
             return Refusal(REASONS["fcn/not-a-tensor"], no_tensor)
         image = image_input(graph)
         if image is None:
@@ -163,11 +157,11 @@ class Fcn:
                 best = attempt
         if best is None and self._misfit(image):
             raise UsageError(self._misfit(image))
-        inside = _choice_by_value(graph, image) if best is None else None
+        inside = choice_by_value(graph, image) if best is None else None
         if inside is not None:  # no size would change that
             label = f"{inside.op} '{inside.name or inside.outputs[0].name}'"
             raise Refuse("fcn/no-rule", f"{label} reads the image inside a subgraph")
-        if best is None and _only_channels_open(image):
+        if best is None and only_channels_open(image):
             raise Refuse(
                 "fcn/dynamic-shape", f"the number of channels of input '{image.name}' {list(image.shape)} is open"
             )
@@ -179,7 +173,7 @@ class Fcn:
 
     def _misfit(self, image: gs.Variable) -> str:
         """What is wrong with `window` or `size` for an input of that rank; empty where they fit it."""
-        counts = _spatial_axes(image)
+        counts = spatial_axes(image)
         for option, value in (("--size", self.size), ("--window", self.window)):
             if value is not None and counts and len(value) not in counts:
                 wanted = " or ".join(map(str, sorted(counts)))
@@ -262,7 +256,7 @@ class Fcn:
         while True:
             lifter = Lifter(graph, image, axes, native, constants, pools, trim, self.size)
             try:
-                return lifter, lifter.run()
+                return lifter, lift(lifter)
             except MeetsLargerMap as meeting:
                 if meeting.pools <= pools:
                     refusal = Refuse("fcn/spatial-broadcast", "a pooled value meets a larger map")
@@ -311,89 +305,3 @@ def _branch_site(output: str) -> Site:
     return Site(
         "fcn", output, "If", "rewritten", detail="the branch that is taken at the native size", equivalence="exact"
     )
-
-
-def _not_a_tensor(graph: gs.Graph) -> str:
-    """Which output is a sequence, map or optional, and the tensors that it is made of; empty where none is."""
-    output = next((output for output in graph.outputs if not is_tensor(output)), None)
-    if output is None:
-        return ""
-    inferred = onnx.shape_inference.infer_shapes(skeleton(graph)).graph
-    others = {i.name for i in (*inferred.value_info, *inferred.output) if not i.type.HasField("tensor_type")}
-    todo, makers, found = [output], [], []
-    while todo:
-        node = producer(todo.pop(0))
-        if node is not None:
-            makers.append(node.op)
-            read = [t for t in node.inputs if t.name and not isinstance(t, gs.Constant)]
-            todo += [t for t in read if t.name in others]
-            found += [
-                f"'{t.name}'" for t in read if t.name not in others and getattr(producer(t), "op", "") != "Constant"
-            ]
-    made = f"{' and '.join(dict.fromkeys(makers))} makes it of {' and '.join(dict.fromkeys(found))}"
-    return f"output '{output.name}' is no tensor: {made if found else 'it is not made of tensors'}"
-
-
-def _choice_by_value(graph: gs.Graph, image: gs.Variable) -> gs.Node | None:
-    """A node whose subgraphs read the image itself, and that no shape turns into one of its branches."""
-    inputs = {tensor.name for tensor in graph.inputs}
-    for node in live_nodes(graph):
-        if any(tensor.name == image.name for tensor in subgraph_tensors(node)):
-            todo, seen = list(node.inputs[:1]), set[str]()
-            while todo:
-                tensor = todo.pop()
-                made = producer(tensor)
-                if node.op != "If" or tensor.name in inputs:
-                    return node
-                if made is not None and made.op not in ("Shape", "Size") and tensor.name not in seen:
-                    seen.add(tensor.name)
-                    todo += made.inputs
-    return None
-
-
-def _only_channels_open(image: gs.Variable) -> bool:
-    """Whether a channel axis without a number is what keeps every reading of the input's axes from being tried."""
-    readings = [dict(zip(axes, image.shape, strict=True)) for axes in LAYOUTS.get(len(image.shape), ())]
-    open_axes = [
-        {letter for letter, dim in reading.items() if not isinstance(dim, int)} - {"N"} for reading in readings
-    ]
-    return {"C"} in open_axes or (bool(open_axes) and all("C" in letters for letters in open_axes))
-
-
-def image_input(graph: gs.Graph) -> gs.Variable | None:
-    """The input that is an image: of three axes or more, or the only one of two."""
-    shaped = [t for t in graph.inputs if t.shape is not None]
-    images = [t for t in shaped if len(t.shape) >= 3]
-    flat = [t for t in shaped if len(t.shape) == 2]
-    found: gs.Variable | None = images[0] if images else (flat[0] if len(flat) == 1 else None)
-    return found
-
-
-def other_images(graph: gs.Graph, image: gs.Variable) -> list[gs.Variable]:
-    """Inputs beside the image that have rows and columns as well, and that an output needs."""
-    read = {tensor.name for node in live_nodes(graph) for tensor in (*node.inputs, *subgraph_tensors(node))}
-    rivals = [t for t in graph.inputs if t.name != image.name and t.name in read and len(t.shape or ()) >= 4]
-    return [t for t in rivals if sum(d != 1 for d in t.shape[1:]) > 1]
-
-
-def convolutional_already(graph: gs.Graph, image: gs.Variable) -> bool:
-    """Whether every output keeps the image's axes: nothing on the way collapses them."""
-    reached = {image.name}
-    for node in graph.nodes:
-        if any(t.name in reached for t in (*node.inputs, *subgraph_tensors(node))):
-            if _collapses(node):
-                return False
-            reached.update(t.name for t in node.outputs if t.name)
-    return any(t.name in reached for t in graph.outputs) and any(
-        isinstance(d, str) or d is None or d > 1 for t in graph.outputs for d in (t.shape or ())[2:]
-    )
-
-
-def _collapses(node: gs.Node) -> bool:
-    """Whether a node, or one in its subgraphs, collapses a map."""
-    return node.op in COLLAPSING or any(_collapses(inner) for graph in subgraphs(node) for inner in graph.nodes)
-
-
-def _spatial_axes(image: gs.Variable) -> set[int]:
-    """How many spatial axes an input of that rank may have."""
-    return {len(axes) - sum(axes.count(letter) for letter in "NC") for axes in LAYOUTS.get(len(image.shape), ())}

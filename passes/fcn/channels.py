@@ -10,48 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.axes import Axis, Layout, atoms, channels, large, only
+from convrewrite.engine.axes import Layout, atoms, channels, large, only
+from convrewrite.passes.fcn.joining import join
+from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Parts, Refuse, State, Static, View
-
-if TYPE_CHECKING:
-    from convrewrite.passes.fcn.lifter import Lifter
-
-
-def split_off(
-    lifter: Lifter, view: View, axis: Axis, *, last: bool = False, letters: Sequence[str] = ()
-) -> tuple[View, int]:
-    """Bring a view into a layout in which the channel atoms of `axis` have an axis of their own.
-
-    Args:
-        last: put that axis behind the spatial ones. letters: order of the spatial axes; the view's own by default.
-
-    Returns:
-        (the view, the place of that axis in its base): [N, axis, *spatial], or [N, *spatial, axis] with `last`;
-        channel atoms aside stand ahead of it.
-    """
-    own = tuple(a for a in axis if a.letter == "C")
-    base = atoms(view.base)
-    aside = tuple(a for a in base if a.letter == "C" and a not in own)
-    if not own:
-        spare = next((a for a in aside if a.extent == 1), None)
-        own, aside = ((spare,), tuple(a for a in aside if a is not spare)) if spare else (own, aside)
-    batch = tuple(a for a in base if a.letter == "N")
-    spatial = tuple((view.spatial(letter),) for letter in letters or view.letters)
-    ahead: Layout = (batch, aside) if any(a.extent > 1 for a in aside) else (batch,)
-    if not any(a.extent > 1 for a in aside):
-        own += aside
-    target: Layout = (*ahead, *spatial, own) if last else (*ahead, own, *spatial)
-    return lifter.emitter.bring(view, target), (len(target) - 1 if last else len(ahead))
 
 
 def one_view(lifter: Lifter, node: gs.Node, state: State) -> View:
     """The tensor that a node reads, as one; refuses a parameter of it."""
-    view = lifter.joined(node, state) if isinstance(state, Parts) else state
+    view = join(lifter, node, state) if isinstance(state, Parts) else state
     if not isinstance(view, View):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a parameter that depends on the image")
     return view
@@ -74,7 +45,7 @@ def lift_softmax(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list
             raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} normalises over positions behind a pool")
         lifter.check_windows(node, over_space=True)
         return list(lifter.emit_like(node, [plainly(lifter, node, view).tensor], plainly(lifter, node, view)))
-    brought, at = split_off(lifter, view, axis, last=old)
+    brought, at = lifter.emitter.split_off(view, axis, last=old)
     result = replace(brought, axes=view.axes)
     return list(lifter.emit_like(node, [result.tensor], result, {**node.attrs, "axis": at}))
 
@@ -94,7 +65,7 @@ def lift_argmax(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     axis = view.axes[place]
     if not only(axis, "C"):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} searches over positions or the batch")
-    brought, at = split_off(lifter, view, axis)
+    brought, at = lifter.emitter.split_off(view, axis)
     one = channels(1)
     base = tuple((one,) if i == at else b for i, b in enumerate(brought.base))
     axes = _reduced(view.axes, [place], bool(node.attrs.get("keepdims", 1)))
@@ -113,7 +84,7 @@ def reduce_channels(
 ) -> View:
     """A reduction over channel axes: one axis of the base, kept with extent 1."""
     axis = atoms(view.axes[i] for i in removed)
-    brought, at = split_off(lifter, view, axis)
+    brought, at = lifter.emitter.split_off(view, axis)
     base = tuple((channels(1),) if i == at else b for i, b in enumerate(brought.base))
     result = replace(brought, base=base, axes=_reduced(view.axes, removed, keepdims))
     attrs = {k: v for k, v in node.attrs.items() if k not in ("axes", "noop_with_empty_axes")} | {"keepdims": 1}
@@ -134,7 +105,7 @@ def lift_split(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[S
     view = one_view(lifter, node, states[0])
     place = _axis(node, view, 0)
     _require_channels(lifter, node, view, place)
-    brought, at = split_off(lifter, view, view.axes[place])
+    brought, at = lifter.emitter.split_off(view, view.axes[place])
     inputs = [brought.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
     outputs = lifter.emit_like(node, inputs, brought, {**node.attrs, "axis": at})
     results: list[State] = []
@@ -168,7 +139,7 @@ def lift_gather(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     indices = lifter.value(node.inputs[1], node)
     if indices.ndim > 1:
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} gathers by a matrix of indices")
-    brought, at = split_off(lifter, view, view.axes[place])
+    brought, at = lifter.emitter.split_off(view, view.axes[place])
     flat = lifter.emitter.constant(f"{node.inputs[1].name}/lifted", indices.reshape(-1))
     (output, *_) = lifter.emit_like(node, [brought.tensor, flat], replace(brought, axes=()), {**node.attrs, "axis": at})
     result = _replaced(output, view, place, at, indices.size)
@@ -182,7 +153,7 @@ def lift_top_k(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[S
     view = one_view(lifter, node, states[0])
     place = _axis(node, view, -1)
     _require_channels(lifter, node, view, place)
-    brought, at = split_off(lifter, view, view.axes[place])
+    brought, at = lifter.emitter.split_off(view, view.axes[place])
     inputs = [brought.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
     outputs = lifter.emit_like(node, inputs, brought, {**node.attrs, "axis": at})
     count = next(lifter.shape(t)[place] for t in node.outputs if t.name)
@@ -200,4 +171,4 @@ RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] =
     "TopK": lift_top_k,
 }
 
-__all__ = ["RULES", "one_view", "plainly", "reduce_channels", "split_off"]
+__all__ = ["RULES", "one_view", "plainly", "reduce_channels"]

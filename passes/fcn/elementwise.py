@@ -12,15 +12,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Atom, Axis, Layout, atoms, channels, extent, large, only
+from convrewrite.passes.fcn.joining import join
+from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Parts, Refuse, State, View, relayout
-
-if TYPE_CHECKING:
-    from convrewrite.passes.fcn.lifter import Lifter
 
 UNARY = frozenset(
     """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu
@@ -40,7 +38,7 @@ def lift_unary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[S
         members = [lift_unary(lifter, node, [m, *states[1:]])[0] if isinstance(m, View) else m for m in data.members]
         if all(isinstance(m, View) for m in data.members):
             return [replace(data, members=tuple(m for m in members if isinstance(m, View | Fixed)))]
-        data = lifter.joined(node, data)
+        data = join(lifter, node, data)
     if not isinstance(data, View) or any(isinstance(s, View | Parts) for s in states[1:]):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} takes a parameter that depends on the image")
     for tensor in node.inputs[1:]:
@@ -53,7 +51,7 @@ def lift_unary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[S
 
 def lift_binary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """Two or more operands, of which at least one is a view."""
-    operands = [lifter.joined(node, s) if isinstance(s, Parts) else s for s in states]
+    operands = [join(lifter, node, s) if isinstance(s, Parts) else s for s in states]
     rank = len(lifter.shape(node.outputs[0]))
     views = [_ranked(s, rank) for s in operands if isinstance(s, View)]
     lead = max(views, key=lambda v: (math.prod(a.extent for a in atoms(v.axes)), len(v.base)))
@@ -94,7 +92,7 @@ def lift_binary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
 
 def lift_cast_like(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """CastLike reads no more than the type of its second operand: the two need not even broadcast."""
-    data, model = (lifter.joined(node, s) if isinstance(s, Parts) else s for s in states)
+    data, model = (join(lifter, node, s) if isinstance(s, Parts) else s for s in states)
     kind = model.tensor if isinstance(model, View) else lifter.static(node.inputs[1])
     if isinstance(data, View):
         return list(lifter.emit_like(node, [data.tensor, kind], data))

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import atoms
+from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import State, View
 
-if TYPE_CHECKING:
-    from convrewrite.passes.fcn.lifter import Lifter
-
-Rule = Callable[["Lifter", gs.Node, Sequence[State]], list[State]]
+Rule = Callable[[Lifter, gs.Node, Sequence[State]], list[State]]
 
 
 @dataclass(frozen=True)

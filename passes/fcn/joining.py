@@ -15,17 +15,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Layout, atoms, channels, large, only
-from convrewrite.passes.fcn.channels import split_off
+from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Parts, Refuse, State, View
-
-if TYPE_CHECKING:
-    from convrewrite.passes.fcn.lifter import Lifter
 
 
 def lift_concat(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -76,7 +72,7 @@ def _joined(lifter: Lifter, node: gs.Node, parts: Parts) -> View:
         if any(step > 1 for step in steps.values()) and not view.one_position:
             raise Refuse("fcn/stride-mismatch", f"{lifter.label(node)} joins maps of different stride")
         kept = lifter.emitter.every(view, steps, f"{view.tensor.name}/every")
-        kept, at = split_off(lifter, kept, view.axes[parts.axis], letters=lead.letters)
+        kept, at = lifter.emitter.split_off(kept, view.axes[parts.axis], letters=lead.letters)
         brought.append(kept)
     new = channels(sum(parts.extents))
     first = brought[0]
@@ -125,7 +121,7 @@ def _everywhere(lifter: Lifter, lead: View, vector: Fixed, axis: int, size: int)
     if batch and batch not in own:  # a batch of one, which the lead lost in a Reshape
         own[own.index(())] = batch
     placed = lifter.emitter.bring(View(vector.tensor, tuple(own), tuple(own), {}), ones).tensor
-    grid, _ = split_off(lifter, lead, lead.axes[axis])
+    grid, _ = lifter.emitter.split_off(lead, lead.axes[axis])
     emit, name, rank = lifter.emitter.emit, f"{vector.tensor.name}/everywhere", len(grid.base)
     shape = emit("Shape", [grid.tensor], output=f"{name}/shape", dtype=np.int64)
     one = lifter.emitter.ints(f"{name}/one", [1])

@@ -1,56 +1,29 @@
-"""Lifting a model over all windows: one walk over the graph, one rule per operator.
+"""The books of one walk over a model: what is known of each tensor, the graph that is being made, and the sites.
 
 Every tensor of the original is given a state (`views.State`): it is static, or fixed (the same at every image size), or
-a view of a tensor in the new graph. The rules live in `elementwise`, `sliding`, `linear`, `channels`, `normalising`,
-`joining` and `shapes`; this module calls them and keeps the books; `outputs` writes the outputs.
-
-A pool over the whole map is first taken as the classifier's, with the native map as its kernel. Where its result later
-meets a larger map it was a squeeze-and-excite block: the walk starts again with that pool kept global.
+a view of a tensor in the new graph. The rules of `walk` read and write it here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine import axes, costs
-from convrewrite.engine.axes import Atom, atoms, large, letters
-from convrewrite.engine.graph import Constants, Shape, live_nodes, subgraph_tensors, unique_name
+from convrewrite.engine import costs
+from convrewrite.engine.axes import Atom, atoms
+from convrewrite.engine.graph import Constants, Shape, unique_name
 from convrewrite.engine.rewrite import Site
-from convrewrite.engine.windows import CutTensor, Field, keeps_windows
-from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding
-from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
-from convrewrite.passes.fcn.views import Emitter, Fixed, MeetsLargerMap, Parts, Refuse, State, Static, View
-
-Rule = Callable[["Lifter", gs.Node, Sequence[State]], list[State]]
-
-RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(elementwise.UNARY, elementwise.lift_unary),
-    **dict.fromkeys(elementwise.BINARY, elementwise.lift_binary),
-    "CastLike": elementwise.lift_cast_like,
-    **sliding.RULES,
-    **linear.RULES,
-    **channels.RULES,
-    **normalising.RULES,
-    **joining.RULES,
-    **shapes.RULES,
-}
-
-INTEGER_OPERATORS = frozenset(
-    """QLinearConv QLinearMatMul ConvInteger MatMulInteger DynamicQuantizeLinear QGemm QLinearAdd QLinearMul
-    QLinearAveragePool QLinearGlobalAveragePool QLinearConcat QLinearLeakyRelu QLinearSigmoid QLinearSoftmax
-    QLinearWhere QLinearReduceMean DynamicQuantizeMatMul MatMulIntegerToFloat""".split()
-)
-"""Operators of quantized models that take integers and their scales, of ONNX and of ONNX Runtime."""
+from convrewrite.engine.windows import keeps_windows
+from convrewrite.passes.fcn.views import Emitter, Fixed, Refuse, State, Static, View
 
 
 @dataclass
 class Lifter:
-    """One walk over a graph.
+    """What one walk over a graph knows, and what it has made.
 
     Attributes:
         graph: the original; it is not changed. image: its image input. axes: that input's letters, "NCHW".
@@ -124,9 +97,9 @@ class Lifter:
             if values is None:
                 raise Refuse("fcn/dynamic-shape", f"'{tensor.name}' cannot be folded")
             return self.emitter.constant(f"{tensor.name}/native", values)
-        return self._copied(tensor)
+        return self.copied(tensor)
 
-    def _copied(self, tensor: gs.Tensor) -> gs.Variable:
+    def copied(self, tensor: gs.Tensor) -> gs.Variable:
         """A static tensor with the nodes that compute it, as they are in the original."""
         made = {t.name: t for n in self.emitter.nodes for t in n.outputs}
         if tensor.name not in made:
@@ -137,10 +110,6 @@ class Lifter:
             made.update((t.name, t) for t in outputs)
         return made[tensor.name]
 
-    def joined(self, node: gs.Node, parts: Parts) -> View:
-        """Features from several places as one tensor, for operators other than a fully connected layer."""
-        return joining.join(self, node, parts)
-
     def emit_like(
         self, node: gs.Node, inputs: Sequence[gs.Tensor], view: View, attrs: Mapping[str, Any] | None = None
     ) -> tuple[View, ...]:
@@ -148,7 +117,7 @@ class Lifter:
         views: list[View] = []
         for place, tensor in enumerate(node.outputs):
             name = tensor.name and (tensor.name if view.natural else unique_name(f"{tensor.name}/lifted", self.taken))
-            views.append(replace(view, tensor=gs.Variable(name, _known_dtype(tensor))))
+            views.append(replace(view, tensor=gs.Variable(name, known_dtype(tensor))))
             if place and not tensor.name:
                 views[-1] = replace(views[-1], tensor=gs.Variable.empty())
         chosen = dict(node.attrs if attrs is None else attrs)
@@ -210,131 +179,9 @@ class Lifter:
         if why is not None:
             self.breaks.append(f"{why} ('{node.name or node.outputs[0].name}')")
 
-    # The walk ---------------------------------------------------------------------------------------------------
-
-    def run(self) -> Lifted:
-        """Lift the whole graph.
-
-        Raises:
-            Refuse: an operator cannot be lifted. MeetsLargerMap: a pool has to stay global; start again with it.
-        """
-        inputs = [self._input(tensor) for tensor in self.graph.inputs]
-        for node in live_nodes(self.graph):
-            self._step(node)
-            self.progress += 1
-        return finish(self, inputs)
-
-    def _input(self, tensor: gs.Variable) -> gs.Variable:
-        if tensor.name != self.image.name:
-            copy = gs.Variable(tensor.name, tensor.dtype, tensor.shape)
-            self.states[tensor.name] = Fixed(copy)
-            return copy
-        dims: list[Any] = list(tensor.shape)
-        base: list[tuple[Atom, ...]] = []
-        spatial = [a for a in self.axes if a not in "NC"]
-        for place, letter in enumerate(self.axes):
-            base.append((Atom(letter, self.native[tensor.name][place]),))
-            if letter in spatial:
-                size = self.new_size[spatial.index(letter)] if self.new_size else None
-                dims[place] = size if size is not None else self._symbol(SIZE_NAMES[letter])
-        image = gs.Variable(tensor.name, tensor.dtype, dims)
-        self.states[tensor.name] = View(image, tuple(base), tuple(base), {letter: Field() for letter in spatial})
-        return image
-
-    def _symbol(self, wanted: str) -> str:
-        taken = {dim for t in self.graph.inputs if t is not self.image for dim in t.shape or () if isinstance(dim, str)}
-        taken |= {
-            dim for place, dim in enumerate(self.image.shape) if isinstance(dim, str) and self.axes[place] in "NC"
-        }
-        return unique_name(wanted, taken)
-
     def state(self, tensor: gs.Tensor) -> State:
         """What is known of a tensor of the original."""
         return self.states.get(tensor.name) or Static(tensor)
-
-    def _step(self, node: gs.Node) -> None:
-        states = [self.state(tensor) for tensor in node.inputs]
-        if any(isinstance(self.state(t), View | Parts) for t in subgraph_tensors(node)):
-            raise Refuse("fcn/no-rule", f"{self.label(node)} reads the image inside a subgraph")
-        if not any(isinstance(state, View | Parts) for state in states):
-            self._step_aside(node, states)
-            return
-        if node.op in INTEGER_OPERATORS:
-            raise Refuse("fcn/integer-operator", f"{self.label(node)} computes with integers")
-        if node.domain not in (None, "", "ai.onnx"):
-            raise Refuse("fcn/custom-operator", f"{self.label(node)} is from the domain '{node.domain}'")
-        if node.op in ("Shape", "Size"):
-            return
-        if node.op not in RULES:
-            raise Refuse("fcn/no-rule", f"{self.label(node)} has no rule")
-        results = RULES[node.op](self, node, states)
-        for tensor, result in zip(node.outputs, results, strict=False):
-            if tensor.name:
-                self._check_shape(node, tensor, result)
-                self.states[tensor.name] = self._with_cut(tensor, result, states)
-
-    def _check_shape(self, node: gs.Node, tensor: gs.Tensor, state: State) -> None:
-        """Shape inference of onnx counts the windows of some pools with ceil_mode otherwise than ONNX Runtime does."""
-        found = self.native.get(tensor.name)
-        if isinstance(state, View) and found not in (None, axes.shape(state.axes)):
-            text = f"{self.label(node)} gives {list(axes.shape(state.axes))}, shape inference says {list(found or ())}"
-            raise Refuse("fcn/dynamic-shape", text)
-
-    def _with_cut(self, tensor: gs.Tensor, state: State, states: Sequence[State]) -> State:
-        """Remember the last spatial tensors: this one where each of its spatial axes stands alone.
-
-        A tensor that the new graph does not have (the result of a Transpose) is passed over: where the original's trunk
-        does not run at another size, verification reads the cut tensors from the new graph. Where a map is joined with
-        what a pool made of the whole map, it is remembered all the same: what comes before is not enough for a window.
-        """
-        if not isinstance(state, View):
-            return state
-        before = [s for s in states if isinstance(s, View)]
-        alone = all(len(axis) == 1 for axis in state.axes if any(a.spatial for a in axis))
-        present = {a.letter for a in atoms(state.axes) if a.spatial}
-        gated = any(isinstance(s, Fixed) for s in states) and large(atoms(state.base))
-        kept = gated or state.tensor.name == tensor.name or not any(view.cuts for view in before)
-        if alone and present == set(state.letters) and not state.pools and kept:
-            sizes = tuple(state.spatial(letter).extent for letter in self.spatial_letters)
-            strides = tuple(state.fields[letter].stride for letter in self.spatial_letters)
-            return replace(state, cuts=frozenset({CutTensor(tensor.name, letters(state.axes), sizes, strides)}))
-        return replace(state, cuts=state.cuts.union(*(v.cuts for v in before)))
-
-    def _step_aside(self, node: gs.Node, states: Sequence[State]) -> None:
-        """A node that sees no position: static, or fixed and copied as it is."""
-        random = node.op.startswith(("Random", "Multinomial", "Bernoulli"))
-        captured = [self.state(t) for t in subgraph_tensors(node)]
-        if not random and not captured and not any(isinstance(state, Fixed) for state in states):
-            return
-        outputs = [gs.Variable(t.name, _known_dtype(t), getattr(t, "shape", None)) for t in node.outputs]
-        inputs = [
-            s.tensor if isinstance(s, Fixed) else self._aside(node, t) for t, s in zip(node.inputs, states, strict=True)
-        ]
-        for state in captured:
-            if isinstance(state, Static) and not isinstance(state.tensor, gs.Constant) and state.tensor.inputs:
-                self._copied(state.tensor)
-        self.emitter.nodes.append(gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain))
-        for tensor in outputs:
-            if tensor.name:
-                self.states[tensor.name] = Fixed(tensor)
-
-    def _aside(self, node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
-        """A static operand of a fixed node. One that was read from the image's shape would freeze its native size."""
-        if not tensor.name or isinstance(tensor, gs.Constant) or not self.constants.depends_on_shape(tensor):
-            return self.static(tensor)
-        if node.op != "Reshape":
-            raise Refuse("fcn/dynamic-shape", f"{self.label(node)} computes with '{tensor.name}', a size of the image")
-        target, given = self.shape(node.outputs[0]), self.shape(node.inputs[0])
-        batch = [a.extent for a in atoms(self._image_axes()) if a.letter == "N"]
-        dims = [
-            (0 if place < len(given) and given[place] == size else -1) if [size] == batch else size
-            for place, size in enumerate(target)
-        ]
-        return self.emitter.ints(f"{tensor.name}/native", dims)
-
-    def _image_axes(self) -> tuple[tuple[Atom, ...], ...]:
-        state = self.states[self.image.name]
-        return state.base if isinstance(state, View) else ()
 
     @property
     def spatial_letters(self) -> tuple[str, ...]:
@@ -342,8 +189,6 @@ class Lifter:
         return tuple(letter for letter in self.axes if letter not in "NC")
 
 
-def _known_dtype(tensor: gs.Tensor) -> Any:
+def known_dtype(tensor: gs.Tensor) -> Any:
+    """The element type of a tensor, where the graph says it."""
     return tensor.dtype if isinstance(tensor, gs.Variable) else None
-
-
-__all__ = ["Lifted", "Lifter", "MeetsLargerMap"]

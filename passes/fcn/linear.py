@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -22,10 +22,8 @@ from convrewrite.engine.axes import Atom, Axis, Layout, atoms, channels, extent,
 from convrewrite.engine.graph import all_finite, producer
 from convrewrite.engine.layers import LinearLayer
 from convrewrite.engine.quantized import Stored
+from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
-
-if TYPE_CHECKING:
-    from convrewrite.passes.fcn.lifter import Lifter
 
 
 def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:

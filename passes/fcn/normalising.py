@@ -12,18 +12,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Axis, Layout, atoms, extent, large
-from convrewrite.passes.fcn.channels import one_view, plainly, split_off
+from convrewrite.passes.fcn.channels import one_view, plainly
+from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.sliding import spread
 from convrewrite.passes.fcn.views import Refuse, State, View, relayout
-
-if TYPE_CHECKING:
-    from convrewrite.passes.fcn.lifter import Lifter
 
 
 def lift_batch_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -34,7 +31,7 @@ def lift_batch_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> l
     axis = view.axes[1]
     if any(a.letter == "N" for a in axis):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} normalises over the batch")
-    brought, at = split_off(lifter, view, axis)
+    brought, at = lifter.emitter.split_off(view, axis)
     if at != 1:
         raise Refuse("fcn/uncontracted-channels", f"{lifter.label(node)} normalises one of two channel axes")
     inputs: list[gs.Tensor] = [brought.tensor]
@@ -56,7 +53,7 @@ def _same(left: Axis, right: Axis) -> bool:
 def lift_lrn(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """LRN over neighbouring channels, axis 1."""
     view = one_view(lifter, node, states[0])
-    brought, at = split_off(lifter, view, view.axes[1])
+    brought, at = lifter.emitter.split_off(view, view.axes[1])
     if at != 1 or not _same(brought.base[1], view.axes[1]):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} runs over an axis that is not the channels'")
     return list(lifter.emit_like(node, [brought.tensor], replace(brought, axes=view.axes)))
@@ -70,7 +67,7 @@ def lift_layer_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> l
     place = int(node.attrs.get("axis", -1)) % len(view.axes)
     normalised: Layout = view.axes[place:]
     _require_a_cell(lifter, node, view, atoms(normalised))
-    brought, _ = split_off(lifter, view, atoms(normalised), last=True)
+    brought, _ = lifter.emitter.split_off(view, atoms(normalised), last=True)
     own = brought.base[-1]
     inputs: list[gs.Tensor] = [brought.tensor]
     for tensor in node.inputs[1:]:
@@ -94,7 +91,7 @@ def lift_lp_norm(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list
         whole = plainly(lifter, node, view)
         return list(lifter.emit_like(node, [whole.tensor], whole))
     _require_a_cell(lifter, node, view, axis)
-    brought, at = split_off(lifter, view, axis)
+    brought, at = lifter.emitter.split_off(view, axis)
     attrs = {**node.attrs, "axis": at}
     return list(lifter.emit_like(node, [brought.tensor], replace(brought, axes=view.axes), attrs))
 
@@ -111,7 +108,7 @@ def lift_mean_variance(lifter: Lifter, node: gs.Node, states: Sequence[State]) -
         whole = plainly(lifter, node, view)
         return list(lifter.emit_like(node, [whole.tensor], whole))
     _require_a_cell(lifter, node, view, axis)
-    brought, at = split_off(lifter, view, axis)
+    brought, at = lifter.emitter.split_off(view, axis)
     attrs = {**node.attrs, "axes": [at]}
     return list(lifter.emit_like(node, [brought.tensor], replace(brought, axes=view.axes), attrs))
 
@@ -132,7 +129,7 @@ def _groups_of_a_cell(lifter: Lifter, node: gs.Node, view: View) -> View:
     """
     group, normalised = view.axes[1], atoms(view.axes[2:])
     _require_a_cell(lifter, node, view, normalised)
-    brought, at = split_off(lifter, view, normalised)
+    brought, at = lifter.emitter.split_off(view, normalised)
     if not (at == 2 and _same(brought.base[1], group) and _same(brought.base[2], normalised)):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} has groups that are not the channels' second axis")
     name, emit = node.outputs[0].name, lifter.emitter

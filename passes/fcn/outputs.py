@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import onnx_graphsurgeon as gs
 
@@ -20,10 +19,9 @@ from convrewrite.engine.axes import Layout, atoms, channel_factors, large, lette
 from convrewrite.engine.graph import unique_name
 from convrewrite.engine.rewrite import Site
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
+from convrewrite.passes.fcn.joining import join
+from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, View
-
-if TYPE_CHECKING:
-    from convrewrite.passes.fcn.lifter import Lifter
 
 SIZE_NAMES = {"H": "height", "W": "width", "L": "length", "D": "depth"}
 """Symbols for the extents of the new input and outputs."""
@@ -51,7 +49,7 @@ def finish(lifter: Lifter, inputs: list[gs.Variable]) -> Lifted:
     for tensor in lifter.graph.outputs:
         state = lifter.state(tensor)
         if isinstance(state, Parts):
-            state = lifter.joined(tensor.inputs[0], state)
+            state = join(lifter, tensor.inputs[0], state)
         if isinstance(state, View):
             views[tensor.name] = state
     if not views:

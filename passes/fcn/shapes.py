@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Atom, atoms, channels, large, letters, regroup
+from convrewrite.passes.fcn.joining import join
+from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import MeetsLargerMap, Parts, Refuse, State, View
-
-if TYPE_CHECKING:
-    from convrewrite.passes.fcn.lifter import Lifter
 
 END = np.iinfo(np.int64).max
 
@@ -29,7 +28,7 @@ def lift_reshape(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list
     if isinstance(data, Parts):
         if tuple(target) == tuple(lifter.shape(node.inputs[0])):
             return [data]
-        data = lifter.joined(node, data)
+        data = join(lifter, node, data)
     if not isinstance(data, View):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} takes a shape that depends on the image")
     grouped = regroup(data.axes, target)
@@ -42,7 +41,7 @@ def lift_reshape(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list
 
 def lift_transpose(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """Transpose: the axes of the original change places."""
-    view = lifter.joined(node, states[0]) if isinstance(states[0], Parts) else states[0]
+    view = join(lifter, node, states[0]) if isinstance(states[0], Parts) else states[0]
     if not isinstance(view, View):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} does not read the image")
     permutation = node.attrs.get("perm") or list(range(len(view.axes)))[::-1]

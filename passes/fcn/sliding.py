@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -22,10 +22,9 @@ from convrewrite.engine.axes import Atom, Layout, atoms, channels, large, only
 from convrewrite.engine.layers import ConvLayer, PoolLayer, Sliding
 from convrewrite.passes.fcn.channels import reduce_channels
 from convrewrite.passes.fcn.hollow import without_hollow_axes
+from convrewrite.passes.fcn.joining import join
+from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View
-
-if TYPE_CHECKING:
-    from convrewrite.passes.fcn.lifter import Lifter
 
 POOLS_OF_REDUCTIONS = {
     "ReduceMean": "AveragePool",
@@ -40,7 +39,7 @@ POOLS_OF_REDUCTIONS = {
 
 def spread(lifter: Lifter, node: gs.Node, state: State) -> View:
     """A view in the layout [N, C, *spatial] that a sliding operator reads, in the order of the original's axes."""
-    view = lifter.joined(node, state) if isinstance(state, Parts) else state
+    view = join(lifter, node, state) if isinstance(state, Parts) else state
     if not isinstance(view, View):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} does not slide over the image but over a parameter")
     axes = list(view.axes)
@@ -224,7 +223,7 @@ def lift_global_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> 
 
 def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """ReduceMean and its kin: over channels as they are, over the whole map as a pool."""
-    view = lifter.joined(node, states[0]) if isinstance(states[0], Parts) else states[0]
+    view = join(lifter, node, states[0]) if isinstance(states[0], Parts) else states[0]
     if not isinstance(view, View):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} reduces over axes that depend on an input")
     rank = len(view.axes)

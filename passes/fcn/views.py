@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.axes import Atom, Layout, atoms, extent, large, substitute
+from convrewrite.engine.axes import Atom, Axis, Layout, atoms, extent, large, substitute
 from convrewrite.engine.graph import unique_name
 from convrewrite.engine.quantized import Stored
 from convrewrite.engine.rewrite import Reason
@@ -199,6 +199,30 @@ class Emitter:
             tensor = self.emit("Transpose", [tensor], {"perm": order}, output=f"{name}/turned", dtype=tensor.dtype)
             tensor = self._reshape(tensor, turned, target, name)
         return replace(view, tensor=tensor, base=target)
+
+    def split_off(self, view: View, axis: Axis, *, last: bool = False, letters: Sequence[str] = ()) -> tuple[View, int]:
+        """Bring a view into a layout in which the channel atoms of `axis` have an axis of their own.
+
+        Args:
+            last: put that axis behind the spatial ones. letters: order of the spatial axes; the view's own by default.
+
+        Returns:
+            (the view, the place of that axis in its base): [N, axis, *spatial], or [N, *spatial, axis] with `last`;
+            channel atoms aside stand ahead of it.
+        """
+        own = tuple(a for a in axis if a.letter == "C")
+        base = atoms(view.base)
+        aside = tuple(a for a in base if a.letter == "C" and a not in own)
+        if not own:
+            spare = next((a for a in aside if a.extent == 1), None)
+            own, aside = ((spare,), tuple(a for a in aside if a is not spare)) if spare else (own, aside)
+        batch = tuple(a for a in base if a.letter == "N")
+        spatial = tuple((view.spatial(letter),) for letter in letters or view.letters)
+        ahead: Layout = (batch, aside) if any(a.extent > 1 for a in aside) else (batch,)
+        if not any(a.extent > 1 for a in aside):
+            own += aside
+        target: Layout = (*ahead, *spatial, own) if last else (*ahead, own, *spatial)
+        return self.bring(view, target), (len(target) - 1 if last else len(ahead))
 
     def _reshape(self, tensor: gs.Variable, base: Layout, target: Layout, name: str) -> gs.Variable:
         """Regroup axes without moving data; extents that change with the image are read from the tensor's shape."""

@@ -1,0 +1,176 @@
+"""Lifting a model over all windows: one walk over the graph, one rule per operator.
+
+Every tensor of the original is given a state (`views.State`): it is static, or fixed (the same at every image size), or
+a view of a tensor in the new graph. The rules live in `elementwise`, `sliding`, `linear`, `channels`, `normalising`,
+`joining` and `shapes`; this module calls them and keeps the books; `outputs` writes the outputs.
+
+A pool over the whole map is first taken as the classifier's, with the native map as its kernel. Where its result later
+meets a larger map it was a squeeze-and-excite block: the walk starts again with that pool kept global.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import onnx_graphsurgeon as gs
+
+from convrewrite.engine import axes
+from convrewrite.engine.axes import Atom, atoms, large, letters
+from convrewrite.engine.graph import live_nodes, subgraph_tensors, unique_name
+from convrewrite.engine.windows import CutTensor, Field
+from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding
+from convrewrite.passes.fcn.lifter import Lifter, known_dtype
+from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
+from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View
+
+Rule = Callable[[Lifter, gs.Node, Sequence[State]], list[State]]
+
+RULES: Mapping[str, Rule] = {
+    **dict.fromkeys(elementwise.UNARY, elementwise.lift_unary),
+    **dict.fromkeys(elementwise.BINARY, elementwise.lift_binary),
+    "CastLike": elementwise.lift_cast_like,
+    **sliding.RULES,
+    **linear.RULES,
+    **channels.RULES,
+    **normalising.RULES,
+    **joining.RULES,
+    **shapes.RULES,
+}
+
+INTEGER_OPERATORS = frozenset(
+    """QLinearConv QLinearMatMul ConvInteger MatMulInteger DynamicQuantizeLinear QGemm QLinearAdd QLinearMul
+    QLinearAveragePool QLinearGlobalAveragePool QLinearConcat QLinearLeakyRelu QLinearSigmoid QLinearSoftmax
+    QLinearWhere QLinearReduceMean DynamicQuantizeMatMul MatMulIntegerToFloat""".split()
+)
+"""Operators of quantized models that take integers and their scales, of ONNX and of ONNX Runtime."""
+
+
+def lift(lifter: Lifter) -> Lifted:
+    """Lift the whole graph.
+
+    Raises:
+        Refuse: an operator cannot be lifted. MeetsLargerMap: a pool has to stay global; start again with it.
+    """
+    inputs = [_input(lifter, tensor) for tensor in lifter.graph.inputs]
+    for node in live_nodes(lifter.graph):
+        _step(lifter, node)
+        lifter.progress += 1
+    return finish(lifter, inputs)
+
+
+def _input(lifter: Lifter, tensor: gs.Variable) -> gs.Variable:
+    if tensor.name != lifter.image.name:
+        copy = gs.Variable(tensor.name, tensor.dtype, tensor.shape)
+        lifter.states[tensor.name] = Fixed(copy)
+        return copy
+    dims: list[Any] = list(tensor.shape)
+    base: list[tuple[Atom, ...]] = []
+    spatial = [a for a in lifter.axes if a not in "NC"]
+    for place, letter in enumerate(lifter.axes):
+        base.append((Atom(letter, lifter.native[tensor.name][place]),))
+        if letter in spatial:
+            size = lifter.new_size[spatial.index(letter)] if lifter.new_size else None
+            dims[place] = size if size is not None else _symbol(lifter, SIZE_NAMES[letter])
+    image = gs.Variable(tensor.name, tensor.dtype, dims)
+    lifter.states[tensor.name] = View(image, tuple(base), tuple(base), {letter: Field() for letter in spatial})
+    return image
+
+
+def _symbol(lifter: Lifter, wanted: str) -> str:
+    taken = {dim for t in lifter.graph.inputs if t is not lifter.image for dim in t.shape or () if isinstance(dim, str)}
+    taken |= {
+        dim for place, dim in enumerate(lifter.image.shape) if isinstance(dim, str) and lifter.axes[place] in "NC"
+    }
+    return unique_name(wanted, taken)
+
+
+def _step(lifter: Lifter, node: gs.Node) -> None:
+    states = [lifter.state(tensor) for tensor in node.inputs]
+    if any(isinstance(lifter.state(t), View | Parts) for t in subgraph_tensors(node)):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} reads the image inside a subgraph")
+    if not any(isinstance(state, View | Parts) for state in states):
+        _step_aside(lifter, node, states)
+        return
+    if node.op in INTEGER_OPERATORS:
+        raise Refuse("fcn/integer-operator", f"{lifter.label(node)} computes with integers")
+    if node.domain not in (None, "", "ai.onnx"):
+        raise Refuse("fcn/custom-operator", f"{lifter.label(node)} is from the domain '{node.domain}'")
+    if node.op in ("Shape", "Size"):
+        return
+    if node.op not in RULES:
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} has no rule")
+    results = RULES[node.op](lifter, node, states)
+    for tensor, result in zip(node.outputs, results, strict=False):
+        if tensor.name:
+            _check_shape(lifter, node, tensor, result)
+            lifter.states[tensor.name] = _with_cut(lifter, tensor, result, states)
+
+
+def _check_shape(lifter: Lifter, node: gs.Node, tensor: gs.Tensor, state: State) -> None:
+    """Shape inference of onnx counts the windows of some pools with ceil_mode otherwise than ONNX Runtime does."""
+    found = lifter.native.get(tensor.name)
+    if isinstance(state, View) and found not in (None, axes.shape(state.axes)):
+        text = f"{lifter.label(node)} gives {list(axes.shape(state.axes))}, shape inference says {list(found or ())}"
+        raise Refuse("fcn/dynamic-shape", text)
+
+
+def _with_cut(lifter: Lifter, tensor: gs.Tensor, state: State, states: Sequence[State]) -> State:
+    """Remember the last spatial tensors: this one where each of its spatial axes stands alone.
+
+    A tensor that the new graph does not have (the result of a Transpose) is passed over: where the original's trunk
+    does not run at another size, verification reads the cut tensors from the new graph. Where a map is joined with
+    what a pool made of the whole map, it is remembered all the same: what comes before is not enough for a window.
+    """
+    if not isinstance(state, View):
+        return state
+    before = [s for s in states if isinstance(s, View)]
+    alone = all(len(axis) == 1 for axis in state.axes if any(a.spatial for a in axis))
+    present = {a.letter for a in atoms(state.axes) if a.spatial}
+    gated = any(isinstance(s, Fixed) for s in states) and large(atoms(state.base))
+    kept = gated or state.tensor.name == tensor.name or not any(view.cuts for view in before)
+    if alone and present == set(state.letters) and not state.pools and kept:
+        sizes = tuple(state.spatial(letter).extent for letter in lifter.spatial_letters)
+        strides = tuple(state.fields[letter].stride for letter in lifter.spatial_letters)
+        return replace(state, cuts=frozenset({CutTensor(tensor.name, letters(state.axes), sizes, strides)}))
+    return replace(state, cuts=state.cuts.union(*(v.cuts for v in before)))
+
+
+def _step_aside(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
+    """A node that sees no position: static, or fixed and copied as it is."""
+    random = node.op.startswith(("Random", "Multinomial", "Bernoulli"))
+    captured = [lifter.state(t) for t in subgraph_tensors(node)]
+    if not random and not captured and not any(isinstance(state, Fixed) for state in states):
+        return
+    outputs = [gs.Variable(t.name, known_dtype(t), getattr(t, "shape", None)) for t in node.outputs]
+    inputs = [
+        s.tensor if isinstance(s, Fixed) else _aside(lifter, node, t) for t, s in zip(node.inputs, states, strict=True)
+    ]
+    for state in captured:
+        if isinstance(state, Static) and not isinstance(state.tensor, gs.Constant) and state.tensor.inputs:
+            lifter.copied(state.tensor)
+    lifter.emitter.nodes.append(gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain))
+    for tensor in outputs:
+        if tensor.name:
+            lifter.states[tensor.name] = Fixed(tensor)
+
+
+def _aside(lifter: Lifter, node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
+    """A static operand of a fixed node. One that was read from the image's shape would freeze its native size."""
+    if not tensor.name or isinstance(tensor, gs.Constant) or not lifter.constants.depends_on_shape(tensor):
+        return lifter.static(tensor)
+    if node.op != "Reshape":
+        raise Refuse("fcn/dynamic-shape", f"{lifter.label(node)} computes with '{tensor.name}', a size of the image")
+    target, given = lifter.shape(node.outputs[0]), lifter.shape(node.inputs[0])
+    batch = [a.extent for a in atoms(_image_axes(lifter)) if a.letter == "N"]
+    dims = [
+        (0 if place < len(given) and given[place] == size else -1) if [size] == batch else size
+        for place, size in enumerate(target)
+    ]
+    return lifter.emitter.ints(f"{tensor.name}/native", dims)
+
+
+def _image_axes(lifter: Lifter) -> tuple[tuple[Atom, ...], ...]:
+    state = lifter.states[lifter.image.name]
+    return state.base if isinstance(state, View) else ()
