@@ -19,6 +19,7 @@ from fuzzing.cases import Case, case
 from fuzzing.checks import faults, told_by_the_command
 from fuzzing.mutations import mutate
 from fuzzing.runner import TESTS, fuzz
+from processes import HANGS
 
 COUNT = 2000
 LONG = 20_000
@@ -157,7 +158,7 @@ sys.argv = ["server", {str(models)!r}, "0", "5", "1"]
 server.main()
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=True,
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=HANGS, check=True,
         env={**os.environ, "PYTHONPATH": str(TESTS)}, cwd=tmp_path,
     )  # fmt: skip
     lines = done.stdout.splitlines()
