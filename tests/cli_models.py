@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import typer_once  # noqa: F401
 import warm
 from onnx import helper
 from processes import HANGS

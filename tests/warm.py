@@ -46,7 +46,7 @@ class Server:
         self.environment = _without_own(environment)
         self.lock = threading.Lock()
         self.line, theirs = socket.socketpair()
-        words = [sys.executable, "-P", str(Path(__file__).resolve()), str(theirs.fileno())]
+        words = [sys.executable, str(Path(__file__).resolve()), str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(
                 words,
@@ -98,6 +98,8 @@ def _without_own(environment: Mapping[str, str]) -> dict[str, str]:
 
 def serve(line: socket.socket) -> None:
     """Fork for each order, one after the other, and answer with the exit code as `subprocess` gives it."""
+    import typer_once  # noqa: F401
+
     from convrewrite.cli import app
 
     for module in IMPORTED:
@@ -128,6 +130,7 @@ def _be_the_command(streams: Sequence[int], words: Sequence[str], folder: str) -
     for place, stream in enumerate(streams):
         os.dup2(stream, place)
         os.close(stream)
+    del sys.path[0]  # this folder, from which no command imports
     os.chdir(folder)
     tempfile.tempdir = None
     sys.argv = ["convrewrite", *words]
