@@ -18,7 +18,7 @@ import pytest
 
 from convrewrite import model_io, pipeline, verification
 from convrewrite.engine.graph import fixed_extents
-from convrewrite.engine.rewrite import Plan, Reason, Site
+from convrewrite.engine.rewrite import Context, Pass, Plan, Reason, Site
 from convrewrite.errors import CheckFailed
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.fc_to_conv import FcToConv
@@ -328,7 +328,7 @@ def test_an_input_that_is_narrowed_without_a_word_fails(tmp_path: Path, axis: in
 
 
 @dataclass(frozen=True)
-class Narrowing:
+class Narrowing(Pass):
     """A pass of somebody else that bakes the batch at which it looked."""
 
     name: ClassVar[str] = "narrowing"
@@ -337,7 +337,7 @@ class Narrowing:
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         yield from graph.nodes[:1]
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> list[Plan]:
+    def plan(self, context: Context, node: gs.Node) -> list[Plan]:
         site = Site(self.name, node.outputs[0].name, node.op, "rewritten", equivalence="exact")
         return [Plan((site,), None, last=True)]
 
