@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ from convrewrite.engine.graph import infer_shapes, maker, position, sort_nodes
 from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.passes.fc_to_conv import FcToConv
+from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.separable import Separable
+from nets import Net, run
 
 
 def imported(
@@ -200,3 +203,23 @@ def test_what_depends_on_the_image_is_not_followed_again_for_each_layer(monkeypa
         run_pass(FcToConv(), layers(count, "MatMul"))
         found.append(steps[0])
     assert found[1] <= 2.2 * found[0]
+
+
+@pytest.mark.parametrize("start", ["constant", "input", "random"])
+def test_fcn_takes_a_long_chain_beside_the_image(start: str) -> None:
+    """What does not depend on the image is copied into the new graph: 1,500 nodes of it, one behind the other."""
+    net = Net(1, 3, 6, 8)
+    first = {
+        "constant": lambda: net.const(np.arange(4.0).reshape(1, 4, 1, 1)),
+        "input": lambda: net.input("second", 1, 4, 1, 1),
+        "random": lambda: net.RandomUniform(shape=[1, 4, 1, 1], high=0.0, low=0.0),
+    }[start]
+    offset = functools.reduce(lambda tensor, _: net.Neg(tensor), range(1500), first())
+    features = net.Flatten(net.Add(net.Conv("x", net.const(net.numbers_of(4, 3, 3, 3))), offset))
+    model = net.model(net.Gemm(features, net.const(net.numbers_of(4 * 4 * 6, 5))))
+    result = run_pass(Fcn(), gs.import_onnx(model))
+    assert [site.outcome for site in result.sites] == ["rewritten"]
+    feeds = {"x": net.numbers_of(1, 3, 6, 8)} | ({"second": net.numbers_of(1, 4, 1, 1)} if start == "input" else {})
+    (got,) = run(gs.export_onnx(result.graph), feeds).values()
+    (want,) = run(model, feeds).values()
+    assert np.array_equal(got[..., 0, 0], want)
