@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import tifffile
 import zarr
 from PIL import Image
 
 from convrewrite import models
+
+if hasattr(os, "fork"):  # workers that need not import everything anew; a command that a test starts has its own kind
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
 
 LENET = str(models.lenet5_path())
 SIZE = (173, 141)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from cli_models import COMMAND
+from cli_models import COMMAND, run
 from processes import HANGS, is_alive, leftovers, wait_until_dead
 
 from convrewrite import models
@@ -74,10 +74,8 @@ def package(folder: Path, name: str, entries: dict[str, str], source: str) -> No
 
 
 def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "COLUMNS": "80", **more}
-    return subprocess.run(
-        [*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=HANGS
-    )
+    done = run(*words, cwd=folder, env={"PYTHONPATH": str(folder / "site"), **more})
+    return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 @pytest.fixture
