@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from apply_images import LENET, SIZE
+from apply_images import LENET, SIZE, fork_workers
 from cli_models import call
 
 import convrewrite as cr
@@ -101,7 +101,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """LeNet-5 for images of any size."""
+    """LeNet-5 for images of any size, for `apply`."""
+    fork_workers()
     path = tmp_path_factory.mktemp("models") / "any.onnx"
     cr.fcn(LENET, verify=False).save(path)
     return str(path)

@@ -97,6 +97,11 @@ def own_cases() -> tuple[Case | None, ...]:
     return tuple(case_of(*one) for one in models())
 
 
+@pytest.fixture(scope="module", autouse=True)
+def read() -> None:
+    own_cases()
+
+
 def models() -> Iterator[tuple[str, onnx.ModelProto, Feeds]]:
     for case in cases():
         for own, feeds in variants("own", case):

@@ -26,6 +26,9 @@ from processes import HANGS
 OWN = frozenset({"GITHUB_STEP_SUMMARY", "PYTEST_CURRENT_TEST", "PYTHONPATH", "TMPDIR"})
 """Variables that a command may have for itself: no module reads them when it is imported."""
 
+START = "import sys; sys.path.insert(0, sys.argv[1]); import warm; warm.serve(int(sys.argv[2]))"
+"""No file, which the processes that a command starts would read again."""
+
 IMPORTED = (
     "convrewrite.acceptance",
     "convrewrite.inspection",
@@ -46,7 +49,7 @@ class Server:
         self.environment = _without_own(environment)
         self.lock = threading.Lock()
         self.line, theirs = socket.socketpair()
-        words = [sys.executable, str(Path(__file__).resolve()), str(theirs.fileno())]
+        words = [sys.executable, "-P", "-c", START, str(Path(__file__).resolve().parent), str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(
                 words,
@@ -99,7 +102,7 @@ def _without_own(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in OWN}
 
 
-def serve(line: socket.socket) -> None:
+def serve(number: int) -> None:
     """Fork for each order, one after the other, and answer with the exit code as `subprocess` gives it."""
     import typer_once  # noqa: F401
 
@@ -111,6 +114,7 @@ def serve(line: socket.socket) -> None:
     app._command()  # what the command line imports late, it imports now; standard output leads nowhere
     assert "onnxruntime" not in sys.modules
     assert threading.active_count() == 1
+    line = socket.socket(fileno=number)
     while True:
         content, streams, _, _ = socket.recv_fds(line, 1 << 16, 3)
         if not content:
@@ -142,7 +146,3 @@ def _be_the_command(streams: Sequence[int], words: Sequence[str], folder: str, o
     tempfile.tempdir = None
     sys.argv = ["convrewrite", *words]
     app.main()
-
-
-if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
