@@ -21,7 +21,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from onnx import ModelProto
@@ -183,7 +183,9 @@ def separable(
     how = Trade(
         one_of("accept", accept, pipeline.ACCEPT), extents("size", size), arguments.timings(timings), yes("fit", fit)
     )
-    return _traded(model, Separable(tol=tolerance(tol), form=one_of("form", form, ("auto", *FORMS))), options, how)
+    return _traded(
+        model, Separable(tol=tolerance(tol), form=cast(Any, one_of("form", form, ("auto", *FORMS)))), options, how
+    )
 
 
 @spoken
@@ -211,7 +213,7 @@ def groups(
         one_of("expand", expand, ("branches", "dense"))
     judge = "always" if expand is not None else one_of("accept", accept, pipeline.ACCEPT)
     into = None if into is None else arguments.whole("into", into, 2)
-    pass_ = Groups(tol=tolerance(tol), into=into, expand=expand)
+    pass_ = Groups(tol=tolerance(tol), into=into, expand=cast(Any, expand))
     return _traded(model, pass_, options, Trade(judge, extents("size", size), arguments.timings(timings)))
 
 

@@ -21,7 +21,7 @@ from convrewrite.acceptance.judges import (
     Faster,
     smaller,
 )
-from convrewrite.acceptance.reference import Kernels, shaken, with_kernels
+from convrewrite.acceptance.reference import shaken, with_kernels
 from convrewrite.acceptance.regions import structure_key
 from convrewrite.engine.rewrite import accept_all
 
@@ -34,7 +34,6 @@ __all__ = [
     "Decision",
     "Decisions",
     "Faster",
-    "Kernels",
     "accept_all",
     "device",
     "shaken",

@@ -211,6 +211,7 @@ def register(app: typer.Typer, run: Run) -> None:
 
         def work(tell: Tell | None) -> Outcome:
             from convrewrite import flags, pipeline, plugins
+            from convrewrite.engine.rewrite import option_defaults
             from convrewrite.passes.fcn import Fcn
 
             pass_ = plugins.make(name, dict(_setting(text) for text in set_ or []))
@@ -221,7 +222,7 @@ def register(app: typer.Typer, run: Run) -> None:
             else:
                 outcome = pipeline.trade(*ends, pass_, options, pipeline.Trade(accept.value, size, timings))
             if outcome.error is not None:
-                flags.reword(outcome.error, flags.settings_of(plugins.options_of(pass_), "--set {}"))
+                flags.reword(outcome.error, flags.settings_of(option_defaults(pass_), "--set {}"))
             return outcome
 
         files = files_of(source, target, data, timings)
