@@ -237,7 +237,7 @@ class _Step:
     def _reshaped(self, data: gs.Tensor) -> Reach:
         """An axis stays where its extent, and the number of entries behind it, stay; else its cells are mixed."""
         old, new = self._shape(data), self._shape(self.node.outputs[0])
-        places = _places(new)
+        places = {_place(new, dim): dim for dim in reversed(range(len(new)))}
         axes = []
         for along in self._known(data).axes:
             dim = None if along.dim is None else places.get(_place(old, along.dim))
@@ -339,7 +339,9 @@ class _Step:
         kind = OPERATORS[self.node.op].kind
         if kind == "layer-norm" or (kind == "softmax" and self.opset < 13):  # all axes from that one on
             return dim >= self._axis(data)
-        return kind == "axes-norm" or (kind in ALONG_AXIS and dim == self._axis(data))
+        if kind == "axes-norm":
+            return dim in {int(axis) % len(self._shape(data)) for axis in self.node.attrs.get("axes", (0, 2, 3))}
+        return kind in ALONG_AXIS and dim == self._axis(data)
 
 
 RULES: Mapping[str, Callable[[_Step, gs.Tensor], Reach]] = ruled(
@@ -394,7 +396,3 @@ def _place(shape: Shape, dim: int) -> tuple[int, int]:
     for extent in shape[dim + 1 :]:
         behind *= extent
     return shape[dim], behind
-
-
-def _places(shape: Shape) -> dict[tuple[int, int], int]:
-    return {_place(shape, dim): dim for dim in reversed(range(len(shape)))}

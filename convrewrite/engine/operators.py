@@ -120,7 +120,7 @@ _NAMES = {
 
 _AXES = {
     **dict.fromkeys("ArgMax ArgMin Gather GatherElements Scatter ScatterElements Split SplitToSequence".split(), 0),
-    **dict.fromkeys("Concat DequantizeLinear Flatten QuantizeLinear".split(), 1),
+    **dict.fromkeys("Concat DequantizeLinear DFT Flatten QuantizeLinear".split(), 1),
     **dict.fromkeys("Hardmax LayerNormalization LogSoftmax LpNormalization OneHot".split(), -1),
     **dict.fromkeys("RMSNormalization Softmax TopK".split(), -1),
     "TensorScatter": -2,

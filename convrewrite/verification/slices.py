@@ -22,6 +22,7 @@ from convrewrite.model_io import Model
 BATCH = "slice"
 """The name of the opened axis."""
 
+RANDOM = chosen("random")
 QUANTIZERS = chosen("quantizer")
 NAMED_AXES = chosen("Squeeze Unsqueeze reduction")
 ALONE = chosen("unary quantizer Conv ConvTranspose pool global-pool batch-norm map-norm channel-norm blocks")
@@ -71,7 +72,7 @@ class _Walk:
         """Whether a node keeps the batch first, and its images apart; what it gives is then known to have one."""
         read = [t for t in node.inputs if t.name in self.batched]
         if not read:
-            return not subgraphs(node)
+            return not subgraphs(node) and node.op not in RANDOM
         given = [t for t in node.outputs if t.name]
         first = all(self.shapes.get(t.name, (0,))[:1] == (self.batch,) for t in given)
         if not is_standard(node) or not first or not self._apart(node, read):
