@@ -23,6 +23,7 @@ from convrewrite.engine.image_axes import image_input
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.rewrite import run_pass
 from convrewrite.errors import UsageError
+from convrewrite.inspection import table
 from convrewrite.inspection.matrices import layer_matrix
 from convrewrite.inspection.toeplitz import toeplitz
 from convrewrite.passes.groups import Groups
