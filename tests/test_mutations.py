@@ -20,9 +20,10 @@ from cli_models import call, padded, plain, save, snapshot
 
 from convrewrite.engine.layers import PoolLayer
 from convrewrite.errors import CheckFailed
-from convrewrite.passes.fcn import Fcn, channels, lifter, linear, outputs, walk
+from convrewrite.options import FcnOptions
+from convrewrite.passes.fcn import channels, lifter, linear, outputs, walk
 from convrewrite.pipeline import fcn
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.pipeline.outcome import Outcome
 from helpers import Net
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -177,7 +178,7 @@ FAULTS = {
 
 
 def convert(folder: Path) -> Outcome:
-    return fcn(str(folder / "in.onnx"), str(folder / "out.onnx"), Fcn(), Options())
+    return fcn(str(folder / "in.onnx"), str(folder / "out.onnx"), FcnOptions())
 
 
 @pytest.mark.parametrize("name", FAULTS)
