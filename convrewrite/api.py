@@ -251,7 +251,7 @@ def transform(model: Given, pass_: Pass | str, options: TransformOptions) -> Res
         UsageError: there is no such pass, or it has no such option. Refused, CheckFailed: as for `fcn`.
     """
     made = plugins.make(pass_, options.fields or {}) if isinstance(pass_, str) else pass_
-    if isinstance(made, type) or not hasattr(made, "candidates"):
+    if not isinstance(made, Pass):
         raise UsageError(f"{made!r} is no pass", remedy="give a pass such as Separable(tol=0.1), or the name of one")
     return _rewritten(model, lambda source, target: pipeline.transform(source, target, made, options))
 
