@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,10 +131,15 @@ def _texts(option: Option[Any, Any], value: Any, options: Any) -> list[list[str]
             return [[f"{name}={'x'.join(map(str, shape))}"] for name, shape in value.items()]
         case kinds.Tolerance():
             limits = value if isinstance(value, Mapping) else {"": value}
-            return [[f"{name}={limit!r}".removeprefix("=")] for name, limit in limits.items()]
+            return [[f"{name}={_number(limit)}".removeprefix("=")] for name, limit in limits.items()]
         case kinds.Patterns():
             return [[pattern] for pattern in value]
     return [[str(value)]]
+
+
+def _number(value: float) -> str:
+    """A number as people write it: 1e-5, not 1e-05."""
+    return re.sub(r"e([+-])0+(?=\d)", r"e\1", repr(value))
 
 
 def declared(
