@@ -39,9 +39,11 @@ from convrewrite.options import (
     FcnOptions,
     GroupsOptions,
     InspectOptions,
+    LazyOptions,
     SeparableOptions,
     TransformOptions,
     VerifyOptions,
+    options_of,
 )
 from convrewrite.options.keywords import keywords, keywords_of
 from convrewrite.pipeline import report
@@ -232,6 +234,10 @@ def apply(model: Given, image: Any, target: str | Path | None = None, *, options
     from convrewrite import tiling
 
     if target is None:
+        lazy = {option.name for option in options_of(LazyOptions)}
+        whole = [option for option in options_of(ApplyOptions) if option.name not in lazy]
+        if strange := [o.name for o in whole if getattr(options, o.name) != o.default]:
+            raise UsageError(f"without a target there is no option '{strange[0]}'", remedy="give a target, too")
         return tiling.lazily(_model(model), image, options)
     if not isinstance(image, str | Path):
         raise UsageError("an array has no path", remedy="leave the target out, and store what comes, or give a path")
