@@ -43,7 +43,7 @@ from convrewrite.pipeline.files import (
 from convrewrite.pipeline.native import check_known, native
 from convrewrite.pipeline.opsets import upgraded
 from convrewrite.pipeline.outcome import STREAM, Ends, FileFacts, Log, Outcome
-from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, refusal, why
+from convrewrite.pipeline.steps import OTHERWISE, again, by, check_patterns, check_provider, refusal, why
 from convrewrite.pipeline.upsampling import Upsampled
 from convrewrite.running import runtime
 from convrewrite.system import atomic
@@ -260,12 +260,7 @@ def _repeat(run: _Run) -> str:
     words += ["--opset", str(options.opset)] if options.opset is not None else []
     words += ["--dynamic-batch"] if options.dynamic_batch else []
     words += ["--data", options.data_path] if options.data is not None else []
-    words += ["--seed", str(options.seed), "--samples", str(options.samples)]
-    words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
-    words += ["--provider", options.provider] if options.provider != "auto" else []
-    words += [word for pattern in options.only for word in ("--only", pattern)]
-    words += [word for pattern in options.skip for word in ("--skip", pattern)]
-    return shlex.join(words)
+    return shlex.join([*words, *again(options)])
 
 
 def _next(run: _Run) -> str:

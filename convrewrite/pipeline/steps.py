@@ -58,6 +58,15 @@ def check_patterns(graph: gs.Graph, options: RewriteOptions) -> None:
         raise UsageError(f"--only '{patterns}' matches no node and no tensor of the model")
 
 
+def again(options: RewriteOptions) -> list[str]:
+    """The words of what every rewriting command takes, in the command that repeats it."""
+    words = ["--seed", str(options.seed), "--samples", str(options.samples)]
+    words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
+    words += ["--provider", options.provider] if options.provider != "auto" else []
+    words += [word for pattern in options.only for word in ("--only", pattern)]
+    return words + [word for pattern in options.skip for word in ("--skip", pattern)]
+
+
 def refusal(pass_: Pass, site: Site) -> Refused:
     """The error for a site that refuses the model."""
     return Refused(why(pass_, replace(site, remedy="")), reason=site.reason, remedy=site.remedy)

@@ -54,7 +54,7 @@ from convrewrite.pipeline.files import (
 from convrewrite.pipeline.native import Native, check_known, native
 from convrewrite.pipeline.outcome import STREAM, Ends, Log, Outcome
 from convrewrite.pipeline.responses import Collected
-from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, meaning, obtained, refusal
+from convrewrite.pipeline.steps import OTHERWISE, again, by, check_patterns, check_provider, meaning, obtained, refusal
 from convrewrite.running import runtime
 from convrewrite.system import atomic
 from convrewrite.verification import Verification
@@ -399,9 +399,4 @@ def _repeat(run: _Run, source: str, target: str) -> str:
     words += (
         ["--fit", "weights"] if options.data is not None and not options.fits and isinstance(made, Separable) else []
     )
-    words += ["--seed", str(options.seed), "--samples", str(options.samples)]
-    words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
-    words += ["--provider", options.provider] if options.provider != "auto" else []
-    words += [word for pattern in options.only for word in ("--only", pattern)]
-    words += [word for pattern in options.skip for word in ("--skip", pattern)]
-    return shlex.join(words)
+    return shlex.join([*words, *again(options)])
