@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from convrewrite.pipeline.any_size import fcn
 from convrewrite.pipeline.comparing import compare, time
+from convrewrite.pipeline.named import groups, separable, transform
 from convrewrite.pipeline.steps import GENERAL, reasons
-from convrewrite.pipeline.trading import groups, separable, trade, transform
+from convrewrite.pipeline.trading import trade
 
 __all__ = ["GENERAL", "compare", "fcn", "groups", "reasons", "separable", "time", "trade", "transform"]

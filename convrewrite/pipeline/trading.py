@@ -28,19 +28,14 @@ from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.options import (
     BenchOptions,
-    GroupsOptions,
-    SeparableOptions,
     TradeOptions,
-    TransformOptions,
     VerifyOptions,
 )
 from convrewrite.passes.dense import Dense
-from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.upsample import Upsample
 from convrewrite.pipeline import fixing
-from convrewrite.pipeline.any_size import fcn
 from convrewrite.pipeline.files import (
     as_file,
     copied,
@@ -164,23 +159,6 @@ class _Run:
             named = replace(found, a=self.log.outcome.input.path if self.log.outcome.input else "", b=target)
             self.log.note(bench=named)
         return known.verdict == timing.FASTER
-
-
-def separable(source: str, target: str, options: SeparableOptions) -> Outcome:
-    """Factor convolutions and linear layers; as `trade`."""
-    return trade(source, target, Separable(tol=options.tol, form=options.form), options)
-
-
-def groups(source: str, target: str, options: GroupsOptions) -> Outcome:
-    """Split convolutions into groups, or undo groups; as `trade`."""
-    return trade(source, target, Groups(tol=options.tol, into=options.into, expand=options.expand), options)
-
-
-def transform(source: str, target: str, pass_: Pass, options: TransformOptions) -> Outcome:
-    """Run any pass, `fcn` among them; as `trade`."""
-    if isinstance(pass_, Fcn):
-        return fcn(source, target, options.for_fcn(pass_.window, pass_.size))
-    return trade(source, target, pass_, options)
 
 
 def trade(source: str, target: str, pass_: Pass, options: TradeOptions) -> Outcome:
