@@ -13,6 +13,7 @@ from __future__ import annotations
 from convrewrite.acceptance.budget import within
 from convrewrite.acceptance.decisions import Decision, Decisions, device
 from convrewrite.acceptance.judges import (
+    COUNTING,
     NOT_FASTER,
     NOT_SMALLER,
     OVER_BUDGET,
@@ -26,6 +27,7 @@ from convrewrite.acceptance.regions import structure_key
 from convrewrite.engine.rewrite import accept_all
 
 __all__ = [
+    "COUNTING",
     "NOT_FASTER",
     "NOT_SMALLER",
     "OVER_BUDGET",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import onnx_graphsurgeon as gs
 from convrewrite import model_io, timing
 from convrewrite.acceptance.decisions import Decision, Decisions, device
 from convrewrite.acceptance.regions import Shapes, region
-from convrewrite.engine.rewrite import Declined, Pass, Plan, Reason
+from convrewrite.engine.rewrite import Declined, Judge, JudgeName, Pass, Plan, Reason, accept_all
+from convrewrite.options import BenchOptions
 from convrewrite.system import atomic
 
 NOT_SMALLER = Reason(
@@ -59,6 +61,10 @@ def smaller(graph: gs.Graph, plan: Plan) -> Declined | None:
     return Declined(NOT_SMALLER, f"{before:,} multiply-accumulates would become {after:,}")
 
 
+COUNTING: Mapping[JudgeName, Judge] = {"smaller": smaller, "always": accept_all}
+"""The judges that time nothing, by name."""
+
+
 @dataclass
 class Faster:
     """Accept what is measured to be faster in ONNX Runtime, at the shapes that the layer has in the model.
@@ -103,5 +109,5 @@ class Faster:
 
     def _time(self, a: Path, b: Path) -> Decision:
         """Time two model files; raises what `timing.bench` raises."""
-        found = timing.bench(a, b, seconds=self.seconds, sets=self.sets, provider=self.provider, memory=False)
-        return Decision.of(found.check())
+        how = BenchOptions(seconds=self.seconds, sets=self.sets, provider=self.provider, memory=False)
+        return Decision.of(timing.bench(a, b, how).check())

@@ -18,7 +18,7 @@ from convrewrite.engine.evidence import Evidence
 
 SiteOutcome = Literal["rewritten", "declined", "refused"]
 Equivalence = Literal["exact", "reassociated", "approximate"]
-JudgeName = Literal["smaller", "faster", "always"]
+JudgeName = Literal["smaller", "always"]
 
 
 OPTION = "option"
