@@ -42,10 +42,11 @@ from convrewrite.pipeline.files import (
 from convrewrite.pipeline.native import check_known, native
 from convrewrite.pipeline.opsets import upgraded
 from convrewrite.pipeline.outcome import STREAM, Ends, FileFacts, Log, Options, Outcome
-from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, refusal, why
+from convrewrite.pipeline.steps import OTHERWISE, check_patterns, check_provider, common, refusal, why
 from convrewrite.pipeline.upsampling import Upsampled
 from convrewrite.running import runtime
 from convrewrite.system import atomic
+from convrewrite.text import by
 from convrewrite.verification import Verification
 
 

@@ -23,7 +23,8 @@ from convrewrite.passes.dense import Dense
 from convrewrite.passes.dense.reasons import REASONS
 from convrewrite.pipeline.native import Native, native
 from convrewrite.pipeline.outcome import Options
-from convrewrite.pipeline.steps import by, common, refusal
+from convrewrite.pipeline.steps import common, refusal
+from convrewrite.text import by
 from convrewrite.verification import Verification, trunk_oracle
 
 CELLS = (2, 3, 2)

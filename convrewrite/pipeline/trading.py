@@ -44,9 +44,10 @@ from convrewrite.pipeline.files import (
 from convrewrite.pipeline.native import Native, check_known, native
 from convrewrite.pipeline.outcome import STREAM, Ends, Log, Options, Outcome
 from convrewrite.pipeline.responses import Collected
-from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, meaning, obtained, refusal
+from convrewrite.pipeline.steps import OTHERWISE, check_patterns, check_provider, common, meaning, obtained, refusal
 from convrewrite.running import runtime
 from convrewrite.system import atomic
+from convrewrite.text import by
 from convrewrite.verification import Verification
 from convrewrite.verification.comparison import LARGEST_PART, LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
 from convrewrite.verification.stated import joined, output_error, part_error, state

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convrewrite.engine.convsite import rounding
 from convrewrite.passes.groups.clustering import best_groups, cocluster, error_of_layout, needed_tol
-from convrewrite.passes.groups.detection import kernel_norms, rounding, spread, structure
+from convrewrite.passes.groups.detection import kernel_norms, spread, structure
 from convrewrite.passes.groups.offers import offers
 from convrewrite.passes.groups.packing import Layout, equal_groups, layouts, pack, part_time, unequal_groups
 from groups_nets import blocks, equal, planted
