@@ -153,12 +153,12 @@ def _sampled(made: Denser) -> Model:
         if not steps:
             continue
         if last is not None and last.op in CELL_BY_CELL and last.attrs.get("keepdims", 1):
-            emit = Emitter(graph, f"{output.name}/cells", last.inputs[0].dtype)
+            emit = Emitter.into(graph, f"{output.name}/cells", last.inputs[0].dtype)
             last.inputs[0] = emit.every("every-cell", last.inputs[0], steps)
         else:
             name = output.name
             output.name = f"{name}/every-cell"
-            kept = Emitter(graph, f"{name}/cells", output.dtype).every("every-cell", output, steps)
+            kept = Emitter.into(graph, f"{name}/cells", output.dtype).every("every-cell", output, steps)
             graph.outputs[graph.outputs.index(output)] = kept
             kept.name = name
     metadata = {key: text for key, text in made.model.metadata.items() if key != METADATA_KEY}
