@@ -26,6 +26,7 @@ from convrewrite.errors import UsageError
 from convrewrite.inspection import table
 from convrewrite.inspection.matrices import layer_matrix
 from convrewrite.inspection.toeplitz import toeplitz
+from convrewrite.options import InspectOptions
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.native import native
@@ -334,7 +335,7 @@ def test_bad_usage(words: list[str], text: str) -> None:
 
 
 def head_of(model: onnx.ModelProto) -> tuple[dict[str, list[int]], list[str]] | None:
-    found = inspection.inspect(model_io.load(model.SerializeToString()), "m", passes=False).head
+    found = inspection.inspect(model_io.load(model.SerializeToString()), "m", InspectOptions(passes=False)).head
     return None if found is None else (found["maps"], found["operators"])
 
 
@@ -373,7 +374,11 @@ def test_an_inspection_prints_itself() -> None:
 def test_the_tolerance_that_is_printed_suffices(name: str, at: float) -> None:
     """Each is given to the pass, and the layer is rewritten: no tolerance of two digits may be rounded down."""
     model = model_io.load(models.lenet5_path() if name == "lenet5" else models.trained_path(name))
-    told = [line for line in str(inspection.inspect(model, name, tol=at)).splitlines() if "pays from --tol" in line]
+    told = [
+        line
+        for line in str(inspection.inspect(model, name, InspectOptions(tol=at))).splitlines()
+        if "pays from --tol" in line
+    ]
     assert len(told) > 2
     shapes = native(model, None).tensors
     makes: dict[str, Any] = {"separable": Separable, "groups": Groups}

@@ -20,10 +20,11 @@ from cli_models import call, padded, plain, save, snapshot
 
 from convrewrite.engine.layers import PoolLayer
 from convrewrite.errors import CheckFailed
-from convrewrite.passes.fcn import Fcn, lifter, linear, outputs, walk
+from convrewrite.options import FcnOptions
+from convrewrite.passes.fcn import lifter, linear, outputs, walk
 from convrewrite.passes.fcn.views import Layouts
 from convrewrite.pipeline import fcn
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.pipeline.outcome import Outcome
 from helpers import Net
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -178,7 +179,7 @@ FAULTS = {
 
 
 def convert(folder: Path) -> Outcome:
-    return fcn(str(folder / "in.onnx"), str(folder / "out.onnx"), Fcn(), Options())
+    return fcn(str(folder / "in.onnx"), str(folder / "out.onnx"), FcnOptions())
 
 
 @pytest.mark.parametrize("name", FAULTS)

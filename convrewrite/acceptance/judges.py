@@ -12,6 +12,7 @@ from convrewrite import model_io, timing
 from convrewrite.acceptance.decisions import Decision, Decisions, device
 from convrewrite.acceptance.regions import Shapes, region
 from convrewrite.engine.rewrite import Declined, Pass, Plan, Reason
+from convrewrite.options import BenchOptions
 from convrewrite.system import atomic
 
 NOT_SMALLER = Reason(
@@ -99,5 +100,5 @@ class Faster:
 
     def _time(self, a: Path, b: Path) -> Decision:
         """Time two model files; raises what `timing.bench` raises."""
-        found = timing.bench(a, b, seconds=self.seconds, sets=self.sets, provider=self.provider, memory=False)
-        return Decision.of(found.check())
+        how = BenchOptions(seconds=self.seconds, sets=self.sets, provider=self.provider, memory=False)
+        return Decision.of(timing.bench(a, b, how).check())

@@ -26,6 +26,7 @@ from convrewrite.errors import UsageError
 from convrewrite.inspection.heads import head
 from convrewrite.inspection.table import Inspection, Layer, Shape
 from convrewrite.model_io import Model
+from convrewrite.options import InspectOptions
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
@@ -34,28 +35,28 @@ from convrewrite.pipeline.native import Native, native
 
 __all__ = ["Inspection", "Layer", "inspect"]
 
+DEFAULT = InspectOptions()
+
 SLIDING = chosen("convolution integer-convolution transposed-convolution pool")
 
 
 def inspect(
     model: Model,
     path: str,
+    options: InspectOptions = DEFAULT,
     *,
-    size: Sequence[int] | None = None,
-    tol: float = 0.0,
-    passes: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Inspection:
     """Look at a model.
 
     Args:
-        model: it is not changed. path: its name in the result. size: of the image, where the file leaves it open.
-        tol: tolerance at which `separable` and `groups` are asked. passes: ask the passes at all.
+        model: it is not changed. path: its name in the result. options: how it is looked at.
         progress: called with the name of each pass before it is asked.
 
     Raises:
         UsageError: the size does not fit.
     """
+    size, tol = options.size, options.tol
     at = native(model, size)
     graph = model.graph
     counted = costs.count(graph, at.inputs if at.tensors else None, strict=bool(at.tensors))
@@ -70,7 +71,7 @@ def inspect(
     )
     sites: tuple[Site, ...] = ()
     context = Context.of(graph, shapes=at.tensors)
-    for pass_, judge in _asked(at, window, tol) if passes else ():
+    for pass_, judge in _asked(at, window, tol) if options.passes else ():
         progress(pass_.name)
         sites += run_pass(pass_, graph, judge=judge, context=context).sites
     facts = replace(input_facts(model, path), macs=counted.macs if at.tensors else None)

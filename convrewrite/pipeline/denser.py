@@ -19,11 +19,11 @@ from convrewrite.engine.rewrite import Context, Site, run_pass
 from convrewrite.engine.windows import METADATA_KEY, Window
 from convrewrite.errors import Refused, UsageError
 from convrewrite.model_io import Model
+from convrewrite.options import CheckOptions
 from convrewrite.passes.dense import Dense
 from convrewrite.passes.dense.reasons import REASONS
 from convrewrite.pipeline.native import Native, native
-from convrewrite.pipeline.outcome import Options
-from convrewrite.pipeline.steps import common, refusal
+from convrewrite.pipeline.steps import refusal
 from convrewrite.text import by
 from convrewrite.verification import Verification, trunk_oracle
 
@@ -115,19 +115,24 @@ def _window(window: Window, strides: dict[str, tuple[int, ...]]) -> Window:
     return window.denser(next(strides[name] for name in window.outputs if name in strides))
 
 
-def proved(coarse: Path, made: Denser, folder: Path, options: Options) -> Verification:
+def proved(coarse: Path, made: Denser, folder: Path, options: CheckOptions) -> Verification:
     """Compare every f-th cell of the new map with the map at the old stride."""
     sampled = model_io.save(_sampled(made), folder / "every-cell.onnx")
-    how: dict[str, Any] = {**common(options), "data": None}
-    sizes = [size for size in made.sizes if size]
-    found = verification.verify(coarse, sampled, sizes=sizes, **how)
+    how = replace(options.comparing(sizes=[size for size in made.sizes if size]), data=None)
+    found = verification.verify(coarse, sampled, how)
     steps = " and ".join(str(f) for f in sorted({f for of in made.factors.values() for f in of.values()}))
     name = f"cells {steps} apart against the old map"
     return replace(found, cases=tuple(replace(case, name=f"{name}, {case.name}") for case in found.cases))
 
 
 def trunk_of_coarse(
-    original: str | Path, coarse: Path, window: Window, cut: Sequence[Any], found: Verification, options: Options
+    original: str | Path,
+    coarse: Path,
+    window: Window,
+    cut: Sequence[Any],
+    *,
+    found: Verification,
+    options: CheckOptions,
 ) -> list[Verification]:
     """What was found of the new model; where no trunk could be compared with its own, that of the coarse model too.
 
@@ -136,7 +141,7 @@ def trunk_of_coarse(
     if not any(case.status == "skipped" and case.name.startswith(trunk_oracle.CHECK) for case in found.cases):
         return [found]
     kept = tuple(case for case in found.cases if not case.name.startswith(trunk_oracle.CHECK))
-    before = verification.verify_fcn(original, coarse, window, cut, **common(options))
+    before = verification.verify_fcn(original, coarse, window, options.comparing(), cut=cut)
     cases = tuple(replace(case, name=f"{case.name}, old map") for case in before.cases)
     return [replace(found, cases=kept), replace(before, cases=cases)]
 
