@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-FINER = frozenset("ConvTranspose DepthToSpace Resize Upsample".split())
+from convrewrite.engine.layers import Spreading
 
 MARGINS = {"nearest": 1, "linear": 2, "cubic": 3}
 """Old cells to each side of its own place that an entry of a Resize may read."""
@@ -25,7 +25,7 @@ def spread(
     """New cells per old cell, and by how many new cells an old one may lie ahead of its own place and behind it.
 
     Args:
-        node: one of FINER. dim: the axis. old, new: shapes of its input and its output.
+        node: one that lowers the stride. dim: the axis. old, new: shapes of its input and its output.
         kernel: of a ConvTranspose, where the node does not say.
 
     Raises:
@@ -38,12 +38,10 @@ def spread(
     if node.op == "ConvTranspose":
         if attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or attrs.get("output_shape"):
             raise ValueError("ConvTranspose has pads that depend on the size")
-        extents = attrs.get("kernel_shape") or kernel
-        at, rank = dim - 2, len(extents)
-        step = int((attrs.get("strides") or [1] * rank)[at])
-        reach = (int(extents[at]) - 1) * int((attrs.get("dilations") or [1] * rank)[at])
-        begin = int((attrs.get("pads") or [0] * (2 * rank))[at])
-        return step, reach - begin, begin
+        geometry = Spreading.read(attrs, attrs.get("kernel_shape") or kernel, old[2:])
+        at = dim - 2
+        reach, begin = (geometry.kernel[at] - 1) * geometry.dilations[at], geometry.begin[at]
+        return geometry.strides[at], reach - begin, begin
     mode = attrs.get("coordinate_transformation_mode", "half_pixel" if opset >= 11 else "asymmetric")
     if new[dim] == old[dim]:
         return 1, 0, 0

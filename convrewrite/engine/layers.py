@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import Constants, computed_from_constants
+from convrewrite.engine.operators import chosen, is_standard
 
 Ints = tuple[int, ...]
 Array = np.ndarray[Any, Any]
@@ -162,24 +163,41 @@ class Spreading:
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """A Conv or ConvTranspose node: weight shape [O, I/g, *kernel] (ConvTranspose: [I, O/g, *kernel])."""
+    """A Conv node with a weight [O, I/g, *kernel]."""
 
     weight: Ints
-    group: int
     sliding: Sliding
-    transposed: bool = False
 
     @classmethod
     def from_node(cls, node: gs.Node, weight: Sequence[int], size: Sequence[int]) -> ConvLayer:
         """Read a node whose weight has that shape, on a map of that native size."""
         kernel = tuple(node.attrs.get("kernel_shape") or weight[2:])
-        transposed = node.op == "ConvTranspose"
-        return cls(tuple(weight), node.attrs.get("group", 1), Sliding.read(node.attrs, kernel, size), transposed)
+        return cls(tuple(weight), Sliding.read(node.attrs, kernel, size))
 
     @property
     def out_channels(self) -> int:
         """Channels of the output."""
-        return self.weight[1] * self.group if self.transposed else self.weight[0]
+        return self.weight[0]
+
+
+@dataclass(frozen=True)
+class TransposedLayer:
+    """A ConvTranspose node with a weight [I, O/g, *kernel]."""
+
+    weight: Ints
+    group: int
+    spreading: Spreading
+
+    @classmethod
+    def from_node(cls, node: gs.Node, weight: Sequence[int], size: Sequence[int]) -> TransposedLayer:
+        """Read a node whose weight has that shape, on a map of that native size."""
+        kernel = tuple(node.attrs.get("kernel_shape") or weight[2:])
+        return cls(tuple(weight), int(node.attrs.get("group", 1)), Spreading.read(node.attrs, kernel, size))
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.weight[1] * self.group
 
 
 @dataclass(frozen=True)
@@ -225,7 +243,7 @@ class PoolLayer:
         return replace(self, sliding=sliding), factor
 
 
-LINEAR = frozenset({"Gemm", "MatMul"})
+LINEAR = chosen("matrix")
 """Operators that are linear layers where one factor is constant."""
 
 
@@ -283,7 +301,7 @@ class LinearLayer:
 
         A constant of unknown shape, since nodes compute it, has `stored` ().
         """
-        if node.op not in LINEAR or (node.domain or "ai.onnx") != "ai.onnx":
+        if node.op not in LINEAR or not is_standard(node):
             return None
         known = [computed_from_constants(tensor) for tensor in node.inputs[:2]]
         return cls.from_node(node, weight=known.index(True)) if sum(known) == 1 else None

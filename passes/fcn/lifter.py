@@ -16,9 +16,9 @@ import onnx_graphsurgeon as gs
 from convrewrite.engine import costs
 from convrewrite.engine.axes import Atom, atoms
 from convrewrite.engine.graph import Constants, Shape, unique_name
-from convrewrite.engine.rewrite import Site
+from convrewrite.engine.rewrite import Equivalence, Site
 from convrewrite.engine.windows import keeps_windows
-from convrewrite.passes.fcn.views import Emitter, Fixed, Refuse, State, Static, View
+from convrewrite.passes.fcn.views import Fixed, Layouts, Refuse, State, Static, View
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Lifter:
     global_pools: frozenset[str]
     trim: bool
     new_size: tuple[int, ...] | None = None
-    emitter: Emitter = field(init=False)
+    emitter: Layouts = field(init=False)
     states: dict[str, State] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
     cut_holds: bool = True
@@ -52,7 +52,7 @@ class Lifter:
     progress: int = 0
 
     def __post_init__(self) -> None:
-        self.emitter = Emitter(self.graph.opset, set(self.graph.tensors()))
+        self.emitter = Layouts(self.graph.opset, set(self.graph.tensors()))
 
     # What the rules ask -----------------------------------------------------------------------------------------
 
@@ -172,7 +172,9 @@ class Lifter:
             bool(batch) and not isinstance(self.image.shape[self.axes.index("N")], int)
         )
 
-    def rewrote(self, node: gs.Node, detail: str, equivalence: str, *, params: tuple[int, int] = (0, 0)) -> None:
+    def rewrote(
+        self, node: gs.Node, detail: str, equivalence: Equivalence, *, params: tuple[int, int] = (0, 0)
+    ) -> None:
         """Note a site; a fully connected layer costs the same before and after at the native size."""
         macs = costs.macs(node, self.native)
         anchor = node.outputs[0].name

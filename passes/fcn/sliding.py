@@ -19,7 +19,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Atom, Layout, atoms, channels, large, only
-from convrewrite.engine.layers import ConvLayer, PoolLayer, Sliding
+from convrewrite.engine.layers import ConvLayer, PoolLayer, Sliding, TransposedLayer
+from convrewrite.engine.operators import ruled
 from convrewrite.passes.fcn.channels import reduce_channels
 from convrewrite.passes.fcn.hollow import without_hollow_axes
 from convrewrite.passes.fcn.joining import join
@@ -117,12 +118,12 @@ def lift_conv_transpose(lifter: Lifter, node: gs.Node, states: Sequence[State]) 
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a weight that depends on an input")
     if "output_shape" in node.attrs or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} fixes its output's size")
-    layer = ConvLayer.from_node(node, lifter.shape(node.inputs[1]), _size(view))
+    layer = TransposedLayer.from_node(node, lifter.shape(node.inputs[1]), _size(view))
+    geometry = layer.spreading
     lifter.check_windows(node)
-    view = _upsampled(lifter, node, view, [float(stride) for stride in layer.sliding.strides], layer.sliding.kernel)
-    size = lifter.shape(node.outputs[0])[2:]
+    view = _upsampled(lifter, node, view, [float(stride) for stride in geometry.strides], geometry.kernel)
     inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
-    return list(lifter.emit_like(node, inputs, _resized(view, size, channels(layer.out_channels))))
+    return list(lifter.emit_like(node, inputs, _resized(view, geometry.output, channels(layer.out_channels))))
 
 
 def _upsampled(
@@ -360,16 +361,15 @@ def lift_blocks(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     return list(lifter.emit_like(node, [view.tensor], _resized(view, new[2:], channels(new[1]))))
 
 
-RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
-    "Conv": without_hollow_axes(lift_conv),
-    "ConvTranspose": lift_conv_transpose,
-    **dict.fromkeys(("AveragePool", "MaxPool", "LpPool"), without_hollow_axes(lift_pool)),
-    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), lift_global_pool),
-    **dict.fromkeys(
-        (*POOLS_OF_REDUCTIONS, "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"),
-        lift_reduction,
-    ),
-    "Pad": lift_pad,
-    **dict.fromkeys(("Resize", "Upsample"), lift_resize),
-    **dict.fromkeys(("SpaceToDepth", "DepthToSpace"), lift_blocks),
-}
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = ruled(
+    {
+        "convolution": without_hollow_axes(lift_conv),
+        "transposed-convolution": lift_conv_transpose,
+        "pool": without_hollow_axes(lift_pool),
+        "global-pool": lift_global_pool,
+        "reduction": lift_reduction,
+        "pad": lift_pad,
+        "resize": lift_resize,
+        "blocks": lift_blocks,
+    }
+)

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from convrewrite import model_io
 from convrewrite.acceptance import with_kernels
 from convrewrite.acceptance.regions import region
+from convrewrite.engine import timemodel
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Declined, Plan
-from convrewrite.passes.groups import Groups, packing, planning
+from convrewrite.engine.rewrite import Declined, Kernels, Plan
+from convrewrite.passes.groups import Groups
 from groups_nets import assert_equal, conv, ops, planted, rewrite
 from helpers import Net
 
@@ -187,7 +188,7 @@ def test_random_graphs_with_gathers_stay_the_same(examples: int) -> None:
     @given(seed=st.integers(0, 2**32), length=st.integers(2, 9), into=st.sampled_from([None, 2]))
     def run_all(seed: int, length: int, into: int | None) -> None:
         model = drawn(seed, length)
-        with patch.object(planning, "TRAFFIC", 0), patch.multiple(packing, TRAFFIC=0, BLOCK=1):
+        with patch.multiple(timemodel, TRAFFIC=0, BLOCK=1):
             _, made = rewrite(model, Groups(into=into), judge=check_region)
         for op in ("Gather", "Split"):
             event(f"{op}: {op in ops(made)}")
@@ -207,12 +208,12 @@ def test_random_graphs_within_a_tolerance_are_what_they_say(examples: int) -> No
     )
     def run_all(seed: int, length: int, tol: float, dear: bool) -> None:
         model = drawn(seed, length)
-        traffic, block = (packing.TRAFFIC, packing.BLOCK) if dear else (0, 1)
-        with patch.multiple(packing, TRAFFIC=traffic, BLOCK=block), patch.object(planning, "TRAFFIC", traffic):
+        traffic, block = (timemodel.TRAFFIC, timemodel.BLOCK) if dear else (0, 1)
+        with patch.multiple(timemodel, TRAFFIC=traffic, BLOCK=block):
             result, made = rewrite(model, Groups(tol=tol))
-        kernels = result.evidence.get("kernels", {})
-        event(f"{len(kernels)} kernels")
-        assert set(kernels) == {
+        kernels = result.evidence_of(Kernels) or Kernels({})
+        event(f"{len(kernels.made)} kernels")
+        assert set(kernels.made) == {
             site.anchor for site in result.outcome("rewritten") if site.equivalence == "approximate"
         }
         assert all(site.error <= tol for site in result.sites)
