@@ -161,11 +161,11 @@ class _Layer:
         if made is not None and made.op == "Reshape" and _numbers(graph, made) is not None:
             source = made.inputs[0]  # what it made of its input does not matter any more: the order of entries stays
         flat = gs.Constant(f"{prefix}/flat", np.array([-1, inputs], np.int64))
-        nodes = [gs.Node("Reshape", f"{prefix}/rows", {}, [source, flat], [rows])]
+        nodes = [gs.Node("Reshape", f"{prefix}/rows", {}, [source, flat], outputs=[rows])]
         factors = [rows, quantized.emit(nodes, f"{prefix}/weight", self.matrix)]
         bias = np.zeros(out, self.matrix.dtype) if self.bias is None else self.bias
         factors.append(quantized.emit(nodes, f"{prefix}/bias", bias))
-        nodes.append(gs.Node("Gemm", f"{prefix}/gemm", {"transB": 1}, factors, [product]))
+        nodes.append(gs.Node("Gemm", f"{prefix}/gemm", {"transB": 1}, factors, outputs=[product]))
         after = list(result.outputs)
         node.inputs.clear()
         node.outputs.clear()
@@ -175,7 +175,7 @@ class _Layer:
             after[0].inputs[0] = product
         else:
             shape = gs.Constant(f"{prefix}/shape", np.array([-1, out, *[1] * self.rank], np.int64))
-            nodes.append(gs.Node("Reshape", f"{prefix}/map", {}, [product, shape], [result]))
+            nodes.append(gs.Node("Reshape", f"{prefix}/map", {}, [product, shape], outputs=[result]))
         for offset, fresh in enumerate(nodes):
             graph.nodes.insert(place + offset, fresh)
 

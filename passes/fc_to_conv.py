@@ -121,7 +121,7 @@ class FcToConv(Pass):
             bias = _vector(node.inputs[layer.bias], layer, constants)
             if bias is None:
                 return Declined(REASONS["fc-to-conv/added-matrix"], label)
-        made = _Layer(node.outputs[0].name, layer, kernel, bias, shapes)
+        made = _Layer(node.outputs[0].name, layer, kernel, bias=bias, shapes=shapes)
         text = f"{node.op} [{layer.inputs}, {layer.outputs}] -> Conv {layer.outputs} x {layer.inputs} x 1 x 1"
         site = Site(self.name, node.outputs[0].name, node.op, "rewritten", detail=text, equivalence="reassociated")
         return [Plan((site,), made)]
@@ -198,7 +198,7 @@ class _Layer:
 
         def emit(op: str, name: str, inputs: Sequence[gs.Tensor], **attrs: Any) -> gs.Variable:
             made = gs.Variable(f"{prefix}/{name}", np.int64 if op in ("Shape", "Slice", "Concat") else dtype)
-            nodes.append(gs.Node(op, f"{prefix}/{name}", attrs, list(inputs), [made]))
+            nodes.append(gs.Node(op, f"{prefix}/{name}", attrs, list(inputs), outputs=[made]))
             return made
 
         rows = self.shapes.rows
@@ -219,7 +219,7 @@ class _Layer:
         del graph.nodes[position(graph, node)]
         if not _taken_on(graph, result, made, self.shapes.result or ()):
             shape = self._shape(emit, data, prefix, graph.opset)
-            nodes.append(gs.Node("Reshape", f"{prefix}/back", {}, [made, shape], [result]))
+            nodes.append(gs.Node("Reshape", f"{prefix}/back", {}, [made, shape], outputs=[result]))
         for offset, fresh in enumerate(nodes):
             graph.nodes.insert(place + offset, fresh)
 

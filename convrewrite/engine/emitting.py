@@ -31,7 +31,7 @@ class Emitter:
         """Append a node; it gives `result`, or a new tensor of its own name."""
         name = f"{self.prefix}/{name}" if name else self.prefix
         made = gs.Variable(name, dtype or self.dtype) if result is None else result
-        self.graph.nodes.append(gs.Node(op, name, attrs, list(inputs), [made]))
+        self.graph.nodes.append(gs.Node(op, name, attrs, list(inputs), outputs=[made]))
         return made
 
     def ints(self, name: str, values: Sequence[int]) -> gs.Constant:

@@ -74,13 +74,13 @@ def denser(model: Model, window: Window | None, stride: Sequence[int], size: Seq
     for site in result.outcome("refused"):
         raise refusal(pass_, site)
     if not result.changed:
-        return Denser(model, window, result.sites, {}, sizes)
+        return Denser(model, window, result.sites, factors={}, sizes=sizes)
     metadata = dict(model.metadata)
     if window is not None:
         window = _window(window, result.evidence["strides"])
         metadata[METADATA_KEY] = window.to_json()
     after = replace(model, graph=result.graph, metadata=metadata)
-    return Denser(after, window, result.sites, result.evidence["factors"], sizes)
+    return Denser(after, window, result.sites, factors=result.evidence["factors"], sizes=sizes)
 
 
 def _sizes(model: Model, window: Window | None, size: Sequence[int] | None) -> tuple[tuple[int, ...], ...]:

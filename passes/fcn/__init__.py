@@ -233,7 +233,7 @@ class Fcn(Pass):
         """Lift with trailing pads that no window sees left out; with them, where the net is padded all the same."""
         constants = Constants(graph, native)
         for trim in (True, False):
-            lifter, lifted = self._settled(graph, image, axes, constants, native, trim)
+            lifter, lifted = self._settled(graph, image, axes, constants, native=native, trim=trim)
             if lifted.window.equivalence == "windows":
                 break
         if len(axes) == 2 and not lifter.slides:
@@ -255,7 +255,16 @@ class Fcn(Pass):
         """Start again with each pool that meets a larger map kept global, until none does."""
         pools: frozenset[str] = frozenset()
         while True:
-            lifter = Lifter(graph, image, axes, native, constants, pools, trim, self.size)
+            lifter = Lifter(
+                graph=graph,
+                image=image,
+                axes=axes,
+                native=native,
+                constants=constants,
+                global_pools=pools,
+                trim=trim,
+                new_size=self.size,
+            )
             try:
                 return lifter, lift(lifter)
             except MeetsLargerMap as meeting:

@@ -175,7 +175,9 @@ class Emitter:
             node_name: name for the node; the output's where left out.
         """
         variable = gs.Variable(output if own_name else unique_name(output, self.taken), dtype)
-        node = gs.Node(op, node_name or variable.name, dict(attrs or {}), list(inputs), [variable, *extra_outputs])
+        node = gs.Node(
+            op, node_name or variable.name, dict(attrs or {}), list(inputs), outputs=[variable, *extra_outputs]
+        )
         self.nodes.append(node)
         return variable
 
@@ -242,7 +244,7 @@ class Emitter:
         if dims.count(None) <= 1:
             shape: gs.Tensor = self.ints(f"{name}/shape", [-1 if d is None else d for d in dims])
         else:
-            shape = self._shape(tensor, base, target, dims, name)
+            shape = self._shape(tensor, base, target, dims, name=name)
         return self.emit("Reshape", [tensor, shape], output=name, dtype=tensor.dtype)
 
     def _shape(

@@ -101,5 +101,13 @@ def read_site(graph: gs.Graph, node: gs.Node, shapes: Mapping[str, Shape]) -> Co
     cells = 1 if known is None or len(known) != weight.ndim else known[0] * math.prod(known[2:])
     group = int(node.attrs.get("group", 1))
     return ConvSite(
-        anchor, node.name or anchor, node.op, node.inputs[0].name, weight, bias, group, dict(node.attrs), cells
+        anchor=anchor,
+        node=node.name or anchor,
+        op=node.op,
+        data=node.inputs[0].name,
+        weight=weight,
+        bias=bias,
+        group=group,
+        attrs=dict(node.attrs),
+        cells=cells,
     )

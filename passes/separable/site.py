@@ -118,7 +118,18 @@ def read_site(graph: gs.Graph, node: gs.Node) -> LayerSite | Refusal:
         wide = wide * scale.reshape(-1, *[1] * (wide.ndim - 1))
         shift = scale * ((0.0 if shift is None else shift) - mean) + offset
     attrs = dict(node.attrs)
-    return LayerSite(anchor, node.name or anchor, target, wide, shift, scale, group, weight.dtype, attrs, node.op)
+    return LayerSite(
+        anchor=anchor,
+        node=node.name or anchor,
+        target=target,
+        weight=wide,
+        bias=shift,
+        scale=scale,
+        group=group,
+        dtype=weight.dtype,
+        attrs=attrs,
+        op=node.op,
+    )
 
 
 def _normalization(graph: gs.Graph, node: gs.Node, constants: Constants) -> tuple[str, Array, Array, Array] | None:
