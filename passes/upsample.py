@@ -165,7 +165,7 @@ class _Work:
         dtype = data.dtype if data.dtype is not None else output.dtype
         result = gs.Variable(self.output, output.dtype, self._shape(graph, output))
         whole = dtype is not None and np.dtype(dtype).kind != "f"
-        emit = Emitter(graph, f"{self.output}/upsample", np.int32 if whole else dtype)
+        emit = Emitter.into(graph, f"{self.output}/upsample", np.int32 if whole else dtype)
         if whole:  # ONNX Runtime resizes no int64, which the classes of an ArgMax are
             data = emit("Cast", "as-int32", [data], to=np.int32)
         rank = len(self.axes)
@@ -208,8 +208,8 @@ class _Work:
         if self.mode == "nearest":
             attrs["nearest_mode"] = "round_prefer_floor"
         name = f"resized-{'half' if half else 'whole'}"
-        empty = gs.Constant(f"{emit.prefix}/{name}/roi", np.zeros(0, np.float32))
-        factors = gs.Constant(f"{emit.prefix}/{name}/scales", scales)
+        empty = emit.constant(f"{name}/roi", np.zeros(0, np.float32))
+        factors = emit.constant(f"{name}/scales", scales)
         return emit("Resize", name, [data, empty, factors], **attrs)
 
     def _cut(self, graph: gs.Graph, emit: Emitter, data: gs.Tensor, dims: Sequence[int]) -> gs.Tensor:

@@ -22,7 +22,7 @@ from convrewrite.engine.layers import PoolLayer
 from convrewrite.errors import CheckFailed
 from convrewrite.options import FcnOptions
 from convrewrite.passes.fcn import lifter, linear, outputs, walk
-from convrewrite.passes.fcn.views import Emitter
+from convrewrite.passes.fcn.views import Layouts
 from convrewrite.pipeline import fcn
 from convrewrite.pipeline.outcome import Outcome
 from helpers import Net
@@ -104,12 +104,12 @@ def softmax_over_rows(patch: pytest.MonkeyPatch) -> None:
 
 def softmax_over_everything(patch: pytest.MonkeyPatch) -> None:
     """Below opset 13 it runs over all axes from 1 on: the native size never shows it."""
-    original = Emitter.split_off
+    original = Layouts.split_off
 
     def split_off(emitter: Any, view: Any, axis: Any, *, last: bool = False, letters: Any = ()) -> Any:
         return original(emitter, view, axis, letters=letters)
 
-    patch.setattr(Emitter, "split_off", split_off)
+    patch.setattr(Layouts, "split_off", split_off)
 
 
 def pool_with_its_own_kernel(patch: pytest.MonkeyPatch) -> None:

@@ -71,8 +71,7 @@ def register(
 def _lines(batch: Batch) -> list[str]:
     """One line per model, and the sum."""
     from convrewrite.batch.summary import HEADER, row
-    from convrewrite.pipeline.report import columns
-    from convrewrite.text import counted
+    from convrewrite.text import columns, counted
 
     rows = [row(result) for result in batch.results]
     used = [i for i in range(len(HEADER)) if i < 2 or any(cells[i] for cells in rows)]
@@ -94,8 +93,7 @@ def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:
     from convrewrite.batch.jobs import jobs, key
     from convrewrite.batch.lock import Lock
     from convrewrite.errors import ConvrewriteError
-    from convrewrite.pipeline.report import columns
-    from convrewrite.text import terminal
+    from convrewrite.text import columns, terminal
 
     every = jobs(settings, folder)
     paths.refuse(settings, folder, every, config)

@@ -164,24 +164,41 @@ class Spreading:
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """A Conv or ConvTranspose node: weight shape [O, I/g, *kernel] (ConvTranspose: [I, O/g, *kernel])."""
+    """A Conv node with a weight [O, I/g, *kernel]."""
 
     weight: Ints
-    group: int
     sliding: Sliding
-    transposed: bool = False
 
     @classmethod
     def from_node(cls, node: gs.Node, weight: Sequence[int], size: Sequence[int]) -> ConvLayer:
         """Read a node whose weight has that shape, on a map of that native size."""
         kernel = tuple(node.attrs.get("kernel_shape") or weight[2:])
-        transposed = node.op == "ConvTranspose"
-        return cls(tuple(weight), node.attrs.get("group", 1), Sliding.read(node.attrs, kernel, size), transposed)
+        return cls(tuple(weight), Sliding.read(node.attrs, kernel, size))
 
     @property
     def out_channels(self) -> int:
         """Channels of the output."""
-        return self.weight[1] * self.group if self.transposed else self.weight[0]
+        return self.weight[0]
+
+
+@dataclass(frozen=True)
+class TransposedLayer:
+    """A ConvTranspose node with a weight [I, O/g, *kernel]."""
+
+    weight: Ints
+    group: int
+    spreading: Spreading
+
+    @classmethod
+    def from_node(cls, node: gs.Node, weight: Sequence[int], size: Sequence[int]) -> TransposedLayer:
+        """Read a node whose weight has that shape, on a map of that native size."""
+        kernel = tuple(node.attrs.get("kernel_shape") or weight[2:])
+        return cls(tuple(weight), int(node.attrs.get("group", 1)), Spreading.read(node.attrs, kernel, size))
+
+    @property
+    def out_channels(self) -> int:
+        """Channels of the output."""
+        return self.weight[1] * self.group
 
 
 @dataclass(frozen=True)
@@ -276,17 +293,8 @@ class LinearLayer:
         rows = (weight == 1) == stored_flipped
         vector = data == 1 and (len(node.inputs[data].shape or (0, 0)) if rank is None else rank) == 1
         axis, made = (-1 if vector or (data == 0) != flipped else -2), (-1 if vector or data == 0 else -2)
-        return cls(
-            data=data,
-            axis=axis,
-            weight=weight,
-            rows_are_outputs=rows,
-            output_axis=made,
-            stored=tuple(stored),
-            bias=bias,
-            alpha=alpha,
-            beta=beta,
-        )
+        layer = cls(data, axis, weight, rows, output_axis=made, stored=tuple(stored))
+        return replace(layer, bias=bias, alpha=alpha, beta=beta)
 
     @classmethod
     def of(cls, node: gs.Node) -> LinearLayer | None:

@@ -126,15 +126,6 @@ def rearranged(value: Array | Stored, arrange: Arrange, factor: float = 1.0) -> 
     return np.ascontiguousarray(changed if factor == 1.0 else changed * value.dtype.type(factor))
 
 
-def emit(nodes: list[gs.Node], name: str, value: Array | Stored) -> gs.Tensor:
-    """The tensor of that name that holds the value; the node that it takes, if any, goes behind `nodes`."""
-    if not isinstance(value, Stored):
-        return gs.Constant(name, value)
-    result = gs.Variable(name)
-    nodes.append(value.node(result, lambda part, array: gs.Constant(part, np.ascontiguousarray(array))))
-    return result
-
-
 def _along_one(spread: Array) -> tuple[int, Array] | None:
     """The one axis along which values change, and the values along it; None where they change along several."""
     first = spread[(0,) * spread.ndim]

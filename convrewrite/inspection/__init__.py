@@ -20,7 +20,7 @@ from convrewrite.engine.costs import LayerCost
 from convrewrite.engine.fields import Reach, receptive_fields
 from convrewrite.engine.image_axes import image_input, spatial_dims
 from convrewrite.engine.layers import Sliding
-from convrewrite.engine.operators import OPERATORS
+from convrewrite.engine.operators import OPERATORS, chosen
 from convrewrite.engine.rewrite import Context, Judge, Pass, Site, accept_all, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.inspection.heads import head
@@ -37,7 +37,7 @@ __all__ = ["Inspection", "Layer", "inspect"]
 
 DEFAULT = InspectOptions()
 
-SLIDING = frozenset("Conv ConvTranspose AveragePool MaxPool LpPool QLinearConv ConvInteger".split())
+SLIDING = chosen("convolution integer-convolution transposed-convolution pool")
 
 
 def inspect(

@@ -43,10 +43,11 @@ from convrewrite.pipeline.files import (
 from convrewrite.pipeline.native import check_known, native
 from convrewrite.pipeline.opsets import upgraded
 from convrewrite.pipeline.outcome import STREAM, Ends, FileFacts, Log, Outcome
-from convrewrite.pipeline.steps import OTHERWISE, again, by, check_patterns, check_provider, refusal, why
+from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, refusal, why
 from convrewrite.pipeline.upsampling import Upsampled
 from convrewrite.running import runtime
 from convrewrite.system import atomic
+from convrewrite.text import by
 from convrewrite.verification import Verification
 
 

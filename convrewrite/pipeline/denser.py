@@ -23,7 +23,8 @@ from convrewrite.options import CheckOptions
 from convrewrite.passes.dense import Dense
 from convrewrite.passes.dense.reasons import REASONS
 from convrewrite.pipeline.native import Native, native
-from convrewrite.pipeline.steps import by, refusal
+from convrewrite.pipeline.steps import refusal
+from convrewrite.text import by
 from convrewrite.verification import Verification, trunk_oracle
 
 CELLS = (2, 3, 2)
@@ -157,12 +158,12 @@ def _sampled(made: Denser) -> Model:
         if not steps:
             continue
         if last is not None and last.op in CELL_BY_CELL and last.attrs.get("keepdims", 1):
-            emit = Emitter(graph, f"{output.name}/cells", last.inputs[0].dtype)
+            emit = Emitter.into(graph, f"{output.name}/cells", last.inputs[0].dtype)
             last.inputs[0] = emit.every("every-cell", last.inputs[0], steps)
         else:
             name = output.name
             output.name = f"{name}/every-cell"
-            kept = Emitter(graph, f"{name}/cells", output.dtype).every("every-cell", output, steps)
+            kept = Emitter.into(graph, f"{name}/cells", output.dtype).every("every-cell", output, steps)
             graph.outputs[graph.outputs.index(output)] = kept
             kept.name = name
     metadata = {key: text for key, text in made.model.metadata.items() if key != METADATA_KEY}

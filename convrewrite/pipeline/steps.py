@@ -84,11 +84,6 @@ def meaning(pass_: Pass, site: Site) -> str:
     return known[site.reason].meaning if site.reason in known else "the pass gives no meaning for its reason"
 
 
-def by(extents: Sequence[int]) -> str:
-    """224x224."""
-    return "x".join(map(str, extents))
-
-
 def reasons(passes: Sequence[type[Pass]] = ()) -> Iterator[tuple[str, str, str]]:
     """Every reason, those of every pass first: code, meaning, remedy. `passes`: those of other packages."""
     from convrewrite.passes import ALL

@@ -49,9 +49,10 @@ from convrewrite.pipeline.files import (
 from convrewrite.pipeline.native import Native, check_known, native
 from convrewrite.pipeline.outcome import STREAM, Ends, Log, Outcome
 from convrewrite.pipeline.responses import Collected
-from convrewrite.pipeline.steps import OTHERWISE, again, by, check_patterns, check_provider, meaning, obtained, refusal
+from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, meaning, obtained, refusal
 from convrewrite.running import runtime
 from convrewrite.system import atomic
+from convrewrite.text import by
 from convrewrite.verification import Verification
 from convrewrite.verification.comparison import LARGEST_PART, LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
 from convrewrite.verification.stated import joined, output_error, part_error, state

@@ -20,9 +20,10 @@ from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.options import CheckOptions
 from convrewrite.passes.upsample import SOFTMAXES, Upsample
-from convrewrite.pipeline.steps import by, refusal
+from convrewrite.pipeline.steps import refusal
 from convrewrite.running import runtime
 from convrewrite.running.sampling import InputSpec, Scale, random_array
+from convrewrite.text import by
 from convrewrite.verification import Case
 from convrewrite.verification.comparison import floor, relative_error
 

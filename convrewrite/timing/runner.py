@@ -13,12 +13,12 @@ from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, Usage
 from convrewrite.options import BenchOptions
 from convrewrite.running import runtime
 from convrewrite.system import atomic
-from convrewrite.text import counted
+from convrewrite.text import by, counted
 from convrewrite.timing.process import CellFailed, Event, events
 from convrewrite.timing.protocol import Part, Subject, Task
 from convrewrite.timing.result import Bench, Cell, Cost, Missed
 from convrewrite.timing.statistics import NO_DIFFERENCE, Comparison, Rounds, compare
-from convrewrite.timing.subjects import Candidate, Size, by, casts, check_inputs, extents, shapes_at, sliding
+from convrewrite.timing.subjects import Candidate, Size, casts, check_inputs, extents, shapes_at, sliding
 
 Progress = Callable[[str, int, int], None]
 

@@ -19,7 +19,7 @@ from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.running.sampling import bind_batch, fill
-from convrewrite.text import counted
+from convrewrite.text import by, counted
 from convrewrite.timing.protocol import Part, Shapes, Subject
 
 WINDOW_BATCHES = (1, 8, 32)
@@ -155,11 +155,6 @@ def shapes_at(a: Candidate, b: Candidate, size: Size | None, batch: int | None) 
                 remedy="compare models of one size; --windows compares an fcn model with its original",
             )
     return found[0]
-
-
-def by(extents: Sequence[int]) -> str:
-    """`224x224`."""
-    return "x".join(map(str, extents))
 
 
 def extents(shape: Sequence[int], axes: str = "") -> tuple[Size, int]:

@@ -14,7 +14,7 @@ from convrewrite.errors import UsageError
 from convrewrite.options import VerifyOptions
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.running.sampling import Images, InputSpec, bind_batch, fill, named_array
-from convrewrite.text import counted
+from convrewrite.text import by, counted
 from convrewrite.verification.specimens import Data, Specimen
 from convrewrite.verification.twins import narrower
 
@@ -47,11 +47,6 @@ class Shapes:
                 words = "x".join(map(str, dims))
                 raise UsageError(f"--shape {info.name}={by(shape)} does not fit: the input is {words}")
         return InputSpec(info.name, info.dtype, shape)
-
-
-def by(extents: Sequence[int | str]) -> str:
-    """224x224."""
-    return "x".join(map(str, extents))
 
 
 def same_outputs(a: Specimen, b: Specimen) -> None:

@@ -23,8 +23,8 @@ from convrewrite.engine.rewrite import Site
 from convrewrite.errors import UsageError
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded
-from convrewrite.passes.dense.words import by, changes, label
-from convrewrite.text import counted
+from convrewrite.passes.dense.words import changes, label
+from convrewrite.text import by, counted
 
 Shape = tuple[int, ...]
 Lengths = tuple[int, ...]

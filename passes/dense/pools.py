@@ -91,7 +91,7 @@ class Summed:
         node = node_of(graph, self.output)
         result, data = node.outputs[0], node.inputs[0]
         dtype = np.dtype(np.float32 if data.dtype is None else data.dtype)
-        emit = Emitter(graph, f"{self.output}/dense", dtype)
+        emit = Emitter.into(graph, f"{self.output}/dense", dtype)
         taps = math.prod(self.attrs["kernel_shape"])
         node.outputs.clear()
         node.inputs.clear()
@@ -112,16 +112,16 @@ class Summed:
         self, emit: Emitter, name: str, data: gs.Tensor, channels: int, value: float, result: gs.Tensor | None = None
     ) -> gs.Tensor:
         weight = np.full((channels, 1, *self.attrs["kernel_shape"]), value, emit.dtype)
-        constant = gs.Constant(f"{emit.prefix}/{name}/weight", weight)
-        return emit("Conv", name, [data, constant], result=result, **self.attrs, group=channels)
+        inputs = [data, emit.constant(f"{name}/weight", weight)]
+        return emit("Conv", name, inputs, result=result, **self.attrs, group=channels)
 
     def _ones(self, emit: Emitter, data: gs.Tensor) -> gs.Tensor:
         """[1, 1, *spatial] of the map's extents."""
         rank = len(self.attrs["kernel_shape"])
         sizes = emit("Shape", "shape", [data], dtype=np.int64)
-        places = ints(f"{emit.prefix}/spatial", list(range(2, 2 + rank)))
+        places = emit.ints("spatial", list(range(2, 2 + rank)))
         extents = emit("Gather", "extents", [sizes, places], dtype=np.int64, axis=0)
-        whole = emit("Concat", "whole", [ints(f"{emit.prefix}/one", [1, 1]), extents], dtype=np.int64, axis=0)
+        whole = emit("Concat", "whole", [emit.ints("one", [1, 1]), extents], dtype=np.int64, axis=0)
         if self.opset >= 9:
             return emit("ConstantOfShape", "ones", [whole], value=gs.Constant("one", np.ones(1, emit.dtype)))
-        return emit("Expand", "ones", [gs.Constant(f"{emit.prefix}/1", np.ones((1,) * (rank + 2), emit.dtype)), whole])
+        return emit("Expand", "ones", [emit.constant("1", np.ones((1,) * (rank + 2), emit.dtype)), whole])

@@ -37,6 +37,7 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.axes import SAMPLE
 from convrewrite.engine.branches import settled
 from convrewrite.engine.graph import (
     Constants,
@@ -62,9 +63,6 @@ from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
 from convrewrite.passes.fcn.walk import lift
 from convrewrite.text import counted
-
-SAMPLE = 61
-"""Stands for a symbolic batch: a prime that no layer has as an extent, so that axes cannot be confused."""
 
 
 @dataclass(frozen=True)

@@ -174,7 +174,7 @@ def _at_stride(lifter: Lifter, node: gs.Node, view: View, strides: Mapping[str, 
         return view
     if not view.one_position:
         raise Refuse("fcn/stride-mismatch", f"{lifter.label(node)} joins maps of different stride")
-    return lifter.emitter.every(view, steps, f"{view.tensor.name}/every")
+    return lifter.emitter.thinned(view, steps, f"{view.tensor.name}/every")
 
 
 def _real(axis: Axis) -> Axis:

@@ -71,7 +71,7 @@ def _joined(lifter: Lifter, node: gs.Node, parts: Parts) -> View:
         steps = {letter: strides[letter] // f.stride for letter, f in view.fields.items()}
         if any(step > 1 for step in steps.values()) and not view.one_position:
             raise Refuse("fcn/stride-mismatch", f"{lifter.label(node)} joins maps of different stride")
-        kept = lifter.emitter.every(view, steps, f"{view.tensor.name}/every")
+        kept = lifter.emitter.thinned(view, steps, f"{view.tensor.name}/every")
         kept, at = lifter.emitter.split_off(kept, view.axes[parts.axis], letters=lead.letters)
         brought.append(kept)
     new = channels(sum(parts.extents))

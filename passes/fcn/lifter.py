@@ -18,7 +18,7 @@ from convrewrite.engine.axes import Atom, atoms
 from convrewrite.engine.graph import Constants, Shape, unique_name
 from convrewrite.engine.rewrite import Site
 from convrewrite.engine.windows import keeps_windows
-from convrewrite.passes.fcn.views import Emitter, Fixed, Refuse, State, Static, View
+from convrewrite.passes.fcn.views import Fixed, Layouts, Refuse, State, Static, View
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Lifter:
     global_pools: frozenset[str]
     trim: bool
     new_size: tuple[int, ...] | None = None
-    emitter: Emitter = field(init=False)
+    emitter: Layouts = field(init=False)
     states: dict[str, State] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
     cut_holds: bool = True
@@ -52,7 +52,7 @@ class Lifter:
     progress: int = 0
 
     def __post_init__(self) -> None:
-        self.emitter = Emitter(self.graph.opset, set(self.graph.tensors()))
+        self.emitter = Layouts(self.graph.opset, set(self.graph.tensors()))
 
     # What the rules ask -----------------------------------------------------------------------------------------
 

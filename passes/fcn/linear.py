@@ -182,7 +182,7 @@ def _weight(
     kept = Stored.read(tensor, lifter.constants)
     kept = kept and kept.arranged(kernels)
     if kept is not None and kept.finite:
-        return lifter.emitter.stored(f"{name}/weight", kept.times(layer.alpha))
+        return lifter.emitter.kept(f"{name}/weight", kept.times(layer.alpha))
     values = lifter.constants.value(tensor)
     if values is None:
         raise Refuse("fcn/weight-not-constant", f"{what} is not constant")
@@ -210,7 +210,7 @@ def _summed(lifter: Lifter, node: gs.Node, terms: Sequence[View | gs.Variable]) 
     views = [term for term in terms if isinstance(term, View)]
     strides = {letter: math.lcm(*(v.fields[letter].stride for v in views)) for letter in views[0].fields}
     views = [
-        lifter.emitter.every(v, {k: strides[k] // f.stride for k, f in v.fields.items()}, f"{v.tensor.name}/every")
+        lifter.emitter.thinned(v, {k: strides[k] // f.stride for k, f in v.fields.items()}, f"{v.tensor.name}/every")
         for v in views
     ]
     total = views[0]
@@ -253,7 +253,7 @@ def _with_bias(lifter: Lifter, node: gs.Node, layer: LinearLayer, view: View) ->
     kept = Stored.read(tensor, lifter.constants) if alone else None
     kept = kept and kept.arranged(line)
     if kept is not None and kept.finite:
-        conv.inputs.append(lifter.emitter.stored(name, kept.times(layer.beta)))
+        conv.inputs.append(lifter.emitter.kept(name, kept.times(layer.beta)))
         lifter.emitter.nodes.append(lifter.emitter.nodes.pop(lifter.emitter.nodes.index(conv)))
         return view
     values = lifter.value(tensor, node)

@@ -87,7 +87,7 @@ def _output(lifter: Lifter, tensor: gs.Tensor, view: View | None, stride: Mappin
         return _passed_through(lifter, tensor)
     if view.one_position:
         steps = {letter: stride[letter] // f.stride for letter, f in view.fields.items()}
-        view = lifter.emitter.every(view, steps, f"{tensor.name}/every")
+        view = lifter.emitter.thinned(view, steps, f"{tensor.name}/every")
     view = lifter.emitter.bring(view, _canonical(lifter, view))
     output = view.tensor
     for node in lifter.emitter.nodes:

@@ -19,7 +19,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Atom, Layout, atoms, channels, large, only
-from convrewrite.engine.layers import ConvLayer, PoolLayer, Sliding
+from convrewrite.engine.layers import ConvLayer, PoolLayer, Sliding, TransposedLayer
 from convrewrite.engine.operators import ruled
 from convrewrite.passes.fcn.channels import reduce_channels
 from convrewrite.passes.fcn.hollow import without_hollow_axes
@@ -118,14 +118,12 @@ def lift_conv_transpose(lifter: Lifter, node: gs.Node, states: Sequence[State]) 
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a weight that depends on an input")
     if "output_shape" in node.attrs or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} fixes its output's size")
-    layer = ConvLayer.from_node(node, lifter.shape(node.inputs[1]), _size(view))
+    layer = TransposedLayer.from_node(node, lifter.shape(node.inputs[1]), _size(view))
+    geometry = layer.spreading
     lifter.check_windows(node)
-    view = _upsampled(
-        lifter, node, view, [float(stride) for stride in layer.sliding.strides], kernel=layer.sliding.kernel
-    )
-    size = lifter.shape(node.outputs[0])[2:]
+    view = _upsampled(lifter, node, view, [float(stride) for stride in geometry.strides], kernel=geometry.kernel)
     inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
-    return list(lifter.emit_like(node, inputs, _resized(view, size, channels(layer.out_channels))))
+    return list(lifter.emit_like(node, inputs, _resized(view, geometry.output, channels(layer.out_channels))))
 
 
 def _upsampled(

@@ -40,11 +40,12 @@ from typing import Any, ClassVar
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine import timemodel
+from convrewrite.engine.convsite import ConvSite, read_site, rounding
 from convrewrite.engine.graph import Shape
 from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.passes.groups.clustering import needed_tol
 from convrewrite.passes.groups.dead import Trims, find_trims, trim
-from convrewrite.passes.groups.detection import Array, kernel_norms, rounding
+from convrewrite.passes.groups.detection import Array, kernel_norms
 from convrewrite.passes.groups.emission import MADE, Grouping, regroup
 from convrewrite.passes.groups.expand import Expansion, expand, expanded_size
 from convrewrite.passes.groups.network import Network
@@ -52,7 +53,6 @@ from convrewrite.passes.groups.offers import Offer, offers
 from convrewrite.passes.groups.planning import Fitting, fit
 from convrewrite.passes.groups.reasons import REASONS
 from convrewrite.passes.groups.reconstruction import reconstruction
-from convrewrite.passes.groups.site import ConvSite, read_site
 from convrewrite.passes.groups.spaces import Stop
 from convrewrite.passes.groups.weights import node_of
 from convrewrite.text import enough
@@ -97,7 +97,7 @@ class Groups(Pass):
     def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Find the groups within the tolerance and the way to put them into the graph, the fastest first."""
         graph = context.graph
-        site = read_site(graph, node, context.shapes)
+        site = read_site(graph, node, "groups", context.shapes)
         if isinstance(site, Refusal):
             return site
         if self.expand is not None:
@@ -145,7 +145,7 @@ class Groups(Pass):
     def _undivided(self, graph: gs.Graph, site: ConvSite, trims: Trims) -> str:
         """Another convolution that would be slower without the dead channels, as they no longer fill its groups up."""
         for anchor in sorted(trims.convolutions - {site.anchor}):
-            sites = [read_site(g, node_of(g, anchor), {}) for g in (graph, trims.graph)]
+            sites = [read_site(g, node_of(g, anchor), "groups") for g in (graph, trims.graph)]
             times = [self._fastest(other) for other in sites if isinstance(other, ConvSite)]
             if len(times) == 2 and times[0] < times[1]:
                 return node_of(graph, anchor).name or anchor
@@ -173,7 +173,7 @@ class Groups(Pass):
         self, trims: Trims, site: ConvSite, shapes: Mapping[str, Shape]
     ) -> tuple[ConvSite, list[tuple[int, Plan]]]:
         """What is left without the dead channels, and plans with that in groups."""
-        left = read_site(trims.graph, node_of(trims.graph, site.anchor), shapes)
+        left = read_site(trims.graph, node_of(trims.graph, site.anchor), "groups", shapes)
         assert isinstance(left, ConvSite), "fewer of the same channels can be read as well"
         options = self._options(trims.graph, left, kernel_norms(left.weight, left.group))
         return left, self._plans(trims.graph, site, trims, left, options=options)

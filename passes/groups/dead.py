@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.convsite import ConvSite, read_site
 from convrewrite.engine.layers import LinearLayer
 from convrewrite.passes.groups.absorb import Take, perform, takes
 from convrewrite.passes.groups.detection import Array, kernel_norms
 from convrewrite.passes.groups.neighbours import find_space
 from convrewrite.passes.groups.network import Network
-from convrewrite.passes.groups.site import ConvSite, read_site
 from convrewrite.passes.groups.spaces import Edit, Space, Stop
 from convrewrite.passes.groups.steady import Steady, sees_zeros, steady_channels
 from convrewrite.passes.groups.weights import Workshop, node_of
@@ -95,7 +95,7 @@ def find_trims(graph: gs.Graph, site: ConvSite, norms: Array) -> Trims | Stop | 
     todo = _fewer_rows(net, first)
     while todo:
         anchor = todo.pop(0)
-        reader = read_site(left, node_of(left, anchor), {})
+        reader = read_site(left, node_of(left, anchor), "groups")
         kernels = kernel_norms(reader.weight) if isinstance(reader, ConvSite) and reader.group == 1 else np.ones((1, 1))
         if isinstance(reader, ConvSite) and not kernels.any(0).all():
             net = Network(left)

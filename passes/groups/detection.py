@@ -29,11 +29,6 @@ from scipy.sparse.csgraph import connected_components
 Array = np.ndarray[Any, Any]
 
 
-def rounding(dtype: np.dtype[Any]) -> float:
-    """Relative error of a kernel that storing it in a type costs at most."""
-    return float(np.finfo(dtype).eps)
-
-
 def kernel_norms(weight: Array, group: int = 1) -> Array:
     """Norms of the kernels of a weight [O, I/g, *kernel], as the matrix [O, I] of the dense convolution, float64."""
     out, per = weight.shape[:2]

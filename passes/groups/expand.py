@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.convsite import ConvSite
 from convrewrite.engine.graph import position
 from convrewrite.passes.groups.detection import Array
-from convrewrite.passes.groups.site import ConvSite
 from convrewrite.passes.groups.weights import Workshop, node_of
 
 KINDS = ("branches", "dense")

@@ -46,11 +46,11 @@ from typing import ClassVar, overload
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.convsite import rounding
 from convrewrite.engine.graph import has_fixed_inputs
 from convrewrite.engine.layers import LinearLayer
 from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.passes.separable.emission import Replacement, emit
-from convrewrite.passes.separable.factors import rounding
 from convrewrite.passes.separable.matrices import read_matrix
 from convrewrite.passes.separable.plans import Offers, Option, offers
 from convrewrite.passes.separable.reasons import REASONS

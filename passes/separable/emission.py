@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.convsite import rounding, swapped
 from convrewrite.engine.graph import maker, names_taken, position, unique_name
 from convrewrite.errors import ConvrewriteError
-from convrewrite.passes.separable.factors import Array, Factor, Factorization, rounding
+from convrewrite.passes.separable.factors import Array, Factor, Factorization
 from convrewrite.passes.separable.matrices import emit_matrices
 from convrewrite.passes.separable.placing import placed
 from convrewrite.passes.separable.plans import Option
 from convrewrite.passes.separable.refine import Moments, Refined, refine
 from convrewrite.passes.separable.site import LayerSite
-from convrewrite.passes.separable.transposed import swapped
 
 SLACK = 1.02
 """Between the error of a kernel that was foretold and that of the factors that were built."""

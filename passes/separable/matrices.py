@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.convsite import FLOATS
 from convrewrite.engine.graph import Constants
 from convrewrite.engine.layers import LinearLayer
 from convrewrite.engine.rewrite import Declined, Refusal
 from convrewrite.passes.separable.factors import Array
 from convrewrite.passes.separable.reasons import REASONS
-from convrewrite.passes.separable.site import FLOATS, LayerSite
+from convrewrite.passes.separable.site import LayerSite
 
 
 def read_matrix(

@@ -15,11 +15,11 @@ import onnx
 import pytest
 
 from convrewrite import model_io
+from convrewrite.engine.convsite import read_site
 from convrewrite.engine.rewrite import Declined, PassResult, Plan, Refusal
 from convrewrite.errors import ConvrewriteError
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.groups.packing import Layout
-from convrewrite.passes.groups.site import read_site
 from groups_nets import assert_equal, blocks, conv, equal, feeds_of, group_counts, ops, planted, rewrite, stem
 from helpers import Net, run
 
@@ -604,7 +604,7 @@ def test_weight_type() -> None:
     graph = model_io.load(net.model(net.conv("x", 8, 3, 3)).SerializeToString()).graph
     (node,) = graph.nodes
     node.inputs[1].values = np.ones((8, 4, 3, 3), np.int32)
-    refusal = read_site(graph, node, {})
+    refusal = read_site(graph, node, "groups")
     assert isinstance(refusal, Refusal)
     assert refusal.reason.code == "groups/weight-type"
 

@@ -17,6 +17,7 @@ import pytest
 from onnx import numpy_helper
 
 from convrewrite import model_io
+from convrewrite.engine.convsite import swapped
 from convrewrite.engine.layers import Spreading
 from convrewrite.engine.rewrite import accept_all
 from convrewrite.passes.separable import Separable
@@ -26,7 +27,7 @@ from convrewrite.passes.separable.geometry import Cost
 from convrewrite.passes.separable.plans import Option
 from convrewrite.passes.separable.refine import Moments
 from convrewrite.passes.separable.site import LayerSite, read_site
-from convrewrite.passes.separable.transposed import explicit, swapped
+from convrewrite.passes.separable.transposed import explicit
 from convrewrite.pipeline import native, responses
 from nets import Array, Net, run
 from rewriting import ROUNDING, assert_same, macs_of, reference_of, rewrite
