@@ -35,7 +35,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import position
-from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site, option
 from convrewrite.engine.windows import Window
 
 MODES = ("bilinear", "nearest")
@@ -78,8 +78,9 @@ class Upsample(Pass):
 
     name: ClassVar[str] = "upsample"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    mode: str = "bilinear"
-    softmax: str = ""
+    step_of: ClassVar[tuple[str, str] | None] = ("fcn", "upsample")
+    mode: str = option("bilinear")
+    softmax: str = option("")
     window: Window | None = None
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:

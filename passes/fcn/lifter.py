@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from convrewrite.engine import costs
 from convrewrite.engine.axes import Atom, atoms
 from convrewrite.engine.graph import Constants, Shape, unique_name
-from convrewrite.engine.rewrite import Site
+from convrewrite.engine.rewrite import Equivalence, Site
 from convrewrite.engine.windows import keeps_windows
 from convrewrite.passes.fcn.views import Fixed, Layouts, Refuse, State, Static, View
 
@@ -174,7 +174,9 @@ class Lifter:
             bool(batch) and not isinstance(self.image.shape[self.axes.index("N")], int)
         )
 
-    def rewrote(self, node: gs.Node, detail: str, equivalence: str, *, params: tuple[int, int] = (0, 0)) -> None:
+    def rewrote(
+        self, node: gs.Node, detail: str, equivalence: Equivalence, *, params: tuple[int, int] = (0, 0)
+    ) -> None:
         """Note a site; a fully connected layer costs the same before and after at the native size."""
         macs = costs.macs(node, self.native)
         anchor = node.outputs[0].name

@@ -35,14 +35,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine import timemodel
 from convrewrite.engine.convsite import ConvSite, read_site, rounding
 from convrewrite.engine.graph import Shape
-from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import (
+    Context,
+    Declined,
+    Evidence,
+    JudgeName,
+    Kernels,
+    Pass,
+    Plan,
+    Reason,
+    Refusal,
+    Site,
+    option,
+)
 from convrewrite.passes.groups.clustering import needed_tol
 from convrewrite.passes.groups.dead import Trims, find_trims, trim
 from convrewrite.passes.groups.detection import Array, kernel_norms
@@ -83,9 +95,12 @@ class Groups(Pass):
 
     name: ClassVar[str] = "groups"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    tol: float = 0.0
-    into: int | None = None
-    expand: str | None = None
+    noun: ClassVar[str] = "convolution"
+    judge: ClassVar[JudgeName] = "smaller"
+    command: ClassVar[str] = "groups"
+    tol: float = option(0.0)
+    into: int | None = option(None)
+    expand: Literal["branches", "dense"] | None = option(None)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Conv; every ConvTranspose too, where groups are expanded."""
@@ -136,6 +151,12 @@ class Groups(Pass):
             trim(graph, step)
         if plan.payload.grouping is not None:
             regroup(graph, plan.payload.grouping)
+
+    def advice(self) -> str:
+        """What expanded groups are for."""
+        if self.expand is None:
+            return ""
+        return "for backends without grouped convolution; on ONNX Runtime it is usually slower"
 
     def _options(self, graph: gs.Graph, site: ConvSite, norms: Array) -> list[Fitting] | Stop:
         """What groups there are within the tolerance, and fit into the graph."""
@@ -238,7 +259,7 @@ class Groups(Pass):
             tol_halves=error if offer is not None and 2 * weights <= site.weight.size else None,
             params_after=weights + biases,
         )
-        evidence: dict[str, Any] = {}
+        evidence: list[Evidence] = []
         if approximate and offer is not None:
-            evidence["kernels"] = {site.anchor: reconstruction(graph, left, offer.layout, error)}
+            evidence.append(Kernels({site.anchor: reconstruction(graph, left, offer.layout, error)}))
         return Plan((known,), work, evidence=evidence)
