@@ -30,7 +30,7 @@ from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import Constants, maker, position, producer
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.quantized import Stored
-from convrewrite.engine.rewrite import FIXES_SIZE, Context, Declined, Pass, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, FixedSize, Pass, Plan, Reason, Refusal, Site
 from convrewrite.text import by
 
 Array = np.ndarray[Any, Any]
@@ -107,7 +107,7 @@ class ConvToFc(Pass):
         text += ", the input fixed at --size" if fixes else ""
         site = Site(self.name, node.outputs[0].name, "Conv", "rewritten", detail=text, equivalence="reassociated")
         layer = _Layer(node.outputs[0].name, matrix, bias, len(extents))
-        return [Plan((site,), layer, evidence={FIXES_SIZE: True} if fixes else {})]
+        return [Plan((site,), layer, evidence=[FixedSize()] if fixes else ())]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put the product between two changes of shape, or join it to what changes the shape already."""

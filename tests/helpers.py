@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from convrewrite import model_io, timing, verification
-from convrewrite.engine.rewrite import Context, Pass, PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Lifting, Pass, PassResult, run_pass
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.options import BenchOptions, VerifyOptions
 from convrewrite.passes.fcn import Fcn
@@ -215,7 +215,7 @@ def check_lifted(
         assert_exact(model)
     result, new = convert(model, Fcn(window=window, size=size))
     assert result.changed, f"not rewritten: {result}"
-    conversion = Conversion(result, result.evidence["window"], result.evidence["cut"], new)
+    conversion = Conversion(result, result.evidence_of(Lifting).window, result.evidence_of(Lifting).cut, new)
     onnx.checker.check_model(new)
     claim = conversion.window
     assert claim == Window.from_json(result.metadata["convrewrite.window"])

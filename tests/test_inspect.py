@@ -21,7 +21,7 @@ from convrewrite import acceptance, inspection, model_io, models
 from convrewrite.engine.fields import Reach, receptive_fields
 from convrewrite.engine.image_axes import image_input
 from convrewrite.engine.layers import Sliding
-from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.rewrite import Context, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.inspection import table
 from convrewrite.inspection.matrices import layer_matrix
@@ -380,11 +380,11 @@ def test_the_tolerance_that_is_printed_suffices(name: str, at: float) -> None:
         if "pays from --tol" in line
     ]
     assert len(told) > 2
-    shapes = native(model, None).tensors
+    context = Context.of(model.graph, shapes=native(model, None).tensors)
     makes: dict[str, Any] = {"separable": Separable, "groups": Groups}
     for line in told:
         kind, anchor = line.split()[:2]
         tol = float(line.split("pays from --tol ")[1].split(",")[0].split()[0])
-        asked = makes[kind](tol=tol, shapes=shapes)
-        made = run_pass(asked, model.graph, judge=acceptance.smaller, only=(anchor,))
+        asked = makes[kind](tol=tol)
+        made = run_pass(asked, model.graph, judge=acceptance.smaller, only=(anchor,), context=context)
         assert [site.anchor for site in made.outcome("rewritten")] == [anchor], line

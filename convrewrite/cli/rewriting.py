@@ -98,12 +98,13 @@ def register(app: typer.Typer, run: Run) -> None:
 
         def work(tell: Tell | None) -> Outcome:
             from convrewrite import flags, pipeline, plugins
+            from convrewrite.engine.rewrite import option_defaults
 
             pass_ = plugins.make(name, dict(_setting(text) for text in line.options(SetOptions).settings))
             options = line.options(TransformOptions, progress=tell)
             outcome = pipeline.transform(*paths_of(source, target), pass_, options)
             if outcome.error is not None:
-                flags.reword(outcome.error, flags.settings_of(plugins.options_of(pass_), "--set {}"))
+                flags.reword(outcome.error, flags.settings_of(option_defaults(pass_), "--set {}"))
             return outcome
 
         run("transform", line, work, files_of(source, target, line))

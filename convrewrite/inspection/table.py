@@ -186,7 +186,7 @@ def _site(site: Site) -> tuple[str, str, str, str]:
     """What a pass would do at a place; where it would not, the tolerance that it would take or the reason."""
     saved = ""
     if site.outcome == "rewritten":
-        fewer = 1 - site.macs_after / site.macs_before if site.macs_before else 0.0
+        fewer = 1 - (site.macs_after or 0) / site.macs_before if site.macs_before else 0.0
         saved = f", {fewer:.0%} fewer MACs" if fewer > 0 else ""
         error = f", kernel off by {site.error:.1e}" if site.equivalence == "approximate" else ""
         return site.pass_name, _short(site.anchor), "would rewrite", f"{site.detail}{saved}{error} ({site.equivalence})"

@@ -22,7 +22,7 @@ import onnx_graphsurgeon as gs
 from convrewrite import model_io, verification
 from convrewrite.engine import costs
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.engine.rewrite import Lifting, Site, run_pass
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
@@ -167,9 +167,11 @@ def _idle_or_converted(run: _Run) -> str:
     if not result.changed:
         run.log.note(sites=() if run.options.further else result.sites)
         return "; ".join(why(run.pass_, site) for site in result.sites[:1]) or "no node reads the image"
-    window: Window = result.evidence["window"]
+    lifting = result.evidence_of(Lifting)
+    assert lifting is not None, "what fcn rewrites takes images of any size"
+    window = lifting.window
     _check_sizes(run.pass_, window)
-    run.window, run.cut = window, result.evidence["cut"]
+    run.window, run.cut = window, lifting.cut
     run.log.note(window=window, input=_with_macs(run.log.outcome.input, run.original.graph, window))
     run.model = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
     return ""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from convrewrite import timing, verification
-from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.rewrite import Lifting, run_pass
 from convrewrite.engine.windows import UPSAMPLED_KEY, Window
 from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.flags import without_writing
@@ -108,5 +108,6 @@ def time(source: str, target: str, options: BenchOptions) -> Outcome:
 def _cut(before: Model, window: Window) -> Sequence[Any]:
     """Where the original's head begins, as the pass sees it; nothing where it refuses the original."""
     result = run_pass(Fcn(window=window.size), before.graph)
-    cut: Sequence[Any] = result.evidence.get("cut", ())
+    lifting = result.evidence_of(Lifting)
+    cut: Sequence[Any] = () if lifting is None else lifting.cut
     return cut

@@ -7,7 +7,7 @@ original
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from convrewrite import model_io, verification
 from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import sort_nodes
 from convrewrite.engine.operators import chosen
-from convrewrite.engine.rewrite import Context, Site, run_pass
+from convrewrite.engine.rewrite import Context, Density, Site, run_pass
 from convrewrite.engine.windows import METADATA_KEY, Window
 from convrewrite.errors import Refused, UsageError
 from convrewrite.model_io import Model
@@ -48,7 +48,7 @@ class Denser:
     model: Model
     window: Window | None
     sites: tuple[Site, ...]
-    factors: dict[str, dict[int, int]]
+    factors: Mapping[str, Mapping[int, int]]
     sizes: tuple[tuple[int, ...], ...]
 
     @property
@@ -76,13 +76,15 @@ def denser(model: Model, window: Window | None, stride: Sequence[int], size: Seq
     for site in result.outcome("refused"):
         raise refusal(pass_, site)
     if not result.changed:
-        return Denser(model, window, result.sites, {}, sizes)
+        return Denser(model, window, result.sites, factors={}, sizes=sizes)
+    density = result.evidence_of(Density)
+    assert density is not None, "what dense rewrites has other strides"
     metadata = dict(model.metadata)
     if window is not None:
-        window = _window(window, result.evidence["strides"])
+        window = _window(window, density.strides)
         metadata[METADATA_KEY] = window.to_json()
     after = replace(model, graph=result.graph, metadata=metadata)
-    return Denser(after, window, result.sites, result.evidence["factors"], sizes)
+    return Denser(after, window, result.sites, factors=density.factors, sizes=sizes)
 
 
 def _sizes(model: Model, window: Window | None, size: Sequence[int] | None) -> tuple[tuple[int, ...], ...]:
@@ -102,7 +104,7 @@ def _sizes(model: Model, window: Window | None, size: Sequence[int] | None) -> t
     return (found.size if found.size is not None else (),)
 
 
-def _window(window: Window, strides: dict[str, tuple[int, ...]]) -> Window:
+def _window(window: Window, strides: Mapping[str, tuple[int, ...]]) -> Window:
     """The window at the new stride.
 
     Raises:

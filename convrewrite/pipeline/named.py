@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from convrewrite.engine.rewrite import Pass
 from convrewrite.options import GroupsOptions, SeparableOptions, TransformOptions
-from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.any_size import fcn
@@ -24,6 +26,13 @@ def groups(source: str, target: str, options: GroupsOptions) -> Outcome:
 
 def transform(source: str, target: str, pass_: Pass, options: TransformOptions) -> Outcome:
     """Run any pass, `fcn` among them; as `trade`."""
-    if isinstance(pass_, Fcn):
-        return fcn(source, target, options.for_fcn(pass_.window, pass_.size))
-    return trade(source, target, pass_, options)
+    run = RUNNERS.get(pass_.command, trade)
+    return run(source, target, pass_, options)
+
+
+def _any_size(source: str, target: str, pass_: Any, options: TransformOptions) -> Outcome:
+    return fcn(source, target, options.for_fcn(pass_.window, pass_.size))
+
+
+RUNNERS: Mapping[str, Callable[[str, str, Pass, TransformOptions], Outcome]] = {"fcn": _any_size}
+"""By `Pass.command`: what runs a pass whose command does more than to judge and to verify its sites."""

@@ -190,7 +190,8 @@ def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
     total = outcome.input.macs if outcome.input is not None else None
     rows = [("", "fewer MACs from --tol", "half from --tol", "which saves")]
     for site in known[:BEST]:
-        half = site.macs_before - site.macs_before // 2
+        macs = site.macs_before or 0
+        half = macs - macs // 2
         share = f" ({half / total:.1%})" if total else ""
         halves = "-" if site.tol_halves is None else text.enough(site.tol_halves)
         saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"

@@ -23,7 +23,7 @@ from convrewrite import acceptance, model_io, timing, verification
 from convrewrite.acceptance import Decisions, Faster
 from convrewrite.engine import costs
 from convrewrite.engine.graph import control_nodes
-from convrewrite.engine.rewrite import Context, Judge, Pass, PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Judge, Kernels, Pass, PassResult, option_defaults, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.options import (
@@ -31,10 +31,6 @@ from convrewrite.options import (
     TradeOptions,
     VerifyOptions,
 )
-from convrewrite.passes.dense import Dense
-from convrewrite.passes.groups import Groups
-from convrewrite.passes.separable import Separable
-from convrewrite.passes.upsample import Upsample
 from convrewrite.pipeline import fixing
 from convrewrite.pipeline.files import (
     as_file,
@@ -94,12 +90,17 @@ class _Run:
         return found
 
     def _judge(self) -> Judge:
-        if self.options.accept == "always":
-            return acceptance.accept_all
-        if self.options.accept == "smaller":
-            return acceptance.smaller
+        if self.options.accept != "faster":
+            return acceptance.COUNTING[self.options.accept]
         provider = obtained(self.options.provider)
-        return Faster(self.pass_, self.at.tensors, self.model.ir_version, self.decisions, provider, timing.cores())
+        return Faster(
+            self.pass_,
+            self.at.tensors,
+            self.model.ir_version,
+            decisions=self.decisions,
+            provider=provider,
+            threads=timing.cores(),
+        )
 
     def _error(self, result: PassResult) -> float:
         """How far the outputs of a rewritten graph are from the original's."""
@@ -119,20 +120,20 @@ class _Run:
     def verified(self, result: PassResult, staged: Path) -> Verification:
         """The staged file against the original, and where it is approximate against its kernels."""
         limit = self.options.limit
-        kernels: acceptance.Kernels = result.evidence.get("kernels", {})
+        kernels = result.evidence_of(Kernels)
         if all(site.equivalence != "approximate" for site in result.outcome("rewritten")):
             return self._equal(self.original, staged, kernels, limit)
-        if not kernels:  # a pass that does not say what its kernels amount to: its distance is stated, no more
+        if kernels is None:  # a pass that does not say what its kernels amount to: its distance is stated, no more
             return self._state(self.original, staged, limit)
         reference = self._with(kernels, "reference.onnx")
         equal = self._equal(reference, staged, kernels, None)
         return joined(equal, self._state(self.original, staged, limit))
 
-    def _equal(self, reference: Path, staged: Path, kernels: acceptance.Kernels, limit: float | None) -> Verification:
+    def _equal(self, reference: Path, staged: Path, kernels: Kernels | None, limit: float | None) -> Verification:
         """Equal to rounding; where it seems not to be, with the rounding of the new kernels themselves as the noise."""
         how = replace(self.how, max_output_error=limit)
         found = verification.verify(reference, staged, how, fixed=self.fixed)
-        if found.verdict != "failed" or limit is not None or not kernels:
+        if found.verdict != "failed" or limit is not None or kernels is None:
             return found
         exact, moved = self._with(kernels, "exact.onnx"), self._with(acceptance.shaken(kernels), "shaken.onnx")
         shaken = self._state(exact, moved)
@@ -141,7 +142,7 @@ class _Run:
             return found
         return verification.verify(reference, staged, how, fixed=self.fixed, least=(noise, min(part, LARGEST_PART)))
 
-    def _with(self, kernels: acceptance.Kernels, name: str) -> Path:
+    def _with(self, kernels: Kernels, name: str) -> Path:
         """The original with other kernels, as a file."""
         graph = acceptance.with_kernels(self.model.graph, kernels)
         return model_io.save(replace(self.model, graph=graph), self.folder / name)
@@ -175,9 +176,11 @@ def trade(source: str, target: str, pass_: Pass, options: TradeOptions) -> Outco
 
 def _trade(source: str, target: str, pass_: Pass, options: TradeOptions, *, log: Log) -> None:
     runtime.check_installation()
-    if isinstance(pass_, Dense | Upsample):
-        option = "--stride" if isinstance(pass_, Dense) else "--upsample"
-        raise UsageError(f"the pass {pass_.name} is a step of fcn", remedy=f"run convrewrite fcn with {option}")
+    if pass_.step_of is not None:
+        command, parameter = pass_.step_of
+        raise UsageError(
+            f"the pass {pass_.name} is a step of {command}", remedy=f"run convrewrite {command} with --{parameter}"
+        )
     check_provider(options.provider)
     refuse_stream_target(target)
     decisions = Decisions.read(options.timings)
@@ -225,7 +228,7 @@ def _context(model: Model, pass_: Pass, at: Native, options: TradeOptions) -> Co
     """
     responses: Collected | None = None
     if options.fits and pass_.fits and options.data is not None:
-        responses = Collected.read(model, options.data, at, options.provider, options.seed)
+        responses = Collected.read(model, options.data, at, options.provider, seed=options.seed)
     sized = fixing.given(model.graph, at) if at.size is not None and not at.assumed else None
     return Context.of(model.graph, shapes=at.tensors, sized=sized, responses=responses)
 
@@ -309,8 +312,7 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
 def _nothing(pass_: Pass, result: PassResult, graph: gs.Graph) -> str:
     """Why the file was copied."""
     if not result.sites:
-        what = "convolution" if isinstance(pass_, Groups) else f"place for {pass_.name}"
-        what = "linear layer and no convolution" if isinstance(pass_, Separable) else what
+        what = pass_.noun or f"place for {pass_.name}"
         where = " outside of subgraphs" if control_nodes(graph) else ""
         return f"nothing to do: no {what}{where}; copied byte for byte"
     first = {site.reason: site for site in result.sites}
@@ -327,12 +329,12 @@ def _next(run: _Run, source: str, target: str) -> str:
     before, after = (facts.macs if facts is not None else None for facts in (outcome.input, outcome.output))
     saved = None if not before or after is None else 1 - after / before
     parts = []
-    if saved is not None and (saved > 0 or isinstance(run.pass_, Separable | Groups)):
+    if saved is not None and (saved > 0 or run.pass_.judge == "smaller"):
         left = costs.told_uncounted(costs.uncounted(run.model.graph))
         parts.append("no fewer MACs" if saved <= 0 else f"{saved:.0%} fewer multiply-accumulates")
         parts[-1] += f" ({left})" if left else ""
-    if isinstance(run.pass_, Groups) and run.pass_.expand is not None:
-        parts = ["for backends without grouped convolution; on ONNX Runtime it is usually slower"]
+    if run.pass_.advice():
+        parts = [run.pass_.advice()]
     stated = [c for c in outcome.verification.cases if c.status == "stated"] if outcome.verification else []
     error = max((case.error or 0.0 for case in stated if case.metric == RELATIVE), default=None)
     changed = any(case.error for case in stated if case.metric == MISMATCHES)
@@ -344,7 +346,7 @@ def _next(run: _Run, source: str, target: str) -> str:
         error = error or 0.0
         if saved is not None and (error > max(saved, 0.0) or changed):
             given = run.options.data is not None
-            mend = "lower --tol" if isinstance(run.pass_, Separable | Groups) else "lower the tolerance"
+            mend = "lower --tol" if "tol" in option_defaults(run.pass_) else "lower the tolerance"
             mend += "" if given else ", or give real inputs with --data"
             why = "the outputs moved by more than was saved" if error > max(saved, 0.0) else "some classes changed"
             parts.append(f"a bad trade, {why}: {mend}")
@@ -363,19 +365,14 @@ def _next(run: _Run, source: str, target: str) -> str:
 def _repeat(run: _Run, source: str, target: str) -> str:
     """The command that repeats it: the rewrite itself, which writes nothing where it fails."""
     pass_, options = run.pass_, run.options
-    made: Any = pass_
-    own = isinstance(made, Separable | Groups)
-    words = (
-        ["convrewrite", pass_.name, source, target] if own else ["convrewrite", "transform", pass_.name, source, target]
-    )
-    for field in dataclasses.fields(made):
-        value = getattr(pass_, field.name)
-        if field.compare and value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)] if own else ["--set", f"{field.name}={value!r}"]
-    words += ["--accept", options.accept] if options.accept != ("smaller" if own else "always") else []
+    own = pass_.command
+    words = ["convrewrite", own, source, target] if own else ["convrewrite", "transform", pass_.name, source, target]
+    for name, default in option_defaults(pass_).items():
+        value = getattr(pass_, name)
+        if value != default:
+            words += [f"--{name.replace('_', '-')}", str(value)] if own else ["--set", f"{name}={value!r}"]
+    words += ["--accept", options.accept] if options.accept != (pass_.judge if own else "always") else []
     words += ["--size", by(options.size)] if options.size else []
     words += ["--data", options.data_path] if options.data is not None else []
-    words += (
-        ["--fit", "weights"] if options.data is not None and not options.fits and isinstance(made, Separable) else []
-    )
+    words += ["--fit", "weights"] if options.data is not None and not options.fits and pass_.fits else []
     return shlex.join([*words, *again(options)])

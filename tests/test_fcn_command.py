@@ -1,4 +1,4 @@
-"""What people who tried the tool on models of their own ran into: each has its test."""
+"""The command `fcn` on forms that exporters write, each of which was converted wrongly once, or not at all."""
 
 from __future__ import annotations
 

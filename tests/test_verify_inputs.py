@@ -1,4 +1,4 @@
-"""What people who tried `verify` and `bench` with models and inputs of their own ran into: each has its test."""
+"""What `verify` and `bench` make of a user's inputs: their types, ranks and numbers, and data that does not fit."""
 
 from __future__ import annotations
 
