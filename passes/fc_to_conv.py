@@ -37,18 +37,17 @@ from convrewrite.engine.graph import (
     values_of,
 )
 from convrewrite.engine.layers import LINEAR, LinearLayer
+from convrewrite.engine.operators import chosen
 from convrewrite.engine.quantized import Stored
 from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 
 Array = np.ndarray[Any, Any]
 
-UNARY = frozenset(
-    """Abs Celu Clip Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Relu Selu Sigmoid Softplus
-    Softsign Sqrt Swish Tanh ThresholdedRelu Dropout""".split()
-)
+UNARY = chosen("unary")
 """Operators that look at one number at a time, and change no shape."""
 
-SHAPES = frozenset("Reshape Flatten Squeeze Unsqueeze".split())
+QUANTIZERS = chosen("quantizer")
+SHAPES = chosen("reshape")
 """Operators that keep the order of the entries, and change the shape alone."""
 
 CONV = "/fc-to-conv/conv"
@@ -338,7 +337,7 @@ def _vector(tensor: gs.Tensor, layer: LinearLayer, constants: Constants) -> Arra
 
 def _rounds_all_alike(node: gs.Node) -> bool:
     """Whether it is a QuantizeLinear or DequantizeLinear with one scale."""
-    alike = node.op in ("QuantizeLinear", "DequantizeLinear") and not node.attrs.get("block_size")
+    alike = node.op in QUANTIZERS and not node.attrs.get("block_size")
     return alike and all(int(np.prod(t.shape)) == 1 for t in node.inputs[1:] if t.name and t.shape is not None)
 
 

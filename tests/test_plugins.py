@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_models import COMMAND
-from processes import is_alive, leftovers, wait_until_dead
+from processes import HANGS, is_alive, leftovers, wait_until_dead
 
 from convrewrite import models
 
@@ -76,7 +76,7 @@ def package(folder: Path, name: str, entries: dict[str, str], source: str) -> No
 def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "COLUMNS": "80", **more}
     return subprocess.run(
-        [*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+        [*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=HANGS
     )
 
 
@@ -414,7 +414,7 @@ def test_the_workers_of_a_run_end_with_it(folder: Path, sent: signal.Signals) ->
     (folder / "tmp").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "TMPDIR": str(folder / "tmp")}
     with subprocess.Popen([*COMMAND, "run", "-q"], cwd=folder, env=environment, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + HANGS
         while not (folder / "pid").exists() or not (folder / "pid").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)

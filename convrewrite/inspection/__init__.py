@@ -20,6 +20,7 @@ from convrewrite.engine.costs import LayerCost
 from convrewrite.engine.fields import Reach, receptive_fields
 from convrewrite.engine.image_axes import image_input, spatial_dims
 from convrewrite.engine.layers import Sliding
+from convrewrite.engine.operators import OPERATORS
 from convrewrite.engine.rewrite import Context, Judge, Pass, Site, accept_all, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.inspection.heads import head
@@ -112,7 +113,7 @@ def _layer(node: gs.Node, cost: LayerCost, at: Native, reach: Reach | None) -> L
 def _sliding(node: gs.Node, at: Native, shape: Shape) -> Sliding | None:
     kernel = node.attrs.get("kernel_shape")
     if kernel is None:
-        weight = _shape(node.inputs[3 if node.op == "QLinearConv" else 1], at)
+        weight = _shape(node.inputs[OPERATORS[node.op].weight or 1], at)
         kernel = None if weight is None else weight[2:]
     return None if kernel is None else Sliding.read(node.attrs, kernel, shape[2:])
 

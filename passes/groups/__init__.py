@@ -39,6 +39,7 @@ from typing import Any, ClassVar
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine import timemodel
 from convrewrite.engine.graph import Shape
 from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.passes.groups.clustering import needed_tol
@@ -48,7 +49,6 @@ from convrewrite.passes.groups.emission import MADE, Grouping, regroup
 from convrewrite.passes.groups.expand import Expansion, expand, expanded_size
 from convrewrite.passes.groups.network import Network
 from convrewrite.passes.groups.offers import Offer, offers
-from convrewrite.passes.groups.packing import part_time
 from convrewrite.passes.groups.planning import Fitting, fit
 from convrewrite.passes.groups.reasons import REASONS
 from convrewrite.passes.groups.reconstruction import reconstruction
@@ -155,7 +155,7 @@ class Groups(Pass):
         """Time of the best layout of a convolution, or as it is."""
         found = self._offers(site, kernel_norms(site.weight, site.group))
         (out, inputs), group = site.channels, site.group
-        now = part_time(out // group, inputs // group, group, site.taps)
+        now = timemodel.grouped(out // group, inputs // group, group, site.taps)
         return min([now, *(offer.layout.time(site.taps) for offer in found)])
 
     def _offers(self, site: ConvSite, norms: Array) -> list[Offer]:

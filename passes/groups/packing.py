@@ -23,20 +23,12 @@ from functools import cached_property
 
 import numpy as np
 
+from convrewrite.engine import timemodel
 from convrewrite.passes.groups.detection import Array, Component, Structure
 from convrewrite.text import counted
 
 Room = tuple[int, int]
 """Output and input channels: of a component, or what a group may still hold."""
-
-BLOCK = 16
-"""Channels that ONNX Runtime computes together on AVX-512; a part of a block costs as much as the whole."""
-
-TRAFFIC = 12
-"""MACs that take as long as writing an entry of a tensor and reading it again."""
-
-DEPTHWISE = 6
-"""MACs that take as long as one of a depthwise convolution, which is bound by what it reads."""
 
 SEARCH = 20_000
 """Steps after which the search for equal groups gives up."""
@@ -64,7 +56,7 @@ class Part:
 
     def time(self, taps: int) -> int:
         """Per cell of the output, in a unit that ranks layouts by their time."""
-        return part_time(*self.shape, len(self.groups), taps)
+        return timemodel.grouped(*self.shape, len(self.groups), taps)
 
     @property
     def weights(self) -> int:
@@ -110,7 +102,7 @@ class Layout:
     def time(self, taps: int) -> int:
         """Per cell of the output, in a unit that ranks layouts by their time."""
         own = sum(part.time(taps) for part in self.parts)
-        return own + (TRAFFIC * sum(sum(part.channels) for part in self.parts) if len(self.parts) > 1 else 0)
+        return own + (timemodel.TRAFFIC * sum(sum(part.channels) for part in self.parts) if len(self.parts) > 1 else 0)
 
     def __str__(self) -> str:
         return " beside ".join(
@@ -119,18 +111,6 @@ class Layout:
             else f"{part.shape[0]}x{part.shape[1]}"
             for part in self.parts
         )
-
-
-def blocks(channels: int) -> int:
-    """Channels filled up to whole blocks."""
-    return math.ceil(channels / BLOCK) * BLOCK
-
-
-def part_time(out: int, inputs: int, groups: int, taps: int) -> int:
-    """Per cell of the output, of one Conv with groups of out x inputs channels."""
-    if out == inputs == 1:
-        return blocks(groups) * taps * DEPTHWISE
-    return groups * blocks(out) * blocks(inputs) * taps
 
 
 def by_inputs(layout: Layout) -> Layout:
@@ -282,7 +262,7 @@ def unequal_groups(found: Structure, taps: int) -> Layout | None:
             members = [c for c in found.components if c.shape in kinds[start:end]]
             part = _cheapest(members, taps)
             cost, parts = best[start]
-            own = part.time(taps) + TRAFFIC * sum(part.channels)
+            own = part.time(taps) + timemodel.TRAFFIC * sum(part.channels)
             options.append((cost + own, (*parts, part)))
         best.append(min(options, key=lambda option: option[0]))
     parts = best[-1][1]

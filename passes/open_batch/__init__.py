@@ -36,6 +36,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.branches import followed
 from convrewrite.engine.graph import Shape, infer_shapes, subgraph_tensors, unique_name
+from convrewrite.engine.operators import chosen
 from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.passes.open_batch import along, indexing, moving, pointwise, products, sliding, stored
 from convrewrite.passes.open_batch.counting import COUNTING, TAKES_COUNTS
@@ -53,6 +54,12 @@ RULES: Mapping[str, Rule] = {
     **stored.RULES,
 }
 """Where the images go, by operator."""
+
+REFUSED = chosen(
+    """unpool region Det CausalConvWithState LinearAttention RotaryEmbedding ReverseSequence ScatterND TensorScatter
+    bits gate constant random loss signal control sequence text"""
+)
+"""Operators of ONNX without a rule: where they read images, the reason is "open-batch/no-rule"."""
 
 REASONS = {
     reason.code: reason
