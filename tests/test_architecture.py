@@ -22,7 +22,7 @@ MAX_LINES = 400
 
 GROUND = frozenset({"errors", "system", "text"})
 FILES = GROUND | {"engine", "model_io"}
-PROOFS = FILES | {"running", "verification", "timing", "acceptance"}
+PROOFS = FILES | {"options", "running", "verification", "timing", "acceptance"}
 COMMANDS = PROOFS | {"pipeline", "passes", "models"}
 
 # What each folder of convrewrite/ may import from it. "convrewrite" is the package itself (its public names).
@@ -30,6 +30,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset(),
     "text": frozenset(),
     "flags": frozenset({"errors"}),
+    "options": frozenset({"errors"}),
     "system": frozenset({"errors"}),
     "engine": GROUND - {"text"},
     "passes": GROUND | {"engine"},
@@ -38,8 +39,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "plugins": GROUND | {"engine", "passes"},
     "model_io": GROUND | {"engine"},
     "running": FILES,
-    "verification": FILES | {"running", "flags"},
-    "timing": FILES | {"running"},
+    "verification": FILES | {"running", "flags", "options"},
+    "timing": FILES | {"running", "options"},
     "acceptance": PROOFS,
     "pipeline": PROOFS | {"passes", "models", "flags", "convrewrite"},
     "inspection": COMMANDS,

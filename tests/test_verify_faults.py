@@ -16,8 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.running.runtime import DeviceFailed, Session
 from convrewrite.running.sampling import Images, InputSpec, read_data
-from convrewrite.verification import verify
 from exported import NETWORKS
+from helpers import verify
 
 Weights = dict[str, np.ndarray]
 

@@ -14,9 +14,9 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
-from convrewrite.verification import Verification, surrogate, verify
+from convrewrite.verification import Verification, surrogate
 from convrewrite.verification.comparison import ONE_STEP
-from helpers import Net, run
+from helpers import Net, run, verify
 
 Array = np.ndarray[Any, Any]
 

@@ -52,7 +52,7 @@ class Reach:
 
     @property
     def size(self) -> Shape:
-        """Pixels per spatial axis."""
+        """The extent in pixels, one entry per spatial axis."""
         return tuple(along.field.size for along in self.axes)
 
     @property
@@ -66,7 +66,7 @@ class Reach:
         return tuple(along.field.offset for along in self.axes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         return {"size": list(self.size), "stride": list(self.stride), "offset": list(self.offset), "why": self.why}
 
 
@@ -108,7 +108,8 @@ def receptive_fields(
             lost = next((reach.why for reach in read if reach.why), "")
             if lost:
                 raise _Lost(lost)
-            reach = _Step(node, found, shapes, constants, graph.opset, strides_only, bounds).reach()
+            step = _Step(node, found, shapes, constants, opset=graph.opset, strides_only=strides_only, bounds=bounds)
+            reach = step.reach()
         except _Lost as loss:
             reach = Reach(why=loss.why)
         if reach.axes or reach.why:
@@ -173,7 +174,7 @@ class _Step:
                 continue
             try:
                 times, before, behind = spread(
-                    node, along.dim, self._shape(data), self._shape(node.outputs[0]), kernel, self.opset
+                    node, along.dim, self._shape(data), self._shape(node.outputs[0]), kernel=kernel, opset=self.opset
                 )
             except ValueError as error:
                 raise _Lost(str(error)) from None

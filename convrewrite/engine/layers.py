@@ -63,7 +63,8 @@ class Sliding:
             pairs = [_auto_pads(auto_pad, n, (k - 1) * d + 1, s) for n, k, s, d in quads]
             begin, end = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
         ceil_mode = bool(attrs.get("ceil_mode", 0))
-        return cls(tuple(size), tuple(kernel), strides, dilations, tuple(begin), tuple(end), ceil_mode)
+        begin, end = tuple(begin), tuple(end)
+        return cls(tuple(size), tuple(kernel), strides, dilations, begin=begin, end=end, ceil_mode=ceil_mode)
 
     @property
     def reach(self) -> Ints:
@@ -72,7 +73,7 @@ class Sliding:
 
     @property
     def output(self) -> Ints:
-        """Native extents of the output."""
+        """The spatial extents of the output at the native size."""
         return tuple(self._output(axis, self.ceil_mode) for axis in range(len(self.size)))
 
     def _output(self, axis: int, ceil_mode: bool) -> int:
@@ -154,38 +155,55 @@ class Spreading:
         if wanted:
             crops = [max(0, w - out) for w, out in zip(whole, wanted, strict=True)]
             begin = tuple(c // 2 if auto_pad == "SAME_UPPER" else c - c // 2 for c in crops)
-            return cls(tuple(kernel), strides, dilations, begin, tuple(wanted))
+            return cls(tuple(kernel), strides, dilations, begin=begin, output=tuple(wanted))
         if auto_pad == "VALID":
             pads = (0,) * (2 * rank)
         output = tuple(w - a - b for w, a, b in zip(whole, pads[:rank], pads[rank:], strict=True))
-        return cls(tuple(kernel), strides, dilations, pads[:rank], output)
+        return cls(tuple(kernel), strides, dilations, begin=pads[:rank], output=output)
 
 
 @dataclass(frozen=True)
 class ConvLayer:
-    """A Conv or ConvTranspose node: weight shape [O, I/g, *kernel] (ConvTranspose: [I, O/g, *kernel])."""
+    """A Conv node with a weight [O, I/g, *kernel]."""
 
     weight: Ints
-    group: int
     sliding: Sliding
-    transposed: bool = False
 
     @classmethod
     def from_node(cls, node: gs.Node, weight: Sequence[int], size: Sequence[int]) -> ConvLayer:
         """Read a node whose weight has that shape, on a map of that native size."""
         kernel = tuple(node.attrs.get("kernel_shape") or weight[2:])
-        transposed = node.op == "ConvTranspose"
-        return cls(tuple(weight), node.attrs.get("group", 1), Sliding.read(node.attrs, kernel, size), transposed)
+        return cls(tuple(weight), Sliding.read(node.attrs, kernel, size))
 
     @property
     def out_channels(self) -> int:
-        """Channels of the output."""
-        return self.weight[1] * self.group if self.transposed else self.weight[0]
+        """The number of output channels."""
+        return self.weight[0]
+
+
+@dataclass(frozen=True)
+class TransposedLayer:
+    """A ConvTranspose node with a weight [I, O/g, *kernel]."""
+
+    weight: Ints
+    group: int
+    spreading: Spreading
+
+    @classmethod
+    def from_node(cls, node: gs.Node, weight: Sequence[int], size: Sequence[int]) -> TransposedLayer:
+        """Read a node whose weight has that shape, on a map of that native size."""
+        kernel = tuple(node.attrs.get("kernel_shape") or weight[2:])
+        return cls(tuple(weight), int(node.attrs.get("group", 1)), Spreading.read(node.attrs, kernel, size))
+
+    @property
+    def out_channels(self) -> int:
+        """The number of output channels."""
+        return self.weight[1] * self.group
 
 
 @dataclass(frozen=True)
 class PoolLayer:
-    """An AveragePool, MaxPool or LpPool node."""
+    """The attributes of an AveragePool, MaxPool or LpPool node."""
 
     op: str
     sliding: Sliding
@@ -193,7 +211,7 @@ class PoolLayer:
 
     @classmethod
     def from_node(cls, node: gs.Node, size: Sequence[int]) -> PoolLayer:
-        """Read a node on a map of that native size."""
+        """Read the attributes of a node whose input map has this native size."""
         sliding = Sliding.read(node.attrs, tuple(node.attrs["kernel_shape"]), size)
         return cls(node.op, sliding, bool(node.attrs.get("count_include_pad", 0)))
 
@@ -273,10 +291,10 @@ class LinearLayer:
         bias = 2 if len(node.inputs) > 2 and node.inputs[2].name else None
         alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
         rows = (weight == 1) == stored_flipped
-        if data == 1 and (len(node.inputs[data].shape or (0, 0)) if rank is None else rank) == 1:
-            return cls(data, -1, weight, rows, -1, tuple(stored), bias, alpha, beta)
-        axis, made = -1 if (data == 0) != flipped else -2, -1 if data == 0 else -2
-        return cls(data, axis, weight, rows, made, tuple(stored), bias, alpha, beta)
+        vector = data == 1 and (len(node.inputs[data].shape or (0, 0)) if rank is None else rank) == 1
+        axis, made = (-1 if vector or (data == 0) != flipped else -2), (-1 if vector or data == 0 else -2)
+        layer = cls(data, axis, weight, rows, output_axis=made, stored=tuple(stored))
+        return replace(layer, bias=bias, alpha=alpha, beta=beta)
 
     @classmethod
     def of(cls, node: gs.Node) -> LinearLayer | None:
@@ -296,14 +314,14 @@ class LinearLayer:
 
     @property
     def outputs(self) -> int:
-        """K; 1 for a vector."""
+        """The number of output features, K; 1 where the weight is a vector."""
         if len(self.stored) < 2:
             return 1
         return self.stored[-2 if self.rows_are_outputs else -1]
 
     @property
     def inputs(self) -> int:
-        """F."""
+        """The number of input features, F."""
         return self.stored[-1 if len(self.stored) < 2 or self.rows_are_outputs else -2]
 
     def matrix(self, stored: Array) -> Array:

@@ -41,7 +41,7 @@ class LayerMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix: cells of the output, cells of the input, channels included."""
+        """The shape of the matrix: (output cells, input cells), channels included."""
         cells, pixels = int(np.prod(self.sliding.output)), int(np.prod(self.sliding.size))
         return self.weight.shape[0] * cells, self.weight.shape[1] * self.group * pixels
 
@@ -71,7 +71,7 @@ class LayerMatrix:
             for name, shape in (("x", image.shape), ("y", None))
         ]
         weights = [onnx.numpy_helper.from_array(np.ascontiguousarray(self.weight), "w")]
-        graph = onnx.helper.make_graph([node], "conv", infos[:1], infos[1:], weights)
+        graph = onnx.helper.make_graph([node], "conv", infos[:1], infos[1:], initializer=weights)
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
         want = runtime.open_session(model.SerializeToString(), "cpu").run({"x": image})["y"].ravel().astype(float)
         got = matrix.astype(float) @ image.ravel().astype(float)

@@ -40,11 +40,11 @@ class Files:
     replaces: Mapping[str, Given] = field(default_factory=dict)
 
     def reading(self, **reads: Given) -> Files:
-        """With further options that name files to be read."""
+        """These files, and others that options name for reading."""
         return replace(self, reads={**self.reads, **_options(reads)})
 
     def writing(self, **writes: Given) -> Files:
-        """With further options that name files to be written: `writing(report="r.json")` is --report r.json."""
+        """These files, and others named for writing: `writing(report="r.json")` is --report r.json."""
         return replace(self, writes={**self.writes, **_options(writes)})
 
     def keep_apart(self) -> None:

@@ -60,7 +60,7 @@ class MalformedError(ValueError):
 
 
 class Source(ABC):
-    """Bytes that tensors lie in."""
+    """A file or buffer that holds the bytes of tensors."""
 
     @property
     @abstractmethod
@@ -108,7 +108,7 @@ class MappedFile(Source):
 
     @cached_property
     def address(self) -> int:
-        """Where the mapping lies in memory."""
+        """The address of the mapping in memory."""
         return int(np.frombuffer(self._view, np.uint8).ctypes.data)
 
     def release(self, offset: int, length: int) -> None:
@@ -167,7 +167,7 @@ class Memory(Source):
 
 @dataclass(frozen=True)
 class Payload:
-    """The bytes of one tensor, wherever they lie."""
+    """The bytes of one tensor, in a file or in memory."""
 
     source: Source
     offset: int
@@ -182,7 +182,7 @@ class Payload:
         return self.source.view[self.offset : self.offset + self.length]
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """The bytes in pieces."""
+        """The bytes, in pieces that fit into memory."""
         return self.source.chunks(self.offset, self.length)
 
 
@@ -223,7 +223,7 @@ def cut(source: Source) -> tuple[bytes, list[Payload]]:
         return mark(len(payloads) - 1)
 
     view = source.view
-    segments = _rewrite(view, 0, len(view), "Model", lambda start, end: end - start >= LARGE, replace)
+    segments = _rewrite(view, 0, len(view), "Model", worth=lambda start, end: end - start >= LARGE, replace=replace)
     return b"".join(chunks(segments)), payloads
 
 
@@ -237,7 +237,7 @@ def splice(skeleton: bytes, payloads: Sequence[Payload]) -> list[Segment]:
     def holds_mark(start: int, end: int) -> bool:
         return skeleton.find(_MARK, start, end) >= 0
 
-    return _rewrite(memoryview(skeleton), 0, len(skeleton), "Model", holds_mark, replace)
+    return _rewrite(memoryview(skeleton), 0, len(skeleton), "Model", worth=holds_mark, replace=replace)
 
 
 def _rewrite(
@@ -261,7 +261,7 @@ def _rewrite(
         if child == "raw_data":
             inner = [replace(value_start, value_end)]
         else:
-            inner = _rewrite(data, value_start, value_end, child, worth, replace, depth + 1)
+            inner = _rewrite(data, value_start, value_end, child, worth=worth, replace=replace, depth=depth + 1)
         segments.append(data[kept:tag_start])
         segments.append(_encoded(number << 3 | 2) + _encoded(sum(map(len, inner))))
         segments.extend(inner)

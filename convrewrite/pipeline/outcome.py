@@ -1,4 +1,4 @@
-"""What a command takes, and what came of it."""
+"""What came of a command."""
 
 from __future__ import annotations
 
@@ -15,36 +15,13 @@ from convrewrite.errors import ConvrewriteError
 from convrewrite.model_io import Model
 from convrewrite.running.faults import blaming
 from convrewrite.timing import Bench
-from convrewrite.verification import Progress, Verification
+from convrewrite.verification import Verification
 
 STREAM = "-"
 """Names standard input or output."""
 
 FAILURES = {1: "failed", 3: "refused"}
 """The status of a command that ended with that exit code; any other is an "error"."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What every rewriting command takes.
-
-    Attributes:
-        provider: "auto", "cpu", "cuda" or "tensorrt". verify: run both models before writing.
-        max_output_error: tolerance on max|a-b|/max|b| per output; None for the default by noise.
-        samples, seed: of the generated inputs. data: real inputs by name instead. data_path: where they came from.
-        only, skip: globs on node and tensor names. progress: called as work goes on.
-    """
-
-    provider: str = "auto"
-    verify: bool = True
-    max_output_error: float | None = None
-    samples: int = 3
-    seed: int = 0
-    data: Mapping[str, np.ndarray[Any, Any]] | None = None
-    data_path: str = "F.npz"
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    progress: Progress | None = None
 
 
 @dataclass(frozen=True)
@@ -63,11 +40,11 @@ class FileFacts:
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
+        """The SHA-256 of the file."""
         return self.digest()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         return {name: getattr(self, name) for name in ("path", "sha256", "bytes", "parameters", "macs")}
 
 
@@ -114,7 +91,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What the process returns."""
+        """The exit code of the process."""
         return 0 if self.error is None else self.error.exit_code
 
     def stopped(self, error: ConvrewriteError) -> Outcome:
@@ -140,11 +117,11 @@ class Log:
     models: list[Model] = field(default_factory=list)
 
     def note(self, **facts: Any) -> None:
-        """Add to what is known."""
+        """Add facts to the record of this command."""
         self.outcome = replace(self.outcome, **facts)
 
     def reads(self, model: Model) -> Model:
-        """Remember a model that was read."""
+        """Record that a model was read."""
         self.models.append(model)
         return model
 

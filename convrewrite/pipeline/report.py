@@ -64,7 +64,7 @@ STYLES = {
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
+    """The versions of the libraries that the result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -75,7 +75,7 @@ def versions() -> dict[str, str]:
 
 
 def to_dict(outcome: Outcome) -> dict[str, Any]:
-    """The report of one command."""
+    """The report of one command, as JSON."""
     window = None if outcome.window is None else json.loads(outcome.window.to_json())
     verification = outcome.verification
     return {
@@ -170,7 +170,7 @@ def _site_lines(sites: Sequence[Site], verbose: bool) -> Iterator[tuple[str, lis
         if rows:
             more = len([site for site in sites if site.outcome == outcome]) - len(rows)
             tail = [f"... and {more} more, shown with --verbose"] if more else []
-            yield "rewrote" if outcome == "rewritten" else outcome, [*columns(rows), *tail]
+            yield "rewrote" if outcome == "rewritten" else outcome, [*text.columns(rows), *tail]
 
 
 def _kind(site: Site) -> str:
@@ -190,13 +190,14 @@ def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
     total = outcome.input.macs if outcome.input is not None else None
     rows = [("", "fewer MACs from --tol", "half from --tol", "which saves")]
     for site in known[:BEST]:
-        half = site.macs_before - site.macs_before // 2
+        macs = site.macs_before or 0
+        half = macs - macs // 2
         share = f" ({half / total:.1%})" if total else ""
         halves = "-" if site.tol_halves is None else text.enough(site.tol_halves)
         saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"
         rows.append((_short(site.anchor), text.enough(site.tol_pays), halves, saved))
     more = [f"... and {len(known) - BEST} more, in the report"] if len(known) > BEST else []
-    yield "would need", [*columns(rows, right=(1, 2, 3)), *more]
+    yield "would need", [*text.columns(rows, right=(1, 2, 3)), *more]
 
 
 def _short(name: str) -> str:
@@ -241,7 +242,7 @@ def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) ->
     if not rows:
         return notes
     header = (f"on {outcome.provider}", "max error", "tolerance", "own noise", "")
-    return [*columns([header, *rows], right=(1, 2, 3)), *notes]
+    return [*text.columns([header, *rows], right=(1, 2, 3)), *notes]
 
 
 def _by_part(case: Case) -> tuple[bool, float]:
@@ -285,16 +286,3 @@ def _replaced(outcome: Outcome) -> list[str]:
         if STREAM not in ends and Path(ends[0]).samefile(ends[-1]):
             return ["the input was replaced"]
     return []
-
-
-def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows whose cells stand below each other, safe for a terminal."""
-    rows = [[text.terminal(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

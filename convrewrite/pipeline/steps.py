@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -14,7 +13,7 @@ from convrewrite import acceptance
 from convrewrite.engine.rewrite import BY_PATTERN, Pass, Reason, Site
 from convrewrite.errors import Refused, UsageError
 from convrewrite.flags import UNVERIFIED
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import RewriteOptions
 from convrewrite.running import runtime
 
 PROBE = '<ir_version: 7, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Neg(x) }'
@@ -40,18 +39,6 @@ GENERAL = (
 """Reasons that belong to no pass."""
 
 
-def common(options: Options) -> dict[str, Any]:
-    """What `verification` takes of the options."""
-    return {
-        "samples": options.samples,
-        "seed": options.seed,
-        "data": options.data,
-        "tolerance": options.max_output_error,
-        "provider": options.provider,
-        "progress": options.progress,
-    }
-
-
 def check_provider(provider: str) -> None:
     """Raise UsageError where a provider that was asked for by name is not usable here, even if nothing will run."""
     if provider in ("cuda", "tensorrt"):
@@ -63,7 +50,7 @@ def obtained(provider: str) -> str:
     return runtime.open_session(onnx.parser.parse_model(PROBE).SerializeToString(), provider).provider
 
 
-def check_patterns(graph: gs.Graph, options: Options) -> None:
+def check_patterns(graph: gs.Graph, options: RewriteOptions) -> None:
     """Raise UsageError where --only matches no name of the graph: a slip of the pen must not look like success."""
     names = [name for node in graph.nodes for name in (node.name, *(tensor.name for tensor in node.outputs)) if name]
     if options.only and not any(fnmatch.filter(names, pattern) for pattern in options.only):
@@ -71,8 +58,17 @@ def check_patterns(graph: gs.Graph, options: Options) -> None:
         raise UsageError(f"--only '{patterns}' matches no node and no tensor of the model")
 
 
+def again(options: RewriteOptions) -> list[str]:
+    """The words of what every rewriting command takes, in the command that repeats it."""
+    words = ["--seed", str(options.seed), "--samples", str(options.samples)]
+    words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
+    words += ["--provider", options.provider] if options.provider != "auto" else []
+    words += [word for pattern in options.only for word in ("--only", pattern)]
+    return words + [word for pattern in options.skip for word in ("--skip", pattern)]
+
+
 def refusal(pass_: Pass, site: Site) -> Refused:
-    """The error for a site that refuses the model."""
+    """The error that reports a site's refusal of the model."""
     return Refused(why(pass_, replace(site, remedy="")), reason=site.reason, remedy=site.remedy)
 
 
@@ -83,14 +79,9 @@ def why(pass_: Pass, site: Site) -> str:
 
 
 def meaning(pass_: Pass, site: Site) -> str:
-    """Of the reason of a site."""
+    """What the reason of a site means, in one sentence."""
     known = {reason.code: reason for reason in (*pass_.reasons.values(), *GENERAL)}
     return known[site.reason].meaning if site.reason in known else "the pass gives no meaning for its reason"
-
-
-def by(extents: Sequence[int]) -> str:
-    """224x224."""
-    return "x".join(map(str, extents))
 
 
 def reasons(passes: Sequence[type[Pass]] = ()) -> Iterator[tuple[str, str, str]]:

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Of one model.
+    """How one model is run on tiles, without the model itself.
 
     Attributes:
         input: name of the image input. shape: of it, with 0 for the spatial axes. dims: those. channel: dimension of
@@ -35,12 +35,20 @@ class Recipe:
 
     @classmethod
     def of(cls, survey: Survey) -> Recipe:
-        """What a survey found, without the model."""
+        """The recipe that a survey of the model leads to."""
         source = next(t for t in survey.model.graph.inputs if t.name == survey.image)
         shape = tuple(0 if dim in survey.dims else extent for dim, extent in enumerate(survey.shape))
         strides = {name: tuple(axis.stride for axis in axes) for name, axes in survey.geometry.outputs.items()}
         dtype = np.dtype(source.dtype).name
-        return cls(survey.image, shape, survey.dims, survey.channel, dtype, strides, dict(survey.places))
+        return cls(
+            input=survey.image,
+            shape=shape,
+            dims=survey.dims,
+            channel=survey.channel,
+            dtype=dtype,
+            strides=strides,
+            places=dict(survey.places),
+        )
 
     def feed(self, pixels: Array) -> Array:
         """The input of the model for pixels [C, *spatial]."""

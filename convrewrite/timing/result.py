@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from convrewrite.errors import ConvrewriteError
-from convrewrite.text import Printed, counted, terminal
+from convrewrite.text import Printed, by, columns, counted, terminal
 from convrewrite.timing.statistics import MIN_SETS, Comparison, Estimate
-from convrewrite.timing.subjects import by
 
 HEADER = (
     "size",
@@ -24,7 +22,7 @@ HEADER = (
     "A/A",
     "verdict",
 )
-LEFT = (0, 2, 10)
+RIGHT = frozenset(range(11)) - {0, 2, 10}
 PROFILED = 5
 """Nodes that the text lists per model."""
 
@@ -49,16 +47,16 @@ class Cost:
 
     @property
     def images_per_second(self) -> float:
-        """Throughput."""
+        """The throughput in images per second."""
         return self.images / self.seconds
 
     @property
     def gmacs_per_second(self) -> float | None:
-        """What the arithmetic reaches."""
+        """The arithmetic rate in 10^9 multiply-accumulates per second."""
         return self.macs / self.seconds / 1e9 if self.macs else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The part of a report."""
+        """The form that reports use."""
         return {
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
@@ -91,11 +89,11 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """`224x224, batch 8`."""
+        """The size and batch as text: `224x224, batch 8`."""
         return f"{by(self.size)}, batch {self.batch}" if self.size else f"batch {self.batch}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The part of a report."""
+        """The form that reports use."""
         found = self.comparison
         return {
             "size": list(self.size),
@@ -116,7 +114,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Missed:
-    """A size that could not be measured."""
+    """A size that could not be measured, and the reason."""
 
     label: str
     reason: str
@@ -152,12 +150,12 @@ class Bench(Printed):
 
     @property
     def speedup(self) -> Estimate | None:
-        """Of the worst cell."""
+        """The speedup in the worst cell."""
         return None if self.worst is None else self.worst.comparison.speedup
 
     @property
     def verdict(self) -> str | None:
-        """Of the worst cell."""
+        """The verdict on the worst cell."""
         return None if self.worst is None else self.worst.comparison.verdict
 
     def check(self) -> Bench:
@@ -185,7 +183,7 @@ class Bench(Printed):
 
     def __str__(self) -> str:
         """The table, and what belongs below it."""
-        lines = _columns([HEADER, *(row for cell in self.cells for row in _rows(cell))], LEFT) if self.cells else []
+        lines = columns([HEADER, *(row for cell in self.cells for row in _rows(cell))], RIGHT) if self.cells else []
         for cell in self.cells:
             if cell.windows:
                 limit = "not known" if cell.limit is None else f"{cell.limit:.1f}x"
@@ -251,16 +249,5 @@ def _profile(cell: Cell) -> list[str]:
                 (f"  {n['seconds'] * 1e3:.3g} ms", f"{n['seconds'] / total:.0%}", n["op"], n["name"])
                 for n in cost.nodes[:PROFILED]
             ]
-            lines += [f"most expensive nodes of {name} at {cell.label}:", *_columns(rows, (2, 3))]
+            lines += [f"most expensive nodes of {name} at {cell.label}:", *columns(rows, right=(0, 1))]
     return lines
-
-
-def _columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """Rows whose cells stand below each other."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in map(tuple, rows)
-    ]

@@ -52,7 +52,7 @@ class Symbol:
 
 
 def symbols(original: Specimen, rewritten: Specimen) -> list[Symbol]:
-    """What both models leave open."""
+    """The extents that both models leave open."""
     found: dict[str, list[Axis]] = {}
     first: set[str] = set()
     for info, theirs in _pairs(original, rewritten):
@@ -129,7 +129,9 @@ def check(
         done = 0
         for group in dict.fromkeys((symbol, _with_alike(symbol, every, shapes))):
             for extents in _tried(group, shapes):
-                done += _at(models, specs, extents, evidence, ledger, names, read, (check_name, group))
+                done += _at(
+                    models, specs, extents, evidence, ledger=ledger, names=names, read=read, called=(check_name, group)
+                )
                 if done == DRAWS:
                     break
             if done:
@@ -234,6 +236,6 @@ def _drawn(specs: Sequence[InputSpec], extents: Mapping[Axis, int], samples: Seq
 
 
 def _where(error: RunFailed) -> str:
-    """At which operator a run ended; the words of ONNX Runtime are about its internals."""
+    """The operator at which a run ended; the words of ONNX Runtime are about its internals."""
     found = re.search(r"running (\w+) node\. Name:'([^']*)'", str(error))
     return f" ({found[1]} '{found[2]}')" if found else ""

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
+from convrewrite.options import VerifyOptions
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.running.sampling import Images, InputSpec, bind_batch, fill, named_array
-from convrewrite.text import counted
-from convrewrite.verification.specimens import Data, Specimen, Tolerance
+from convrewrite.text import by, counted
+from convrewrite.verification.specimens import Data, Specimen
 from convrewrite.verification.twins import narrower
 
 
@@ -35,22 +36,17 @@ class Shapes:
         return " ".join([*parts, *([f"batch {self.batch}"] if self.batch else [])])
 
     def apply(self, info: TensorInfo, known: Sequence[int | str | None], bound: Mapping[str, int]) -> InputSpec:
-        """One input with its shape filled in."""
+        """Fill in the shape of one input."""
         shape = self.named.get(info.name)
         if shape is None:
             remedy = f", or --shape {info.name}=..., or real inputs with --data F.npz"
-            return fill(info, self.size, known, self.batch, bound, remedy)
+            return fill(info, self.size, known, self.batch, bound=bound, remedy=remedy)
         for dims in (info.shape, known):
             pairs = zip(dims, shape, strict=False)
             if dims and (len(dims) != len(shape) or any(isinstance(a, int) and a != b for a, b in pairs)):
                 words = "x".join(map(str, dims))
                 raise UsageError(f"--shape {info.name}={by(shape)} does not fit: the input is {words}")
         return InputSpec(info.name, info.dtype, shape)
-
-
-def by(extents: Sequence[int | str]) -> str:
-    """224x224."""
-    return "x".join(map(str, extents))
 
 
 def same_outputs(a: Specimen, b: Specimen) -> None:
@@ -137,7 +133,7 @@ def _match(a: TensorInfo, b: TensorInfo, twins: bool) -> None:
 
 
 def native_inputs(original: Specimen, converted: Specimen, window: Window, batch: int | None = None) -> list[InputSpec]:
-    """The original's inputs at the native size."""
+    """The inputs of the original at the native size."""
     ours = {info.name: info for info in original.session.inputs}
     theirs = {info.name: info for info in converted.session.inputs}
     if lonely := sorted(ours.keys() ^ theirs.keys()):
@@ -163,30 +159,20 @@ def native_inputs(original: Specimen, converted: Specimen, window: Window, batch
     return specs
 
 
-def command(
-    a: object,
-    b: object,
-    seed: int,
-    samples: int,
-    sizes: Sequence[Sequence[int]],
-    shapes: Shapes,
-    tolerance: Tolerance,
-    provider: str,
-    data: Data | None,
-    reference: str = "onnxruntime",
-) -> str:
+def command(a: object, b: object, options: VerifyOptions, shapes: Shapes) -> str:
     """The command that repeats a verification; where the user's arrays came from is not known here: `F.npz`."""
-    words = ["convrewrite", "verify", str(a), str(b), "--seed", str(seed)]
+    data, tolerance, sizes = options.data, options.max_output_error, [shapes.size] if shapes.size else options.sizes
+    words = ["convrewrite", "verify", str(a), str(b), "--seed", str(options.seed)]
     if isinstance(data, Images):
         words += data.options()
     else:
-        words += ["--samples", str(samples)] if data is None else ["--data", "F.npz"]
+        words += ["--samples", str(options.samples)] if data is None else ["--data", "F.npz"]
     words += ["--size", ",".join(map(by, sizes))] if sizes else []
     words += ["--batch", str(shapes.batch)] if shapes.batch else []
     words += [word for name, shape in shapes.named.items() for word in ("--shape", f"{name}={by(shape)}")]
     limits = tolerance if isinstance(tolerance, Mapping) else {"": tolerance}
     for name, limit in limits.items():
         words += ["--max-output-error", f"{name}={limit!r}".removeprefix("=")] if limit is not None else []
-    words += ["--provider", provider] if provider != "auto" else []
-    words += ["--reference", reference] if reference != "onnxruntime" else []
+    words += ["--provider", options.provider] if options.provider != "auto" else []
+    words += ["--reference", options.reference] if options.reference != "onnxruntime" else []
     return shlex.join(words)

@@ -72,11 +72,11 @@ class Subject:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The spatial axes of the image input."""
+        """The letters of the spatial axes of the image input."""
         return tuple(self.window.axes.index(letter) for letter in self.window.letters)
 
     def ratio(self, grid: OutputGrid) -> tuple[int, ...]:
-        """Cells of a map per step of the window."""
+        """The number of cells of a map per step of the window."""
         return tuple(step // cells for step, cells in zip(self.window.stride, grid.stride, strict=True))
 
     def block(self, name: str, values: Mapping[str, Array], position: Position) -> Array | None:
@@ -114,7 +114,7 @@ class LargeImage:
 
     @property
     def name(self) -> str:
-        """The size in words."""
+        """The size as text."""
         return "x".join(map(str, self.size))
 
 
@@ -253,4 +253,12 @@ def _large_image(subject: Subject, size: tuple[int, ...], index: int, given: Arr
         note += f"; {len(chosen)} of {counted(len(positions), 'window')}"
     exact = all((a - b) % c == 0 for a, b, c in zip(size, window.size, window.stride, strict=True))
     feeds = {**sample.feeds, window.input: image}
-    return LargeImage(size, tuple(chosen), len(positions), exact, feeds, sample.scale or Scale("0..1"), note)
+    return LargeImage(
+        size=size,
+        chosen=tuple(chosen),
+        total=len(positions),
+        exact=exact,
+        feeds=feeds,
+        scale=sample.scale or Scale("0..1"),
+        note=note,
+    )

@@ -23,8 +23,8 @@ from convrewrite.engine.rewrite import Site
 from convrewrite.errors import UsageError
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded
-from convrewrite.passes.dense.words import by, changes, label
-from convrewrite.text import counted
+from convrewrite.passes.dense.words import changes, label
+from convrewrite.text import by, counted
 
 Shape = tuple[int, ...]
 Lengths = tuple[int, ...]
@@ -101,7 +101,7 @@ class Walk:
         wanted = wanted * len(axes) if len(wanted) == 1 else wanted
         coarsest = _coarsest(graph, reaches, len(axes))
         _check(wanted, coarsest)
-        walk = cls(graph, shapes, reaches, wanted, Constants(graph, shapes))
+        walk = cls(graph, shapes, reaches, stride=wanted, constants=Constants(graph, shapes))
         walk.grids[image] = tuple(
             Grid(along.dim, 1, 1, walk._sizes(shapes[image][along.dim or 0], step, most))
             for along, step, most in zip(axes, wanted, coarsest, strict=True)
@@ -119,7 +119,7 @@ class Walk:
 
     @property
     def factors(self) -> dict[str, dict[int, int]]:
-        """Of the outputs that become denser: new cells per old cell, by dimension."""
+        """New cells per old cell, by dimension, for the outputs that become denser."""
         of = {t.name: self.grids[t.name] for t in self.graph.outputs if t.name in self.grids}
         found = {
             name: {g.dim: g.factor for g in grids if g.dim is not None and g.factor > 1} for name, grids in of.items()
@@ -127,7 +127,7 @@ class Walk:
         return {name: steps for name, steps in found.items() if steps}
 
     def _new_extents(self, name: str, image: str) -> dict[int, int | str]:
-        """Of an output: numbers where the image has one size, else names."""
+        """The extents of an output: numbers where the image has one size, else names."""
         whole = next(t for t in self.graph.inputs if t.name == image)
         old = next(t for t in self.graph.outputs if t.name == name).shape or ()
         extents: dict[int, int | str] = {}
@@ -182,7 +182,7 @@ class Walk:
         return math.gcd(along.field.stride, self.stride[axis])
 
     def _unchanged(self, found: Reach | None, read: Sequence[gs.Tensor]) -> Grids:
-        """Of an operator that reads maps at their old stride: what follows cannot become denser."""
+        """The state after an operator that reads maps at their old stride: what follows cannot become denser."""
         return () if found is None or found.why else self._following(found, [0 for _ in found.axes])
 
     def _following(self, found: Reach, lengths: Sequence[Any]) -> Grids:
@@ -232,7 +232,8 @@ class Walk:
         if node.op == "MaxPool" and reaching:
             self.edits.append(padded(name, node, new, self.graph.opset))
         elif node.op in ("AveragePool", "LpPool") and dilated and (reaching or not can_dilate):
-            self.edits.append(averaged(name, node, old, new, self.shapes[node.inputs[0].name], self.graph.opset))
+            shape = self.shapes[node.inputs[0].name]
+            self.edits.append(averaged(name, node, old, new, shape=shape, opset=self.graph.opset))
         else:
             self.edits.append(Attributes(name, new.attributes(node.attrs, pool=OPERATORS[node.op].kind == "pool")))
         self.told.append((node, changes(old, new)))

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.layers import Sliding
+from convrewrite.text import by
 
 
 def changes(old: Sliding, new: Sliding) -> str:
-    """The kernel, and what is not as it was."""
+    """The kernel, and the attributes that change."""
     kernel = f"kernel {by(old.kernel)}"
     parts = [
         f"{word} {by(getattr(old, name))} -> {by(getattr(new, name))}"
@@ -20,11 +19,6 @@ def changes(old: Sliding, new: Sliding) -> str:
     return ", ".join([kernel, *parts])
 
 
-def by(extents: Sequence[int]) -> str:
-    """224x224."""
-    return "x".join(map(str, extents))
-
-
 def label(node: gs.Node) -> str:
-    """Operator and name."""
+    """The operator and the name of a node."""
     return f"{node.op} '{node.name or node.outputs[0].name}'"

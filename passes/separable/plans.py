@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from convrewrite.engine.convsite import rounding
 from convrewrite.engine.timemodel import BLOCK
 from convrewrite.passes.separable.decomposition import Decomposition, answers
-from convrewrite.passes.separable.factors import Rank, Stage, rounding
+from convrewrite.passes.separable.factors import Rank, Stage
 from convrewrite.passes.separable.forms import decompositions
 from convrewrite.passes.separable.geometry import Cells, Cost, cost
 from convrewrite.passes.separable.placing import cells_of
@@ -102,7 +103,7 @@ class _Priced:
     batch: int
 
     def cost(self, rank: Rank) -> Cost:
-        """Of the chains of that rank."""
+        """The cost of the chains of this rank."""
         return cost(self.decomposition.layout(rank), self._cells, self.batch)
 
     @cached_property
@@ -159,7 +160,7 @@ def _few(ranks: Sequence[Rank]) -> Sequence[Rank]:
 
 
 def _pareto(options: Sequence[Option]) -> Iterator[Option]:
-    """Of options by time, those that are more accurate than every faster one, or have fewer MACs."""
+    """The options, sorted by time, that are more accurate than every faster one, or have fewer MACs."""
     for index, option in enumerate(options):
         faster = itertools.islice(options, index)
         if not any(o.error <= option.error and o.cost.macs <= option.cost.macs for o in faster):
