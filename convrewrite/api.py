@@ -43,7 +43,7 @@ from convrewrite.pipeline import Map, Trade, report
 from convrewrite.pipeline.outcome import Options, Outcome
 from convrewrite.system import atomic
 from convrewrite.system.leftovers import Scratch
-from convrewrite.text import Printed
+from convrewrite.text import PYTHON, Printed, told
 from convrewrite.timing import Bench
 from convrewrite.verification import Verification
 
@@ -232,7 +232,7 @@ def verify(a: Given, b: Given, *, size: Size | None = None, **options: Any) -> V
         first, second = _path(a, folder, "a"), _path(b, folder, "b")
         outcome = pipeline.compare(first, second, extents("size", size), options_of(known), **more).check()
     assert outcome.verification is not None
-    return outcome.verification
+    return told(outcome.verification, PYTHON)
 
 
 @spoken
@@ -245,7 +245,7 @@ def bench(a: Given, b: Given, **how: Any) -> Bench:
     arguments.known_only(how, arguments.parameters(timing.bench))
     how |= arguments.timing(how)
     with atomic.scratch() as folder:
-        return timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), **how).check()
+        return told(timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), **how).check(), PYTHON)
 
 
 @spoken
@@ -257,7 +257,8 @@ def inspect(model: Given, *, size: Size | None = None, tol: float = 0.0, passes:
     """
     loaded = _model(model)
     at, within = extents("size", size), tolerance(tol)
-    return inspection.inspect(loaded, str(loaded.path or "model"), size=at, tol=within, passes=yes("passes", passes))
+    asked = yes("passes", passes)
+    return told(inspection.inspect(loaded, str(loaded.path or "model"), size=at, tol=within, passes=asked), PYTHON)
 
 
 @spoken
@@ -281,7 +282,8 @@ def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any
     arguments.known_only(how, tiling.How.__dataclass_fields__)
     if not isinstance(image, str | Path):
         raise UsageError("an array has no path", remedy="leave the target out, and store what comes, or give a path")
-    return tiling.apply(_model(model), str(image), arguments.path("the target", target), tiling.How(**how)).check()
+    made = tiling.apply(_model(model), str(image), arguments.path("the target", target), tiling.How(**how))
+    return told(made, PYTHON).check()
 
 
 @spoken
@@ -327,8 +329,8 @@ def _rewritten(given: Given, run: Callable[[str, str], Outcome]) -> Result:
     outcome = run(_path(model, folder.name, "original"), target).check()
     if outcome.status != "rewritten":
         folder.cleanup()
-        return Result(model, outcome)
-    return Result(load(target), outcome, folder)
+        return Result(model, outcome.told(PYTHON))
+    return Result(load(target), outcome.told(PYTHON), folder)
 
 
 def _model(given: Given) -> Model:

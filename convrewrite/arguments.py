@@ -18,10 +18,11 @@ from typing import Any, ParamSpec, TypeVar
 import numpy as np
 from onnx import ModelProto
 
-from convrewrite import flags, model_io
+from convrewrite import model_io
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
 from convrewrite.pipeline.outcome import Options
+from convrewrite.text import PYTHON
 
 Given = Model | ModelProto | str | os.PathLike[str]
 """A model, one of the package onnx, or the path of one."""
@@ -46,7 +47,7 @@ def spoken(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **named)
         except ConvrewriteError as error:
-            flags.reword(error, flags.parameter)
+            error.speak(PYTHON)
             raise
 
     return wrapped

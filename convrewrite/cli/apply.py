@@ -23,7 +23,9 @@ from convrewrite.cli.options import (
     finite,
     parse_size,
 )
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
+from convrewrite.text import told
 
 if TYPE_CHECKING:
     from convrewrite.tiling.engine import Tell
@@ -153,7 +155,7 @@ def register(
             None if tile is None else tuple(tile),
         )
         with progress(quiet) as tell:
-            made = applied(model, image, target, how, None if tell is None else _telling(tell))
+            made = told(applied(model, image, target, how, None if tell is None else _telling(tell)), FLAGS)
         if report is not None:
             atomic.write_whole(report, [json_text(made.to_dict()).encode()], ".json")
         if not quiet and not made.finished.failed:

@@ -25,7 +25,9 @@ from convrewrite.cli.options import (
     finite,
     parse_size,
 )
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
+from convrewrite.text import told
 
 if TYPE_CHECKING:
     from convrewrite.inspection import Inspection
@@ -116,7 +118,7 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
             if toeplitz is not None:
                 answer(_matrix(model, toeplitz, size, save))
                 return
-            found = look(model, source, size=size, tol=tol, passes=passes)
+            found = told(look(model, source, size=size, tol=tol, passes=passes), FLAGS)
             if json_ is not None:
                 _write_json(found, json_, answer)
             if html is not None:
@@ -124,7 +126,7 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
 
                 page.write(page.inspection_view(found, model.graph), html)
             if json_ != "-" and not quiet:
-                answer(table.lines(found, sort.value, verbose=verbose))
+                answer(table.lines(found, sort.value, FLAGS, verbose=verbose))
 
 
 def _write_json(found: Inspection, target: str, answer: Callable[[list[str]], None]) -> None:

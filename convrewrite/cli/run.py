@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite.cli.options import CHECK, MAKE, DebugOption, QuietOption
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ def register(
             answer(_plan(settings, folder, config))
             return
         with progress(quiet) as tell:
-            batch = run_batch(settings, folder, how, tell or (lambda text, done, total: None))
+            batch = run_batch(settings, folder, how, tell or (lambda text, done, total: None), FLAGS)
         if not quiet:
             for line in _lines(batch):
                 say(line)

@@ -210,7 +210,8 @@ def register(app: typer.Typer, run: Run) -> None:
         """Run any pass by its name: those that other packages bring, too."""
 
         def work(tell: Tell | None) -> Outcome:
-            from convrewrite import flags, pipeline, plugins
+            from convrewrite import pipeline, plugins
+            from convrewrite.cli.words import Flags
             from convrewrite.passes.fcn import Fcn
 
             pass_ = plugins.make(name, dict(_setting(text) for text in set_ or []))
@@ -221,7 +222,7 @@ def register(app: typer.Typer, run: Run) -> None:
             else:
                 outcome = pipeline.trade(*ends, pass_, options, pipeline.Trade(accept.value, size, timings))
             if outcome.error is not None:
-                flags.reword(outcome.error, flags.settings_of(plugins.options_of(pass_), "--set {}"))
+                outcome.error.speak(Flags(frozenset(plugins.options_of(pass_))))
             return outcome
 
         files = files_of(source, target, data, timings)

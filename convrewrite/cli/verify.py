@@ -32,8 +32,9 @@ from convrewrite.cli.options import (
     VerboseOption,
     parse_size,
 )
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
-from convrewrite.text import terminal
+from convrewrite.text import terminal, told
 
 if TYPE_CHECKING:
     from convrewrite.pipeline.outcome import Outcome
@@ -172,7 +173,7 @@ def _tell(found: Verification, save_failing: Path | None, replay: str, *, quiet:
         lines.append(f"the failing inputs are in {save_failing}; replay them with: {replay}")
     elif save_failing is not None:
         lines.append(f"nothing failed: {save_failing} was not written")
-    for line in [] if quiet else lines:
+    for line in [] if quiet else told(lines, FLAGS):
         console.print(terminal(line), markup=False, highlight=False)
 
 

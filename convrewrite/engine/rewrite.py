@@ -22,6 +22,7 @@ from convrewrite.engine.skeletons import skeleton, tolerant
 from convrewrite.errors import ConvrewriteError, PassFault, Terminated, UsageError
 from convrewrite.system.board import doing
 from convrewrite.system.children import no_fork_returns
+from convrewrite.text import parameter
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ def accept_all(graph: gs.Graph, plan: Plan) -> Declined | None:
     return None
 
 
-BY_PATTERN = Reason("rewrite/left-out", "--only or --skip leaves this site out", "change the pattern")
+BY_PATTERN = Reason(
+    "rewrite/left-out", f"{parameter('only')} or {parameter('skip')} leaves this site out", "change the pattern"
+)
 
 
 @dataclass(frozen=True)

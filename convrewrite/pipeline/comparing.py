@@ -10,13 +10,13 @@ from convrewrite import timing, verification
 from convrewrite.engine.rewrite import run_pass
 from convrewrite.engine.windows import UPSAMPLED_KEY, Window
 from convrewrite.errors import CheckFailed, UsageError
-from convrewrite.flags import without_writing
 from convrewrite.model_io import Model
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline.files import input_facts, load
 from convrewrite.pipeline.outcome import STREAM, Log, Options, Outcome
-from convrewrite.pipeline.steps import common
+from convrewrite.pipeline.steps import common, without_writing
 from convrewrite.running import runtime
+from convrewrite.text import parameter
 
 
 def compare(
@@ -46,7 +46,7 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
     if UPSAMPLED_KEY in after.metadata and UPSAMPLED_KEY not in before.metadata:
         raise UsageError(
             f"{target} has a class for every pixel, which '{source}' does not",
-            remedy="fcn proves it while it writes; convert without --upsample to compare the cells",
+            remedy=f"fcn proves it while it writes; convert without {parameter('upsample')} to compare the cells",
         )
     given["twins"] = True
     window = Window.from_metadata(after.metadata, after.graph)
@@ -57,7 +57,8 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
         size = given["size"]
         given |= {"sizes": sizes, "size": size if size is None or len(size) > 1 else tuple(size) * len(window.size)}
         if given.pop("shapes", None) or given.pop("reference", "onnxruntime") != "onnxruntime":
-            remedy = "leave --shape and --reference out; --size and --batch are for it"
+            out = f"leave {parameter('shapes')} and {parameter('reference')} out"
+            remedy = f"{out}; {parameter('size')} and {parameter('batch')} are for it"
             raise UsageError("a model that fcn wrote is compared window by window", remedy=remedy)
         found = verification.verify_fcn(source, target, window, _cut(before, window), **given)
     else:

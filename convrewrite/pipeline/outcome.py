@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from convrewrite import text
 from convrewrite.engine.rewrite import Site
 from convrewrite.engine.windows import Window
 from convrewrite.errors import ConvrewriteError
 from convrewrite.model_io import Model
 from convrewrite.running.faults import blaming
+from convrewrite.text import Words
 from convrewrite.timing import Bench
 from convrewrite.verification import Progress, Verification
 
@@ -120,6 +122,10 @@ class Outcome:
     def stopped(self, error: ConvrewriteError) -> Outcome:
         """The outcome of a command that an error ended."""
         return replace(self, status=FAILURES.get(error.exit_code, "error"), error=error, advice="")
+
+    def told(self, words: Words) -> Outcome:
+        """The outcome with all parameters in these words."""
+        return replace(text.told(replace(self, ends=None), words), ends=self.ends)
 
     def check(self) -> Outcome:
         """Raise the error, if there is one; for use from Python."""

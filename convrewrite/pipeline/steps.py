@@ -12,10 +12,11 @@ import onnx_graphsurgeon as gs
 
 from convrewrite import acceptance
 from convrewrite.engine.rewrite import BY_PATTERN, Pass, Reason, Site
-from convrewrite.errors import Refused, UsageError
-from convrewrite.flags import UNVERIFIED
+from convrewrite.errors import ConvrewriteError, Refused, UsageError
 from convrewrite.pipeline.outcome import Options
 from convrewrite.running import runtime
+from convrewrite.text import parameter
+from convrewrite.verification.room import UNVERIFIED
 
 PROBE = '<ir_version: 7, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Neg(x) }'
 """The smallest model, to see whether a provider runs."""
@@ -33,7 +34,7 @@ GENERAL = (
     Reason(
         "verify/vacuous",
         "the outputs did not move between inputs, so that their agreement says nothing",
-        f"give real inputs with --data F.npz{UNVERIFIED}",
+        f"give real inputs with {parameter('data', 'F.npz')}{UNVERIFIED}",
     ),
     *acceptance.REASONS,
 )
@@ -52,6 +53,21 @@ def common(options: Options) -> dict[str, Any]:
     }
 
 
+def drawn(options: Options, **between: Any) -> dict[str, Any]:
+    """What repeats a verification of a rewrite, of the options that all commands have; `between` comes behind data."""
+    given = {"data": options.data_path if options.data is not None else None, **between}
+    given |= {"seed": options.seed, "samples": options.samples, "max_output_error": options.max_output_error}
+    given |= {"provider": options.provider if options.provider != "auto" else None}
+    return given | {"only": list(options.only) or None, "skip": list(options.skip) or None}
+
+
+def without_writing(error: ConvrewriteError) -> None:
+    """Leave out the offer to write a model unverified, where no model is written."""
+    error.remedy = error.remedy and error.remedy.removesuffix(UNVERIFIED)
+    error.message = error.message.replace(UNVERIFIED, "")
+    error.args = (error.message,)
+
+
 def check_provider(provider: str) -> None:
     """Raise UsageError where a provider that was asked for by name is not usable here, even if nothing will run."""
     if provider in ("cuda", "tensorrt"):
@@ -64,11 +80,11 @@ def obtained(provider: str) -> str:
 
 
 def check_patterns(graph: gs.Graph, options: Options) -> None:
-    """Raise UsageError where --only matches no name of the graph: a slip of the pen must not look like success."""
+    """Raise UsageError where `only` matches no name of the graph: a slip of the pen must not look like success."""
     names = [name for node in graph.nodes for name in (node.name, *(tensor.name for tensor in node.outputs)) if name]
     if options.only and not any(fnmatch.filter(names, pattern) for pattern in options.only):
         patterns = " ".join(options.only)
-        raise UsageError(f"--only '{patterns}' matches no node and no tensor of the model")
+        raise UsageError(f"{parameter('only')} '{patterns}' matches no node and no tensor of the model")
 
 
 def refusal(pass_: Pass, site: Site) -> Refused:

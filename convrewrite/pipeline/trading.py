@@ -1,6 +1,6 @@
 """The commands that trade something, `separable` and `groups`: a rewrite is made where a judge finds it worth it.
 
-IN --load--> graph --pass, judged site by site--> graph' --stage--> temporary file --verify--> rename to OUT
+IN ──load──> graph ──pass, judged site by site──> graph' ──stage──> temporary file ──verify──> rename to OUT
                |                    |                                    |
             refused: exit 3     nothing worth it: IN is copied       against IN with the kernels that the rewrite
                                                                      amounts to; its distance from IN itself is stated
@@ -9,7 +9,6 @@ IN --load--> graph --pass, judged site by site--> graph' --stage--> temporary fi
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -44,9 +43,20 @@ from convrewrite.pipeline.files import (
 from convrewrite.pipeline.native import Native, check_known, native
 from convrewrite.pipeline.outcome import STREAM, Ends, Log, Options, Outcome
 from convrewrite.pipeline.responses import Collected
-from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, meaning, obtained, refusal
+from convrewrite.pipeline.steps import (
+    OTHERWISE,
+    by,
+    check_patterns,
+    check_provider,
+    common,
+    drawn,
+    meaning,
+    obtained,
+    refusal,
+)
 from convrewrite.running import runtime
 from convrewrite.system import atomic
+from convrewrite.text import Call, parameter
 from convrewrite.verification import Verification
 from convrewrite.verification.comparison import LARGEST_PART, LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
 from convrewrite.verification.stated import joined, output_error, part_error, state
@@ -185,8 +195,8 @@ def trade(source: str, target: str, pass_: Pass, options: Options, how: Trade) -
 def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, log: Log) -> None:
     runtime.check_installation()
     if isinstance(pass_, Dense | Upsample):
-        option = "--stride" if isinstance(pass_, Dense) else "--upsample"
-        raise UsageError(f"the pass {pass_.name} is a step of fcn", remedy=f"run convrewrite fcn with {option}")
+        option = parameter("stride" if isinstance(pass_, Dense) else "upsample")
+        raise UsageError(f"the pass {pass_.name} is a step of fcn", remedy=f"run {Call('fcn')} with {option}")
     check_provider(options.provider)
     refuse_stream_target(target)
     decisions = Decisions.read(how.timings)
@@ -195,7 +205,9 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
     at = native(model, how.size, options.data)
     log.note(input=replace(input_facts(model, source), macs=at.macs(model.graph)))
     if how.accept == "faster" and (at.assumed or not at.tensors):
-        raise UsageError("--accept faster times layers at their real shapes, and the input is open", remedy=_SIZE)
+        raise UsageError(
+            f"{parameter('accept', 'faster')} times layers at their real shapes, and the input is open", remedy=_SIZE
+        )
     with atomic.scratch() as name:
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
@@ -225,8 +237,8 @@ def _with(pass_: Pass, **facts: Any) -> Pass:
     return cast(Pass, replace(made, **{name: fact for name, fact in facts.items() if name in known}))
 
 
-_SIZE = "give --size with the size that it is used at"
-_KNOWN = "give --size with one that it runs at, or real inputs with --data F.npz"
+_SIZE = f"give {parameter('size')} with the size that it is used at"
+_KNOWN = f"give {parameter('size')} with one that it runs at, or real inputs with {parameter('data', 'F.npz')}"
 
 
 def _check_finite(data: Mapping[str, Any] | None) -> None:
@@ -262,7 +274,7 @@ def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
             run.log.note(verification=found, provider=found.provider)
             found.check()
         else:
-            run.log.note(verification=Verification.not_run("--no-verify"))
+            run.log.note(verification=Verification.not_run(parameter("verify", False)))
         if run.trade.accept == "faster" and not run.whole(result, staged.path, target):
             _taken_back(run, result, source, target)
             return
@@ -339,41 +351,36 @@ def _next(run: _Run, source: str, target: str) -> str:
         error = error or 0.0
         if saved is not None and (error > max(saved, 0.0) or changed):
             given = run.options.data is not None
-            mend = "lower --tol" if isinstance(run.pass_, Separable | Groups) else "lower the tolerance"
-            mend += "" if given else ", or give real inputs with --data"
+            mend = f"lower {parameter('tol')}" if isinstance(run.pass_, Separable | Groups) else "lower the tolerance"
+            mend += "" if given else f", or give real inputs with {parameter('data')}"
             why = "the outputs moved by more than was saved" if error > max(saved, 0.0) else "some classes changed"
             parts.append(f"a bad trade, {why}: {mend}")
     for input_, shape in run.fixed.items():
-        parts.append(f"input '{input_}' is fixed at {by(shape)} now, as --size says: it takes no other size")
+        parts.append(
+            f"input '{input_}' is fixed at {by(shape)} now, as {parameter('size')} says: it takes no other size"
+        )
     if run.at.assumed and run.at.size:
-        parts.append(f"counted and checked at {by(run.at.size)}, since the input is open (--size names another)")
+        parts.append(
+            f"counted and checked at {by(run.at.size)}, since the input is open ({parameter('size')} names another)"
+        )
     if not run.options.verify:
-        parts.append("it was NOT verified; leave --no-verify out to do so")
+        parts.append(f"it was NOT verified; leave {parameter('verify', False)} out to do so")
     elif run.trade.accept != "faster" and STREAM not in (source, target) and not same_file(source, target):
-        size = f" --size {by(run.at.size)}" if run.at.size else ""
-        parts.append(f"time it with: {shlex.join(['convrewrite', 'bench', source, target])}{size}")
+        sizes = [tuple(run.at.size)] if run.at.size else None
+        parts.append(f"time it with: {Call('bench', (source, target), {'sizes': sizes})}")
     return "; ".join(parts)
 
 
-def _repeat(run: _Run, source: str, target: str) -> str:
-    """The command that repeats it: the rewrite itself, which writes nothing where it fails."""
-    pass_, options, how = run.pass_, run.options, run.trade
-    made: Any = pass_
+def _repeat(run: _Run, source: str, target: str) -> Call:
+    """What repeats it: the rewrite itself, which writes nothing where it fails."""
+    made: Any = run.pass_
     own = isinstance(made, Separable | Groups)
-    words = (
-        ["convrewrite", pass_.name, source, target] if own else ["convrewrite", "transform", pass_.name, source, target]
-    )
-    for field in dataclasses.fields(made):
-        value = getattr(pass_, field.name)
-        if field.compare and value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)] if own else ["--set", f"{field.name}={value!r}"]
-    words += ["--accept", how.accept] if how.accept != ("smaller" if own else "always") else []
-    words += ["--size", by(how.size)] if how.size else []
-    words += ["--data", options.data_path] if options.data is not None else []
-    words += ["--fit", "weights"] if options.data is not None and not how.fit else []
-    words += ["--seed", str(options.seed), "--samples", str(options.samples)]
-    words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
-    words += ["--provider", options.provider] if options.provider != "auto" else []
-    words += [word for pattern in options.only for word in ("--only", pattern)]
-    words += [word for pattern in options.skip for word in ("--skip", pattern)]
-    return shlex.join(words)
+    values = {field.name: (getattr(made, field.name), field) for field in dataclasses.fields(made)}
+    fields = {name: value for name, (value, field) in values.items() if field.compare and value != field.default}
+    accept = run.trade.accept if run.trade.accept != ("smaller" if own else "always") else None
+    given = {**(fields if own else {"fields": fields}), "accept": accept, "size": run.trade.size}
+    fit = False if run.options.data is not None and not run.trade.fit else None
+    given |= drawn(run.options, fit=fit)
+    if own:
+        return Call(made.name, (source, target), given)
+    return Call("transform", (made.name, source, target), given)

@@ -27,17 +27,17 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.errors import ConvrewriteError, UsageError, said
 from convrewrite.running.unloadable import refuse_missing, unloadable
 from convrewrite.system.board import doing, mine
 from convrewrite.system.leftovers import shown
 from convrewrite.system.spelling import spelled
-from convrewrite.text import counted
+from convrewrite.text import counted, parameter
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
-"""What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
+"""The providers that can be asked for. "auto" is CUDA where a session really gets it, else the CPU."""
 
-CUDA_MEND = 'pip install "convrewrite[cuda]", or use --provider cpu'
+CUDA_MEND = f'pip install "convrewrite[cuda]", or use {parameter("provider", "cpu")}'
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
@@ -253,7 +253,7 @@ def open_session(
 
 @contextlib.contextmanager
 def log_shown(shown: bool = True) -> Iterator[None]:
-    """Let ONNX Runtime's own log through for all sessions that are opened inside (``--verbose``)."""
+    """Let ONNX Runtime's own log through for all sessions that are opened inside."""
     token = _log_is_shown.set(shown)
     try:
         yield
@@ -284,7 +284,8 @@ def check_installation(installed: Mapping[str, str] | None = None) -> None:
 
 def one_line(error: BaseException | str) -> str:
     """What ONNX Runtime says, without its prefixes and source positions, on one line of reasonable length."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    plain = error if isinstance(error, str) else said(error)
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(plain.split()))
     text = re.sub(r"^Load model from .*? failed:|\bThis is an invalid model\. |\bType Error: ", "", text)
     text = re.sub(r"\S*/onnxruntime/\S+:\d+ (?:\S+ )*?\S+\([^)]*\) ?", "", text)
     return text if len(text) <= 300 else text[:297] + "..."

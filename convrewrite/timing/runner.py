@@ -12,7 +12,7 @@ from typing import Any
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, UsageError
 from convrewrite.running import runtime
 from convrewrite.system import atomic
-from convrewrite.text import counted
+from convrewrite.text import counted, parameter
 from convrewrite.timing.process import CellFailed, Event, events
 from convrewrite.timing.protocol import Part, Subject, Task
 from convrewrite.timing.result import Bench, Cell, Cost, Missed
@@ -101,7 +101,7 @@ def bench(
         UsageError: the models or the options do not fit, or no session could be made.
     """
     if not (math.isfinite(seconds) and seconds > 0):
-        raise UsageError(f"--seconds {seconds} is no time", remedy="give a number above 0")
+        raise UsageError(f"{parameter('seconds', seconds)} is no time", remedy="give a number above 0")
     runtime.check_installation()
     pair = Candidate.read(a), Candidate.read(b)
     plans = sorted(_plans(*pair, sizes, batches, windows), key=lambda plan: plan.elements)
@@ -270,7 +270,7 @@ def _failure(result: Bench, min_speedup: float | None) -> ConvrewriteError | Non
         held = got.median if cell.comparison.verdict != NO_DIFFERENCE else max(got.median, 1.0)
         if min_speedup is not None and held < min_speedup:
             return CheckFailed(
-                f"the speedup at {cell.label} is {got.text()}, below --min-speedup {min_speedup:g} "
+                f"the speedup at {cell.label} is {got.text()}, below {parameter('min_speedup', f'{min_speedup:g}')} "
                 f"({cell.comparison.verdict}; A/A {cell.comparison.control.low:.2f} to "
                 f"{cell.comparison.control.high:.2f})"
             )

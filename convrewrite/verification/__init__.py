@@ -18,13 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
+from convrewrite.errors import said
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.running.sampling import Images
 from convrewrite.verification import batches, extents, trunk_oracle, window_checks
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.evidence import Evidence, carried_noise, collect
 from convrewrite.verification.exposure import read_sketch
-from convrewrite.verification.interface import Shapes, command, match_inputs, native_inputs, same_outputs
+from convrewrite.verification.interface import Shapes, match_inputs, native_inputs, repeated, same_outputs
 from convrewrite.verification.models import Models, joined, open_models
 from convrewrite.verification.room import Room, ended, room_for
 from convrewrite.verification.specimens import Data, Progress, Specimen, Tolerance
@@ -168,7 +169,7 @@ def _verify_at(
         except DeviceFailed:
             raise
         except RunFailed as error:
-            ledger.fail("outputs", f"{error}; {sample.source}")
+            ledger.fail("outputs", f"{said(error)}; {sample.source}")
             break
         for name in [*reference.outputs, *shared]:
             mask = undecided(reference.probes, name, want, ledger)
@@ -184,7 +185,7 @@ def _verify_at(
         chosen = fixed is None and at.batch is not None
         extents.check((reference, models.otherwise, rewritten), specs, evidence, ledger, every, images=not chosen)
     size = [at.size] if at.size else []
-    repeat = command(reference.path, rewritten.path, seed, samples, size, at, tolerance, provider, data, right)
+    repeat = repeated(reference.path, rewritten.path, seed, samples, size, at, tolerance, provider, data, right)
     found = Verification(
         ledger.cases,
         command=repeat,
@@ -314,7 +315,7 @@ def _verify_map(
         except (DeviceFailed, MemoryError, KeyboardInterrupt) as error:
             stopped = ended(error, f"it ran at {', '.join(ran)}")
     at = Shapes(None, fit.batch)
-    repeat = command(original.path, converted.path, seed, samples, wanted, at, tolerance, provider, data)
+    repeat = repeated(original.path, converted.path, seed, samples, wanted, at, tolerance, provider, data)
     facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, "given": _word(data), **models.facts(inner)}
     facts |= evidence.verdicts(original, ledger.cases)
     found = Verification(ledger.cases, deviation, command=repeat, **facts)

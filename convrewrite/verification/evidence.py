@@ -17,6 +17,7 @@ import numpy as np
 from convrewrite.errors import UsageError
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.running.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
+from convrewrite.text import parameter
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, ONE_STEP, TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
 from convrewrite.verification.shaking import Shaken
@@ -97,7 +98,7 @@ class Evidence:
         if strange := [name for name in limits if name not in reference.outputs]:
             known = ", ".join(reference.outputs)
             raise UsageError(
-                f"--max-output-error names '{strange[0]}', which is no output", remedy=f"there are {known}"
+                f"{parameter('max_output_error')} names '{strange[0]}', which is no output", remedy=f"there are {known}"
             )
         ahead = {probe.name: limits[probe.output] for probe in reference.probes if probe.output in limits}
         ledger.limits = limits | ahead
@@ -129,7 +130,7 @@ def collect(
         other = otherwise if reference.optimized else None
         evidence.shaken = Shaken(other, lambda: open_shaken(reference))
     if samples < 1:
-        raise UsageError(f"--samples is {samples}", remedy="give 1 or more")
+        raise UsageError(f"{parameter('samples')} is {samples}", remedy="give 1 or more")
 
     def observe(sample: Sample, *, keep: bool = False) -> bool:
         """Run one sample; keep it where the original gives numbers."""

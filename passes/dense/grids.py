@@ -24,7 +24,7 @@ from convrewrite.errors import UsageError
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded
 from convrewrite.passes.dense.words import by, changes, label
-from convrewrite.text import counted
+from convrewrite.text import counted, parameter
 
 Shape = tuple[int, ...]
 Lengths = tuple[int, ...]
@@ -384,10 +384,12 @@ def _coarsest(graph: gs.Graph, reaches: Mapping[str, Reach], axes: int) -> Shape
 
 def _check(wanted: Shape, coarsest: Shape) -> None:
     if len(wanted) != len(coarsest):
-        raise UsageError(f"--stride {by(wanted)} does not fit: the model has {counted(len(coarsest), 'spatial axis')}")
+        raise UsageError(
+            f"{parameter('stride', by(wanted))} does not fit: the model has {counted(len(coarsest), 'spatial axis')}"
+        )
     if any(whole % part for whole, part in zip(coarsest, wanted, strict=True)):
         choices = " or ".join(map(str, (n for n in range(1, max(coarsest) + 1) if all(c % n == 0 for c in coarsest))))
-        told = f"--stride {by(wanted)} does not divide the model's own, {by(coarsest)}"
+        told = f"{parameter('stride', by(wanted))} does not divide the model's own, {by(coarsest)}"
         raise UsageError(told, remedy=f"choose {choices}")
 
 
