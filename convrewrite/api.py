@@ -19,7 +19,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -245,7 +245,8 @@ def bench(a: Given, b: Given, **how: Any) -> Bench:
     arguments.known_only(how, arguments.parameters(timing.bench))
     how |= arguments.timing(how)
     with atomic.scratch() as folder:
-        return told(timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), **how).check(), PYTHON)
+        found = told(timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), **how).check(), PYTHON)
+        return replace(found, a=arguments.placeless(found.a), b=arguments.placeless(found.b))
 
 
 @spoken
@@ -327,10 +328,18 @@ def _rewritten(given: Given, run: Callable[[str, str], Outcome]) -> Result:
     folder = atomic.scratch()
     target = os.path.join(folder.name, "model.onnx")
     outcome = run(_path(model, folder.name, "original"), target).check()
+    outcome = _placeless(outcome.told(PYTHON))
     if outcome.status != "rewritten":
         folder.cleanup()
-        return Result(model, outcome.told(PYTHON))
-    return Result(load(target), outcome.told(PYTHON), folder)
+        return Result(model, outcome)
+    return Result(load(target), outcome, folder)
+
+
+def _placeless(outcome: Outcome) -> Outcome:
+    """The outcome of a call, whose result is in no file that the caller knows of."""
+    ends = {end: getattr(outcome, end) for end in ("input", "output")}
+    named = {end: replace(file, path="") for end, file in ends.items() if file and arguments.PLACE.fullmatch(file.path)}
+    return replace(outcome, **named)
 
 
 def _model(given: Given) -> Model:

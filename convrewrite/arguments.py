@@ -11,6 +11,7 @@ import inspect
 import math
 import operator
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ParamSpec, TypeVar
@@ -30,6 +31,12 @@ Given = Model | ModelProto | str | os.PathLike[str]
 Size = int | Sequence[int]
 """Of an image: one extent for all axes, or one per axis."""
 
+PLACE = re.compile(r"[^\s'\"]*convrewrite-[0-9a-f]{16}-[^\s/\\]*[/\\]([^\s'\";:,()]*)")
+"""A file in a folder of the package's own making."""
+
+KNOWN_AS = {"original.onnx": "the model", "model.onnx": "the result", "a.onnx": "a", "b.onnx": "b"}
+"""What the caller knows such a file as."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -48,9 +55,17 @@ def spoken(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **named)
         except ConvrewriteError as error:
             error.speak(PYTHON)
+            error.message = placeless(error.message)
+            error.remedy = error.remedy and placeless(error.remedy)
+            error.args = (error.message,)
             raise
 
     return wrapped
+
+
+def placeless(text: str) -> str:
+    """The text without folders of the package's own making, which a caller knows nothing of."""
+    return PLACE.sub(lambda found: KNOWN_AS.get(found[1], found[1]), text)
 
 
 def model(given: object) -> Model:

@@ -77,6 +77,6 @@ class Refused(ConvrewriteError):
     exit_code = 3
 
 
-def said(error: BaseException) -> str:
-    """The text of any error, to make one message out of another: its parameters stay neutral."""
+def said(error: BaseException | str) -> str:
+    """The text of any error, or a text itself, to make one message out of another: its parameters stay neutral."""
     return error.text if isinstance(error, ConvrewriteError) else str(error)

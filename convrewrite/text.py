@@ -25,6 +25,7 @@ commands for GitHub Actions", Microsoft's "Naming Files, Paths, and Namespaces".
 from __future__ import annotations
 
 import ast
+import contextlib
 import dataclasses
 import decimal
 import hashlib
@@ -258,11 +259,13 @@ def told(thing: T, words: Words) -> T:
 
 def _named(found: re.Match[str], words: Words) -> str:
     """One mark in the reader's words; as it is where it is none of ours, but a name in a model."""
-    try:
-        name, *more = ast.literal_eval(found[1])
-        named = words.call(Call(name, *more)) if len(more) == 2 else words.parameter(name, *more)
-    except (ValueError, TypeError, SyntaxError):
-        return found[0]
+    named = None
+    with contextlib.suppress(ValueError, SyntaxError):
+        match ast.literal_eval(found[1]):
+            case (str() as name, value):
+                named = words.parameter(name, value)
+            case (str() as name, tuple() as files, dict() as given):
+                named = words.call(Call(name, files, given))
     return found[0] if named is None else named
 
 

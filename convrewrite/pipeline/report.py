@@ -158,7 +158,8 @@ def _sections(outcome: Outcome, words: Words, verbose: bool) -> Iterator[tuple[s
     if outcome.verification is not None:
         yield outcome.verification.verdict, _verification_lines(outcome, outcome.verification, verbose)
     if outcome.status == "rewritten" and outcome.output is not None:
-        yield "wrote", [_file_line(outcome.output, outcome.window), *_replaced(outcome)]
+        label = "wrote" if outcome.output.path else "made"
+        yield label, [_file_line(outcome.output, outcome.window), *_replaced(outcome)]
     if outcome.status == "unchanged":
         yield from _needs(outcome, words)
     if outcome.warnings and done:
@@ -277,7 +278,7 @@ def _case_row(case: Case, name: str) -> tuple[str, ...]:
 
 
 def _file_line(facts: FileFacts, window: Window | None) -> str:
-    place = "standard output" if facts.path == STREAM else facts.path
+    place = "standard output" if facts.path == STREAM else facts.path or "a model"
     size = f"{decimal(facts.bytes)}, {counted(facts.parameters, 'parameter')}"
     if facts.macs is not None and window is not None:
         size += f", {counted(facts.macs, 'MAC')} at {'x'.join(map(str, window.size))}"
@@ -290,7 +291,7 @@ def _replaced(outcome: Outcome) -> list[str]:
     """A line where IN and OUT are one file."""
     ends = [facts.path for facts in (outcome.input, outcome.output) if facts is not None]
     with contextlib.suppress(OSError):
-        if STREAM not in ends and Path(ends[0]).samefile(ends[-1]):
+        if STREAM not in ends and all(ends) and Path(ends[0]).samefile(ends[-1]):
             return ["the input was replaced"]
     return []
 

@@ -284,8 +284,7 @@ def check_installation(installed: Mapping[str, str] | None = None) -> None:
 
 def one_line(error: BaseException | str) -> str:
     """What ONNX Runtime says, without its prefixes and source positions, on one line of reasonable length."""
-    plain = error if isinstance(error, str) else said(error)
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(plain.split()))
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(said(error).split()))
     text = re.sub(r"^Load model from .*? failed:|\bThis is an invalid model\. |\bType Error: ", "", text)
     text = re.sub(r"\S*/onnxruntime/\S+:\d+ (?:\S+ )*?\S+\([^)]*\) ?", "", text)
     return text if len(text) <= 300 else text[:297] + "..."

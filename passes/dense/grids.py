@@ -383,14 +383,12 @@ def _coarsest(graph: gs.Graph, reaches: Mapping[str, Reach], axes: int) -> Shape
 
 
 def _check(wanted: Shape, coarsest: Shape) -> None:
+    given = parameter("stride", by(wanted))
     if len(wanted) != len(coarsest):
-        raise UsageError(
-            f"{parameter('stride', by(wanted))} does not fit: the model has {counted(len(coarsest), 'spatial axis')}"
-        )
+        raise UsageError(f"{given} does not fit: the model has {counted(len(coarsest), 'spatial axis')}")
     if any(whole % part for whole, part in zip(coarsest, wanted, strict=True)):
         choices = " or ".join(map(str, (n for n in range(1, max(coarsest) + 1) if all(c % n == 0 for c in coarsest))))
-        told = f"{parameter('stride', by(wanted))} does not divide the model's own, {by(coarsest)}"
-        raise UsageError(told, remedy=f"choose {choices}")
+        raise UsageError(f"{given} does not divide the model's own, {by(coarsest)}", remedy=f"choose {choices}")
 
 
 def _sorted(graph: gs.Graph) -> Iterator[gs.Node]:
