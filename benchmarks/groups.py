@@ -27,6 +27,7 @@ import onnx_graphsurgeon as gs
 
 from benchmarks import common, pairs, planted
 from convrewrite import timing
+from convrewrite.engine.rewrite import Context
 from convrewrite.passes.groups import Groups
 
 NAME = "groups"
@@ -132,10 +133,10 @@ def detection() -> dict[str, Any]:
         x, y = gs.Variable("x", np.float32, [1, inputs, 7, 7]), gs.Variable("y", np.float32)
         node = gs.Node("Conv", "conv", {}, [x, gs.Constant("W", weight)], [y])
         graph = gs.Graph([node], [x], [y], opset=13)
-        pass_ = Groups(shapes={"x": (1, inputs, 7, 7), "y": (1, out, 8 - kernel, 8 - kernel)})
+        shapes = {"x": (1, inputs, 7, 7), "y": (1, out, 8 - kernel, 8 - kernel)}
         for _ in range(times):
             start = time.perf_counter()
-            pass_.plan(graph, node)
+            pass_.plan(Context.of(graph, shapes=shapes), node)
             seconds += time.perf_counter() - start
             count += 1
     return {"kernels": count, "seconds": seconds, "met": seconds < DETECTION_SECONDS}

@@ -113,7 +113,7 @@ from convrewrite import model_io
 from convrewrite.engine.graph import infer_shapes
 from convrewrite.acceptance import smaller
 from convrewrite.passes.separable import Separable
-from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.rewrite import Context, run_pass
 model = model_io.load(sys.argv[1])
 shapes = infer_shapes(model.graph, {t.name: t.shape for t in model.graph.inputs})
 def resident(entry):
@@ -121,7 +121,8 @@ def resident(entry):
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
 base = resident("VmRSS")
 start = time.perf_counter()
-result = run_pass(Separable(tol=float(sys.argv[2]), shapes=shapes), model.graph, judge=smaller)
+context = Context.of(model.graph, shapes=shapes)
+result = run_pass(Separable(tol=float(sys.argv[2])), model.graph, judge=smaller, context=context)
 seconds = time.perf_counter() - start
 print(seconds, resident("VmHWM") - base, len(result.sites), sum(s.tol_pays is not None for s in result.sites))
 """

@@ -310,7 +310,7 @@ def transform(
     if not isinstance(fields, Mapping | None):
         raise UsageError(f"fields is {fields!r}", remedy="give options by name, such as fields={'tol': 0.1}")
     made = plugins.make(pass_, fields or {}) if isinstance(pass_, str) else pass_
-    if isinstance(made, type) or not hasattr(made, "candidates"):
+    if not isinstance(made, Pass):
         raise UsageError(f"{made!r} is no pass", remedy="give a pass such as Separable(tol=0.1), or the name of one")
     if isinstance(made, Fcn):
         return _rewritten(model, lambda source, target: pipeline.fcn(source, target, made, options_of(options)))

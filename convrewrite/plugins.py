@@ -3,8 +3,8 @@
     [project.entry-points."convrewrite.passes"]
     fold-scale = "mypackage.passes:FoldScale"
 
-The entry names the pass; its class is a frozen dataclass with the same `name` that keeps to `rewrite.Pass`. Such a pass
-runs by `convrewrite transform`, as a step of `convrewrite run` and by `transform` from Python, through the same runner,
+The entry names the pass; its class is a frozen dataclass of the same `name` that inherits from `rewrite.Pass`. It runs
+by `convrewrite transform`, as a step of `convrewrite run` and by `transform` from Python, through the same runner,
 judges and verification as those of the project. Nothing of another package is imported before it is asked for.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -80,14 +81,20 @@ def load(name: str) -> type[Pass]:
         raise UsageError(
             f"pass '{name}' of package {_package(entry)} does not load: {text}", remedy=f"mend {entry.value}"
         ) from error
-    lacks = [part for part in PARTS if not hasattr(made, part)]
+    abstract: frozenset[str] = getattr(made, "__abstractmethods__", frozenset())
+    lacks = [part for part in PARTS if part in abstract or not hasattr(made, part)]
     frozen = dataclasses.is_dataclass(made) and getattr(made, "__dataclass_params__").frozen  # noqa: B009
     if lacks or not frozen or not isinstance(made, type) or getattr(made, "name", None) != name:
         fault = f"it has no {', '.join(lacks)}" if lacks else "it is no frozen dataclass"
         if not lacks and frozen:
             fault = f"its own name is {getattr(made, 'name', None)!r}"
         raise UsageError(f"{entry.value} of package {_package(entry)} is no pass '{name}': {fault}")
-    reasons: Any = made.reasons  # type: ignore[attr-defined]
+    if not issubclass(made, Pass) or "context" not in inspect.signature(made.plan).parameters:
+        raise UsageError(
+            f"{entry.value} of package {_package(entry)} is written for an older convrewrite",
+            remedy="inherit from convrewrite.rewrite.Pass, and plan by plan(context, node): context.graph is the graph",
+        )
+    reasons: Any = made.reasons
     if not isinstance(reasons, Mapping) or not all(isinstance(reason, Reason) for reason in reasons.values()):
         fault = "its 'reasons' are no mapping of codes to Reason"
         raise UsageError(f"{entry.value} of package {_package(entry)} is no pass '{name}': {fault}")

@@ -19,17 +19,17 @@ read backwards; the ONNX operator pages of Conv and Gemm.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine import quantized
-from convrewrite.engine.graph import Constants, OpenShape, fixed_extents, maker, position, producer
+from convrewrite.engine.graph import Constants, maker, position, producer
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.quantized import Stored
-from convrewrite.engine.rewrite import FIXES_SIZE, Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import FIXES_SIZE, Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.text import Call, parameter
 
 Array = np.ndarray[Any, Any]
@@ -68,31 +68,22 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class ConvToFc:
-    """The pass.
-
-    Attributes:
-        shapes: of the graph's tensors at one size, for what is said of those that are left as they are.
-        own: extents of the tensors as far as the file fixes them; found from the graph where it is None.
-        sized: the same with the input as `size` fixes it, where it was given.
-    """
+class ConvToFc(Pass):
+    """The pass."""
 
     name: ClassVar[str] = "conv-to-fc"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    shapes: Mapping[str, Shape] | None = field(default=None, compare=False, repr=False)
-    own: Mapping[str, OpenShape] | None = field(default=None, compare=False, repr=False)
-    sized: Mapping[str, OpenShape] | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Conv."""
         yield from (node for node in graph.nodes if node.op == "Conv")
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Whether the kernel fits once; then its matrix."""
         label = f"Conv '{node.name or node.outputs[0].name}'"
-        if graph.opset < 7:
-            return Declined(REASONS["conv-to-fc/opset"], f"{label}, opset {graph.opset}")
-        constants = Constants(graph)
+        opset, constants = context.graph.opset, context.constants
+        if opset < 7:
+            return Declined(REASONS["conv-to-fc/opset"], f"{label}, opset {opset}")
         weight = quantized.read(node.inputs[1], constants)
         has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
         bias = quantized.read(node.inputs[2], constants) if has_bias else None
@@ -100,8 +91,8 @@ class ConvToFc:
             return Declined(REASONS["conv-to-fc/not-constant"], label)
         if int(node.attrs.get("group", 1)) > 1:
             return Declined(REASONS["conv-to-fc/grouped"], label)
-        extents, fixes = self._extents(graph, node, weight)
-        looked_at = extents or (self.shapes or {}).get(node.inputs[0].name, ())[2:]
+        extents, fixes = _extents(context, node, weight)
+        looked_at = extents or context.shapes.get(node.inputs[0].name, ())[2:]
         if looked_at and not _fits_once(node, weight, looked_at):
             kernel = list(weight.shape[2:])
             return Declined(REASONS["conv-to-fc/slides"], f"{label}, map {list(looked_at)}, kernel {kernel}")
@@ -121,17 +112,18 @@ class ConvToFc:
         """Put the product between two changes of shape, or join it to what changes the shape already."""
         plan.payload.put(graph)
 
-    def _extents(self, graph: gs.Graph, node: gs.Node, weight: Array | Stored) -> tuple[Shape | None, bool]:
-        """Of the map, the same for every input; and whether that takes an input of the size that was given."""
-        data = node.inputs[0]
-        own = fixed_extents(graph) if self.own is None else self.own
-        stored = _numbers(graph, producer(data)) or ()
-        numbers = tuple(d if d > 0 else None for d in stored) if len(stored) == len(weight.shape) else ()
-        for fixes, found in ((False, own.get(data.name)), (False, numbers), (True, (self.sized or {}).get(data.name))):
-            extents = tuple(dim for dim in (found or ())[2:] if dim is not None)
-            if len(extents) == len(weight.shape) - 2:
-                return extents, fixes
-        return None, False
+
+def _extents(context: Context, node: gs.Node, weight: Array | Stored) -> tuple[Shape | None, bool]:
+    """Extents of the map that every input gives; and whether that takes an input of the size that was given."""
+    data = node.inputs[0]
+    stored = _numbers(context.graph, producer(data)) or ()
+    numbers = tuple(d if d > 0 else None for d in stored) if len(stored) == len(weight.shape) else ()
+    known = ((False, context.fixed.get(data.name)), (False, numbers), (True, context.sized.get(data.name)))
+    for fixes, found in known:
+        extents = tuple(dim for dim in (found or ())[2:] if dim is not None)
+        if len(extents) == len(weight.shape) - 2:
+            return extents, fixes
+    return None, False
 
 
 def _fits_once(node: gs.Node, weight: Array | Stored, extents: Shape) -> bool:

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -30,8 +30,6 @@ import onnx_graphsurgeon as gs
 from convrewrite.engine import quantized
 from convrewrite.engine.graph import (
     Constants,
-    OpenShape,
-    fixed_extents,
     maker,
     position,
     producer,
@@ -39,18 +37,17 @@ from convrewrite.engine.graph import (
     values_of,
 )
 from convrewrite.engine.layers import LINEAR, LinearLayer
+from convrewrite.engine.operators import chosen
 from convrewrite.engine.quantized import Stored
-from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 
 Array = np.ndarray[Any, Any]
 
-UNARY = frozenset(
-    """Abs Celu Clip Elu Erf Exp Gelu HardSigmoid HardSwish Identity LeakyRelu Log Mish Neg Relu Selu Sigmoid Softplus
-    Softsign Sqrt Swish Tanh ThresholdedRelu Dropout""".split()
-)
+UNARY = chosen("unary")
 """Operators that look at one number at a time, and change no shape."""
 
-SHAPES = frozenset("Reshape Flatten Squeeze Unsqueeze".split())
+QUANTIZERS = chosen("quantizer")
+SHAPES = chosen("reshape")
 """Operators that keep the order of the entries, and change the shape alone."""
 
 CONV = "/fc-to-conv/conv"
@@ -89,29 +86,24 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class FcToConv:
-    """The pass.
-
-    Attributes:
-        own: extents of the tensors as far as the file fixes them; found from the graph where it is None.
-    """
+class FcToConv(Pass):
+    """The pass."""
 
     name: ClassVar[str] = "fc-to-conv"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    own: Mapping[str, OpenShape] | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Gemm and MatMul."""
         yield from (node for node in graph.nodes if node.op in LINEAR)
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Read the matrix and the bias."""
         label = f"{node.op} '{node.name or node.outputs[0].name}'"
-        constants, layer = Constants(graph), LinearLayer.of(node)
+        constants, layer = context.constants, LinearLayer.of(node)
         weight = None if layer is None else quantized.read(node.inputs[layer.weight], constants)
         if layer is None or weight is None:
             return Declined(REASONS["fc-to-conv/not-constant"], label)
-        data, result = (self._shape(graph, tensor) for tensor in (node.inputs[layer.data], node.outputs[0]))
+        data, result = (context.fixed.get(tensor.name) for tensor in (node.inputs[layer.data], node.outputs[0]))
         rank = None if data is None else len(data)
         layer = LinearLayer.from_node(node, weight=layer.weight, stored=weight.shape, rank=rank)
         if not layer.is_matrix:
@@ -133,10 +125,6 @@ class FcToConv:
         text = f"{node.op} [{layer.inputs}, {layer.outputs}] -> Conv {layer.outputs} x {layer.inputs} x 1 x 1"
         site = Site(self.name, node.outputs[0].name, node.op, "rewritten", detail=text, equivalence="reassociated")
         return [Plan((site,), made)]
-
-    def _shape(self, graph: gs.Graph, tensor: gs.Tensor) -> Sequence[Any] | None:
-        """As far as no open axis moves it; what the file lists for tensors inside is not believed."""
-        return (fixed_extents(graph) if self.own is None else self.own).get(tensor.name)
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put the convolution between two Reshapes, or join it to the one before."""
@@ -349,7 +337,7 @@ def _vector(tensor: gs.Tensor, layer: LinearLayer, constants: Constants) -> Arra
 
 def _rounds_all_alike(node: gs.Node) -> bool:
     """Whether it is a QuantizeLinear or DequantizeLinear with one scale."""
-    alike = node.op in ("QuantizeLinear", "DequantizeLinear") and not node.attrs.get("block_size")
+    alike = node.op in QUANTIZERS and not node.attrs.get("block_size")
     return alike and all(int(np.prod(t.shape)) == 1 for t in node.inputs[1:] if t.name and t.shape is not None)
 
 

@@ -35,7 +35,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import position
-from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.engine.windows import Window
 from convrewrite.text import parameter
 
@@ -70,7 +70,7 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class Upsample:
+class Upsample(Pass):
     """The pass.
 
     Attributes:
@@ -92,14 +92,14 @@ class Upsample:
                 if self.window is None:
                     return
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Where the output's cells lie, and what brings them to the pixels."""
         label = f"{node.op} '{node.name or node.outputs[0].name}'"
         window = self.window
         if window is None:
             return Declined(REASONS["upsample/no-window"], label)
-        if graph.opset < 11:
-            return Refusal(REASONS["upsample/opset"], f"the model has opset {graph.opset}")
+        if context.graph.opset < 11:
+            return Refusal(REASONS["upsample/opset"], f"the model has opset {context.graph.opset}")
         output = next(t for t in node.outputs if t.name in window.outputs)
         grid = window.outputs[output.name]
         if grid.stride != window.stride or any(extent > 1 for extent in grid.size):

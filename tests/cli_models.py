@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
@@ -14,7 +15,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import typer_once  # noqa: F401
+import warm
 from onnx import helper
+from processes import HANGS
 
 from convrewrite.cli import app as cli
 from helpers import Net
@@ -173,10 +177,19 @@ def save(model: onnx.ModelProto, path: Path) -> Path:
 def run(
     *arguments: str | Path, cwd: Path | None = None, stdin: bytes = b"", env: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[bytes]:
-    """The command in a process of its own."""
-    words = [*COMMAND, *map(str, arguments)]
+    """The command in a process of its own: a fork of one that is warm, where it sees the same environment."""
+    words = list(map(str, arguments))
     environment = {**os.environ, "COLUMNS": "80", **(env or {})}
-    return subprocess.run(words, cwd=cwd, input=stdin, capture_output=True, env=environment, timeout=120, check=False)
+    if hasattr(os, "fork") and server().fits(environment):
+        return server().run(words, cwd or Path.cwd(), stdin)
+    words = [*COMMAND, *words]
+    return subprocess.run(words, cwd=cwd, input=stdin, capture_output=True, env=environment, timeout=HANGS, check=False)
+
+
+@functools.cache
+def server() -> warm.Server:
+    """Started once per process that runs tests, in the environment that `run` gives its commands."""
+    return warm.Server({**os.environ, "COLUMNS": "80"})
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:

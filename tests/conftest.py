@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +17,9 @@ from cli_models import call
 
 import convrewrite as cr
 import exported
+
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # each command that a test starts would compile every module again
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

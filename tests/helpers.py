@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from convrewrite import model_io
-from convrewrite.engine.rewrite import Pass, PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Pass, PassResult, run_pass
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.passes.fcn import Fcn
 from nets import Array, Feeds, Net, dims_of, image_and_vectors, run, session
@@ -161,7 +161,7 @@ def convert(model: onnx.ModelProto, pass_: Pass = FCN) -> tuple[PassResult, onnx
     loaded = model_io.load(model.SerializeToString())
     before = _contents(loaded)
     for node in pass_.candidates(loaded.graph):
-        pass_.plan(loaded.graph, node)
+        pass_.plan(Context.of(loaded.graph), node)
     assert _contents(loaded) == before, "plan changed the graph"
     result = run_pass(pass_, loaded.graph)
     assert _contents(loaded) == before, "run_pass changed its input"

@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+HANGS = 600
+"""Seconds after which a process hangs, however busy the machine may be."""
+
 DRIVER = """
 import ctypes, os, signal, sys, time
 from convrewrite import verification
@@ -50,7 +53,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-def wait_until_dead(pid: int, seconds: float = 20.0) -> bool:
+def wait_until_dead(pid: int, seconds: float = HANGS) -> bool:
     """Whether a process ends within that time."""
     end = time.monotonic() + seconds
     while is_alive(pid) and time.monotonic() < end:

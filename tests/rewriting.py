@@ -15,7 +15,7 @@ from convrewrite import model_io
 from convrewrite.acceptance import smaller, with_kernels
 from convrewrite.engine import costs
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Pass, PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Pass, PassResult, run_pass
 from helpers import Array, Feeds, run
 
 ROUNDING = 2e-6
@@ -23,11 +23,13 @@ OPEN = 13
 """What an open extent is fed with."""
 
 
-def rewrite(model: onnx.ModelProto, pass_: Pass, judge: Any = smaller) -> tuple[PassResult, onnx.ModelProto]:
-    """The pass over a model, written and read again; the input is checked to be untouched."""
+def rewrite(
+    model: onnx.ModelProto, pass_: Pass, judge: Any = smaller, **known: Any
+) -> tuple[PassResult, onnx.ModelProto]:
+    """The pass over a model, written and read again; the input is checked to be untouched. known: of `Context.of`."""
     loaded = model_io.load(model.SerializeToString())
     before = model_io.to_bytes(loaded)
-    result = run_pass(pass_, loaded.graph, judge=judge)
+    result = run_pass(pass_, loaded.graph, judge=judge, context=Context.of(loaded.graph, **known))
     assert model_io.to_bytes(loaded) == before, "the input was changed"
     made = model_io.Model(result.graph, model.ir_version)
     return result, onnx.load_model_from_string(model_io.to_bytes(made))

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -28,7 +28,7 @@ from convrewrite.acceptance import (
 )
 from convrewrite.acceptance.regions import region
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Declined, Judge, PassResult, Plan, Refusal, Site, run_pass
+from convrewrite.engine.rewrite import Context, Declined, Judge, Pass, PassResult, Plan, Refusal, Site, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.passes.separable import Separable
 from helpers import Net, run
@@ -73,7 +73,7 @@ def loaded(model: onnx.ModelProto) -> tuple[gs.Graph, dict[str, tuple[int, ...]]
 
 def first_plan(graph: gs.Graph, anchor: str, pass_: Separable) -> Plan:
     node = next(node for node in graph.nodes if node.outputs[0].name == anchor)
-    plans = pass_.plan(graph, node)
+    plans = pass_.plan(Context.of(graph), node)
     assert not isinstance(plans, Declined)
     return plans[0]  # type: ignore[index]
 
@@ -118,21 +118,21 @@ def test_a_region_without_a_shape_asks_for_the_size() -> None:
 def test_nodes_between_two_changes_belong_to_the_region() -> None:
     graph, shapes = loaded(three_convs())
 
-    class Both:
+    class Both(Pass):
         name = "both"
-        reasons: Mapping[str, Any] = {}
+        reasons: ClassVar[Mapping[str, Any]] = {}
 
         def candidates(self, graph: gs.Graph) -> Any:
             return iter(())
 
-        def plan(self, graph: gs.Graph, node: gs.Node) -> Any:
+        def plan(self, context: Context, node: gs.Node) -> Any:
             return []
 
         def apply(self, graph: gs.Graph, plan: Plan) -> None:
             for anchor in ("one", "three"):
                 Separable().apply(graph, first_plan(graph, anchor, Separable()))
 
-    found = region(graph, Both(), plan_with(2, 1), shapes, 8)  # type: ignore[arg-type]
+    found = region(graph, Both(), plan_with(2, 1), shapes, 8)
     assert [node.op for node in found.before.graph.nodes] == ["Conv", "Relu", "Conv", "Relu", "Conv"]
     assert [node.op for node in found.after.graph.nodes] == ["Conv", "Conv", "Relu", "Conv", "Relu", "Conv", "Conv"]
 
@@ -156,7 +156,7 @@ def test_faster_times_identical_layers_once(monkeypatch: pytest.MonkeyPatch) -> 
     time, calls = timed(lambda count: timing.FASTER)
     monkeypatch.setattr(Faster, "_time", time)
     graph, shapes = loaded(three_convs())
-    pass_ = Separable(shapes=shapes)
+    pass_ = Separable()
     result = run_pass(pass_, graph, judge=Faster(pass_, shapes, 8))
     assert len(result.outcome("rewritten")) == 3
     assert len(calls) == 1
@@ -167,7 +167,7 @@ def test_what_is_not_faster_stays(verdict: str, monkeypatch: pytest.MonkeyPatch)
     time, _ = timed(lambda count: verdict)
     monkeypatch.setattr(Faster, "_time", time)
     graph, shapes = loaded(three_convs())
-    pass_ = Separable(shapes=shapes)
+    pass_ = Separable()
     result = run_pass(pass_, graph, judge=Faster(pass_, shapes, 8))
     assert not result.changed
     assert {site.reason for site in result.sites} == {NOT_FASTER.code}
@@ -178,8 +178,8 @@ def test_what_is_not_faster_stays(verdict: str, monkeypatch: pytest.MonkeyPatch)
 def test_faster_takes_a_plan_of_a_later_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first form is slow here: another one, with another number of convolutions, is accepted."""
     graph, shapes = loaded(three_convs())
-    pass_ = Separable(tol=0.5, shapes=shapes)
-    plans = pass_.plan(graph, graph.nodes[0])
+    pass_ = Separable(tol=0.5)
+    plans = pass_.plan(Context.of(graph), graph.nodes[0])
     assert not isinstance(plans, Declined | Refusal)
     seen: list[int] = []
 
@@ -201,7 +201,7 @@ def test_timings_are_kept_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = tmp_path / "timings.json"
     for _ in range(2):
         graph, shapes = loaded(three_convs())
-        pass_ = Separable(shapes=shapes)
+        pass_ = Separable()
         decisions = Decisions.read(path)
         result = run_pass(pass_, graph, judge=Faster(pass_, shapes, 8, decisions))
         assert result.changed
@@ -247,8 +247,8 @@ LIMITS = [0.0, 1e-6, 1e-3, 0.03, 0.1, 10.0]
 @pytest.mark.parametrize("limit", LIMITS)
 def test_sites_are_accepted_while_the_outputs_stay_within_the_bound(limit: float) -> None:
     model = three_convs(0.05)
-    graph, shapes = loaded(model)
-    pass_ = Separable(tol=0.9, form="spatial", shapes=shapes)
+    graph, _ = loaded(model)
+    pass_ = Separable(tol=0.9, form="spatial")
     rng = np.random.default_rng(1)
     feeds = {"x": rng.standard_normal((1, 16, 12, 13)).astype(np.float32)}
     (want,) = run(model, feeds).values()
@@ -279,8 +279,8 @@ def test_sites_are_accepted_while_the_outputs_stay_within_the_bound(limit: float
 
 def test_the_best_saving_per_error_comes_first() -> None:
     order: list[set[str]] = []
-    graph, shapes = loaded(three_convs(0.05))
-    pass_ = Separable(tol=0.9, form="spatial", shapes=shapes)
+    graph, _ = loaded(three_convs(0.05))
+    pass_ = Separable(tol=0.9, form="spatial")
 
     def error_of(result: PassResult) -> float:
         order.append({site.anchor for site in result.outcome("rewritten")})
@@ -296,8 +296,8 @@ def test_the_best_saving_per_error_comes_first() -> None:
 def test_the_reference_holds_the_new_kernels() -> None:
     """Against ONNX Runtime on the rewritten model; the noise of the second kernel is far above the rounding."""
     model = three_convs(0.05)
-    graph, shapes = loaded(model)
-    result = run_pass(Separable(tol=0.9, form="spatial", shapes=shapes), graph, judge=smaller)
+    graph, _ = loaded(model)
+    result = run_pass(Separable(tol=0.9, form="spatial"), graph, judge=smaller)
     reference = with_kernels(graph, result.evidence["kernels"])
     assert [node.op for node in reference.nodes] == [node.op for node in graph.nodes]
     models = [onnx.load_model_from_string(model_io.to_bytes(model_io.Model(g, 8))) for g in (reference, result.graph)]

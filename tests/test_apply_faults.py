@@ -20,6 +20,7 @@ from apply_images import LENET, as_tiff, as_zarr, stored
 from cli_models import COMMAND, run
 from onnx import numpy_helper
 from PIL import Image
+from processes import HANGS
 
 import convrewrite as cr
 from convrewrite import models
@@ -54,7 +55,7 @@ def done_tiles(folder: Path) -> int:
 
 
 def wait_for(folder: Path, tiles: int, process: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + HANGS
     while done_tiles(folder) < tiles:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -75,7 +76,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path, model: str, workers: str) -
                 break
         else:
             raise AssertionError("no worker was found")
-        _, told = process.communicate(timeout=180)
+        _, told = process.communicate(timeout=HANGS)
     assert process.returncode == 0, told
     session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
     want = session.run(None, {"image": (image / np.float32(255))[None, None].astype(np.float32)})[0][0]
@@ -153,7 +154,7 @@ def test_ctrl_c(tmp_path: Path, model: str) -> None:
     ) as process:
         wait_for(tmp_path, 5, process)
         os.killpg(process.pid, signal.SIGINT)
-        _, told = process.communicate(timeout=120)
+        _, told = process.communicate(timeout=HANGS)
     assert process.returncode == 130, told
     assert told.strip() == b"interrupted; the tiles that are done are kept, and --resume goes on"
 

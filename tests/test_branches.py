@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from convrewrite import model_io
 from convrewrite.engine.branches import settled
-from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.engine.rewrite import Context, Site, run_pass
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.open_batch import OpenBatch
 
@@ -164,7 +164,7 @@ def opened(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]] | None = N
     """The model for any number of images, as bytes, and what was done."""
     loaded = model_io.load(model.SerializeToString())
     before = [node.op for node in loaded.graph.nodes]
-    result = run_pass(OpenBatch(shapes), loaded.graph)
+    result = run_pass(OpenBatch(), loaded.graph, context=Context.of(loaded.graph, shapes=shapes))
     assert [node.op for node in loaded.graph.nodes] == before, "the graph that was given is not changed"
     loaded.graph = result.graph
     return model_io.to_bytes(loaded), result.sites

@@ -14,6 +14,7 @@ from pathlib import Path
 import onnx
 import pytest
 from cli_models import COMMAND, call, plain, run, save, snapshot
+from processes import HANGS
 
 from convrewrite import model_io, models
 from convrewrite.model_io import load
@@ -244,7 +245,9 @@ UNIX = pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
 def shell(line: str, folder: Path) -> tuple[int, str]:
     """The exit code of a line of shell, and what it said; $C is the command."""
     script = line.replace("$C", " ".join(COMMAND))
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=120)
+    done = subprocess.run(
+        ["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False, timeout=HANGS
+    )
     return done.returncode, done.stderr
 
 

@@ -14,7 +14,7 @@ import onnx_graphsurgeon as gs
 import pytest
 
 from convrewrite import model_io
-from convrewrite.engine.rewrite import Declined, Pass, Plan, Reason, Refusal, Site, run_pass
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site, run_pass
 from convrewrite.engine.windows import OutputGrid, Window
 from convrewrite.errors import ConvrewriteError
 from convrewrite.passes import ALL
@@ -189,7 +189,7 @@ NONE = Reason("toy/none", "nothing", "nothing")
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(Pass):
     """A pass whose plan and apply are given: for tests of the runner alone."""
 
     name: ClassVar[str] = "toy"
@@ -201,7 +201,7 @@ class Toy:
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         yield from graph.nodes
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         if self.answer is not None:
             return self.answer(node)
         return [Plan((Site("toy", node.outputs[0].name, node.op, "rewritten"),), node.name, last=self.last)]

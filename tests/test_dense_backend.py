@@ -23,7 +23,7 @@ from test_traded_backend import with_weights
 
 from convrewrite import model_io
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Pass, PassResult, run_pass
 from convrewrite.engine.windows import OutputGrid, Window
 from convrewrite.errors import UsageError
 from convrewrite.passes.conv_to_fc import ConvToFc
@@ -58,7 +58,7 @@ def strided(model: onnx.ModelProto, feeds: Feeds) -> Iterator[tuple[onnx.ModelPr
     yield made, {"the_image": image.astype(np.float32), **others}
 
 
-def rewritten(model: onnx.ModelProto, make: Any, feeds: Feeds) -> tuple[PassResult, onnx.ModelProto] | str:
+def rewritten(model: onnx.ModelProto, pass_: Pass, feeds: Feeds) -> tuple[PassResult, onnx.ModelProto] | str:
     """What a pass makes of a model; or what came of it instead."""
     try:
         loaded = model_io.load(model.SerializeToString())
@@ -67,9 +67,8 @@ def rewritten(model: onnx.ModelProto, make: Any, feeds: Feeds) -> tuple[PassResu
         )
     except (UsageError, onnx.shape_inference.InferenceError):
         return "not read"
-    pass_ = make(shapes)
     try:
-        result = run_pass(pass_, loaded.graph)
+        result = run_pass(pass_, loaded.graph, context=Context.of(loaded.graph, shapes=shapes))
     except UsageError:
         return "not read"
     for site in result.sites:
@@ -80,7 +79,7 @@ def rewritten(model: onnx.ModelProto, make: Any, feeds: Feeds) -> tuple[PassResu
 
 
 def check_dense(model: onnx.ModelProto, feeds: Feeds) -> str:
-    made = rewritten(model, lambda shapes: Dense(None, shapes), feeds)
+    made = rewritten(model, Dense(), feeds)
     if isinstance(made, str):
         return made
     result, new = made
@@ -103,8 +102,8 @@ def same(got: Any, want: Any, name: str) -> None:
         assert float(np.abs(got[finite] - want[finite]).max(initial=0)) <= ROUNDING * max(peak, 1e-30), name
 
 
-def check_same(model: onnx.ModelProto, feeds: Feeds, make: Any) -> str:
-    made = rewritten(model, make, feeds)
+def check_same(model: onnx.ModelProto, feeds: Feeds, pass_: Pass) -> str:
+    made = rewritten(model, pass_, feeds)
     if isinstance(made, str):
         return made
     want, got = run(model, feeds), run(made[1], feeds)
@@ -136,7 +135,7 @@ def test_dense(kind: str, least: int) -> None:
 
 def check_back(model: onnx.ModelProto, feeds: Feeds) -> str:
     """The convolutions of fc-to-conv as products again: its own cases are no convolutions of a whole map."""
-    made = rewritten(model, lambda shapes: FcToConv(), feeds)
+    made = rewritten(model, FcToConv(), feeds)
     return made if isinstance(made, str) else check_same(made[1], feeds, ConvToFc)
 
 
@@ -165,7 +164,7 @@ def check_pixels(model: onnx.ModelProto, feeds: Feeds) -> str:
 
 
 PASSES: dict[str, tuple[Callable[[onnx.ModelProto, Feeds], str], int]] = {
-    "fc-to-conv": (lambda model, feeds: check_same(model, feeds, lambda shapes: FcToConv()), 15),
+    "fc-to-conv": (lambda model, feeds: check_same(model, feeds, FcToConv()), 15),
     "conv-to-fc": (check_back, 12),
     "upsample": (check_pixels, 20),
 }

@@ -23,6 +23,7 @@ from convrewrite.engine.image_axes import image_input
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.rewrite import run_pass
 from convrewrite.errors import UsageError
+from convrewrite.inspection import table
 from convrewrite.inspection.matrices import layer_matrix
 from convrewrite.inspection.toeplitz import toeplitz
 from convrewrite.passes.groups import Groups
@@ -268,7 +269,7 @@ def test_it_lists_layers_fields_and_what_the_passes_would_do() -> None:
 def test_json_holds_the_same(tmp_path: Path) -> None:
     result = run("inspect", models.lenet5_path(), "--json", "-", "--tol", "0.4")
     data = json.loads(result.stdout)
-    assert data["schema"] == inspection.SCHEMA
+    assert data["schema"] == table.SCHEMA
     assert sum(layer["macs"] for layer in data["layers"]) == data["file"]["macs"] == 416604
     assert sum(layer["share"] for layer in data["layers"]) == pytest.approx(1)
     assert {site["pass"] for site in data["sites"]} == {"fcn", "separable", "groups"}

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,10 +17,12 @@ from onnx import TensorProto, helper, numpy_helper
 from convrewrite.engine import folding
 from convrewrite.engine import graph as graphs
 from convrewrite.engine.graph import infer_shapes, maker, position, sort_nodes
-from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, run_pass
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.passes.fc_to_conv import FcToConv
+from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.separable import Separable
+from nets import Net, run
 
 
 def imported(
@@ -136,7 +139,7 @@ def test_shapes_that_follow_from_each_other_take_a_few_rounds(links: int, monkey
 
 
 @dataclass(frozen=True)
-class Nothing:
+class Nothing(Pass):
     """A pass that declines everything, and counts how often it was asked for its candidates."""
 
     name: ClassVar[str] = "nothing"
@@ -147,7 +150,7 @@ class Nothing:
         self.asked.append(1)
         yield from graph.nodes
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         return Declined(self.reasons["nothing/no"], "no")
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
@@ -179,8 +182,7 @@ def test_rewriting_many_layers_compares_few_nodes(op: str, pass_: Any, monkeypat
     known = infer_shapes(graph, {"image": graph.inputs[0].shape})
     monkeypatch.setattr(gs.Node, "__eq__", counting)
     monkeypatch.setattr(gs.Graph, "tensors", walking)
-    told = FcToConv(own=known) if op == "MatMul" else replace(pass_, shapes=known)
-    result = run_pass(told, graph)
+    result = run_pass(pass_, graph, context=Context.of(graph, shapes=known))
     assert len(result.outcome("rewritten")) == 60
     assert compared[0] <= 4 * 60
     assert walked[0] <= 20
@@ -198,6 +200,26 @@ def test_what_depends_on_the_image_is_not_followed_again_for_each_layer(monkeypa
     found = []
     for count in (30, 60):
         steps[0] = 0
-        run_pass(FcToConv(own={}), layers(count, "MatMul"))
+        run_pass(FcToConv(), layers(count, "MatMul"))
         found.append(steps[0])
     assert found[1] <= 2.2 * found[0]
+
+
+@pytest.mark.parametrize("start", ["constant", "input", "random"])
+def test_fcn_takes_a_long_chain_beside_the_image(start: str) -> None:
+    """What does not depend on the image is copied into the new graph: 1,500 nodes of it, one behind the other."""
+    net = Net(1, 3, 6, 8)
+    first = {
+        "constant": lambda: net.const(np.arange(4.0).reshape(1, 4, 1, 1)),
+        "input": lambda: net.input("second", 1, 4, 1, 1),
+        "random": lambda: net.RandomUniform(shape=[1, 4, 1, 1], high=0.0, low=0.0),
+    }[start]
+    offset = functools.reduce(lambda tensor, _: net.Neg(tensor), range(1500), first())
+    features = net.Flatten(net.Add(net.Conv("x", net.const(net.numbers_of(4, 3, 3, 3))), offset))
+    model = net.model(net.Gemm(features, net.const(net.numbers_of(4 * 4 * 6, 5))))
+    result = run_pass(Fcn(), gs.import_onnx(model))
+    assert [site.outcome for site in result.sites] == ["rewritten"]
+    feeds = {"x": net.numbers_of(1, 3, 6, 8)} | ({"second": net.numbers_of(1, 4, 1, 1)} if start == "input" else {})
+    (got,) = run(gs.export_onnx(result.graph), feeds).values()
+    (want,) = run(model, feeds).values()
+    assert np.array_equal(got[..., 0, 0], want)

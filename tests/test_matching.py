@@ -65,10 +65,10 @@ def test_loops_of_links_list_every_model_once_and_end(folder: Path) -> None:
     for number in range(4):
         (folder / "x" / f"self{number}").symlink_to(folder / "x")
         (folder / f"0up{number}").symlink_to(folder)
-    began = time.monotonic()
+    began = time.process_time()
     assert matching(folder, "**/*.onnx") == plain
     assert matching(folder, "**/x/**/*.onnx") == [path for path in plain if "x" in path.relative_to(folder).parts]
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_a_link_to_a_folder_elsewhere_is_followed_and_one_to_a_file_is_a_file(folder: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ from cli_models import call, padded, plain, save, snapshot
 
 from convrewrite.engine.layers import PoolLayer
 from convrewrite.errors import CheckFailed
-from convrewrite.passes.fcn import Fcn, channels, lifter, linear, outputs, walk
+from convrewrite.passes.fcn import Fcn, lifter, linear, outputs, walk
+from convrewrite.passes.fcn.views import Emitter
 from convrewrite.pipeline import fcn
 from convrewrite.pipeline.outcome import Options, Outcome
 from helpers import Net
@@ -102,12 +103,12 @@ def softmax_over_rows(patch: pytest.MonkeyPatch) -> None:
 
 def softmax_over_everything(patch: pytest.MonkeyPatch) -> None:
     """Below opset 13 it runs over all axes from 1 on: the native size never shows it."""
-    original = channels.split_off
+    original = Emitter.split_off
 
-    def split_off(walk: Any, view: Any, axis: Any, *, last: bool = False) -> Any:
-        return original(walk, view, axis)
+    def split_off(emitter: Any, view: Any, axis: Any, *, last: bool = False, letters: Any = ()) -> Any:
+        return original(emitter, view, axis, letters=letters)
 
-    patch.setattr(channels, "split_off", split_off)
+    patch.setattr(Emitter, "split_off", split_off)
 
 
 def pool_with_its_own_kernel(patch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from convrewrite import model_io, pipeline, verification
 from convrewrite.engine.graph import fixed_extents
-from convrewrite.engine.rewrite import Plan, Reason, Site
+from convrewrite.engine.rewrite import Context, Pass, Plan, Reason, Site
 from convrewrite.errors import CheckFailed
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.fc_to_conv import FcToConv
@@ -312,6 +312,18 @@ def test_the_users_data_are_widened(tmp_path: Path) -> None:
     assert {case.name for case in found.cases if case.status == "failed"} == {"other extents of N"}
 
 
+def test_a_scalar_beside_the_users_data_stays_a_scalar(tmp_path: Path) -> None:
+    """A voice detector's sampling rate, at a number of samples that is open: there is no axis to widen."""
+    for name in ("a.onnx", "b.onnx"):
+        net = Net("N", "T")
+        net.input("rate", dtype=np.int64)
+        y = net.Mul("x", net.Cast("rate", to=onnx.TensorProto.FLOAT))
+        onnx.save(net.model(net.node("Identity", y, outputs=["y"]), shapes={"y": ["N", "T"]}), tmp_path / name)
+    data = {"x": images((2, 1, 6)), "rate": np.full(2, 16000)}
+    found = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx", data=data)
+    assert {case.name: case.status for case in found.cases}["other extents of T"] == "passed"
+
+
 @pytest.mark.parametrize("axis", [0, 1])
 def test_an_input_that_is_narrowed_without_a_word_fails(tmp_path: Path, axis: int) -> None:
     dims: list[int | str] = ["N", "T", 4]
@@ -328,7 +340,7 @@ def test_an_input_that_is_narrowed_without_a_word_fails(tmp_path: Path, axis: in
 
 
 @dataclass(frozen=True)
-class Narrowing:
+class Narrowing(Pass):
     """A pass of somebody else that bakes the batch at which it looked."""
 
     name: ClassVar[str] = "narrowing"
@@ -337,7 +349,7 @@ class Narrowing:
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         yield from graph.nodes[:1]
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> list[Plan]:
+    def plan(self, context: Context, node: gs.Node) -> list[Plan]:
         site = Site(self.name, node.outputs[0].name, node.op, "rewritten", equivalence="exact")
         return [Plan((site,), None, last=True)]
 

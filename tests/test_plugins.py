@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 from cli_models import COMMAND
-from processes import is_alive, leftovers, wait_until_dead
+from processes import HANGS, is_alive, leftovers, wait_until_dead
 
 from convrewrite import models
 
@@ -29,13 +29,13 @@ from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
-from convrewrite.engine.rewrite import Declined, Plan, Reason, Site
+from convrewrite.rewrite import Declined, Pass, Plan, Reason, Site
 
 DONE = Reason("scale/done", "it is scaled already", "nothing")
 
 
 @dataclass(frozen=True)
-class Scale:
+class Scale(Pass):
     name: ClassVar[str] = "scale"
     reasons: ClassVar[dict] = {DONE.code: DONE}
     by: float = 0.0
@@ -44,7 +44,7 @@ class Scale:
     def candidates(self, graph):
         yield from [node for node in graph.nodes if node.op == "Conv"][:1]
 
-    def plan(self, graph, node):
+    def plan(self, context, node):
         if "scaled" in node.inputs[1].name:
             return Declined(DONE, node.name)
         site = Site("scale", node.outputs[0].name, "Conv", "rewritten", detail="scaled", equivalence=self.claim)
@@ -59,6 +59,7 @@ class Scale:
 
 BROKEN = "import nothing_of_that_name\n"
 NO_PASS = "class Scale:\n    name = 'scale'\n"
+OLDER = TOY.replace("class Scale(Pass)", "class Scale").replace("plan(self, context, node)", "plan(self, graph, node)")
 
 
 def package(folder: Path, name: str, entries: dict[str, str], source: str) -> None:
@@ -75,7 +76,7 @@ def package(folder: Path, name: str, entries: dict[str, str], source: str) -> No
 def call(folder: Path, *words: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "COLUMNS": "80", **more}
     return subprocess.run(
-        [*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=120
+        [*COMMAND, *words], cwd=folder, env=environment, capture_output=True, text=True, check=False, timeout=HANGS
     )
 
 
@@ -196,8 +197,10 @@ def test_mistakes_in_a_step_name_the_nearest_right_word(folder: Path, config: st
         ({"bad": "Scale"}, BROKEN, "does not load: ModuleNotFoundError"),
         ({"bad": "Scale"}, NO_PASS, "it has no candidates, plan, apply, reasons"),
         ({"bad": "Scale"}, TOY, "its own name is 'scale'"),
+        ({"bad": "Scale"}, OLDER.replace('"scale"', '"bad"'), "written for an older convrewrite; inherit from"),
+        ({"bad": "Scale"}, TOY.replace("def apply", "def do"), "it has no apply"),
     ],
-    ids=["own name", "two", "broken", "no pass", "other name"],
+    ids=["own name", "two", "broken", "no pass", "other name", "older", "abstract"],
 )
 def test_what_is_no_pass_is_told_in_one_line(folder: Path, entries: dict[str, str], source: str, says: str) -> None:
     package(folder / "site", "other", entries, source)
@@ -217,6 +220,7 @@ def test_what_is_no_pass_is_told_in_one_line(folder: Path, entries: dict[str, st
         ({"bad": "Scale"}, BROKEN, "does not load: ModuleNotFoundError"),
         ({"bad": "Scale"}, NO_PASS, "it has no candidates, plan, apply, reasons"),
         ({"bad": "Scale"}, TOY, "its own name is 'scale'"),
+        ({"bad": "Scale"}, OLDER.replace('"scale"', '"bad"'), "written for an older convrewrite"),
         ({"bad": "Nothing"}, TOY, "does not load: AttributeError"),
         (
             {"bad": "Scale"},
@@ -410,7 +414,7 @@ def test_the_workers_of_a_run_end_with_it(folder: Path, sent: signal.Signals) ->
     (folder / "tmp").mkdir()
     environment = {**os.environ, "PYTHONPATH": str(folder / "site"), "TMPDIR": str(folder / "tmp")}
     with subprocess.Popen([*COMMAND, "run", "-q"], cwd=folder, env=environment, stderr=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + HANGS
         while not (folder / "pid").exists() or not (folder / "pid").read_text():
             assert time.monotonic() < deadline
             time.sleep(0.05)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from cli_models import COMMAND
-from processes import wait_until_dead
+from processes import HANGS, wait_until_dead
 from test_plugins import APPLY, CONFIG, broken, call, folder  # noqa: F401
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a pass forks")
 
-LONG = 300
+LONG = 3600
 """Seconds that are longer than any test waits."""
 
 SLEEPS = f"open('left', 'w').write(str(os.getpid())); time.sleep({LONG})"
@@ -31,7 +31,7 @@ LEFT = {
 }
 
 RUN = (
-    "timeout = 100\n"
+    f"timeout = {HANGS}\n"
     + CONFIG.replace("BY", "1e-7").replace('pass = "fcn"\n[[steps]]\n', "")
     + '[reports]\njson = "r.json"\n'
 )
@@ -73,8 +73,8 @@ def test_a_model_of_a_run_is_done_where_its_process_has_answered(folder: Path, l
 
 def test_a_fork_that_comes_back_does_not_do_the_work_again(folder: Path) -> None:  # noqa: F811
     """The process that the pass was given hangs; the one that it made would go on, and write the model."""
-    broken(folder, "os.fork() and time.sleep(600)", APPLY)
-    (folder / "convrewrite.toml").write_text(RUN.replace("100", "15"))
+    broken(folder, f"os.fork() and time.sleep({LONG})", APPLY)
+    (folder / "convrewrite.toml").write_text(RUN.replace(str(HANGS), "15"))
     done = call(folder, "run")
     assert done.returncode == 2, done.stderr
     assert "timed out after 15 s while it was in the apply" in str(row(folder)["message"])
@@ -109,5 +109,5 @@ def test_a_signal_after_the_work_prints_nothing(folder: Path) -> None:  # noqa: 
             lines.append(line)
             if line.startswith("wrote"):
                 process.send_signal(signal.SIGTERM)
-        assert process.wait(60) in (0, 128 + signal.SIGTERM)
+        assert process.wait(HANGS) in (0, 128 + signal.SIGTERM)
     assert not any("Traceback" in line or "ignored" in line for line in lines), lines

@@ -12,6 +12,7 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from processes import HANGS
 
 from convrewrite import verification
 from convrewrite.engine import memory
@@ -271,7 +272,7 @@ def test_the_limit_of_the_process_is_seen() -> None:
         "import resource, convrewrite.engine.memory as m; resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30)); "
         "print(m.available() < 3 << 30)"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANGS, check=True)
     assert done.stdout.strip() == "True"
 
 
@@ -285,6 +286,6 @@ def test_a_batch_of_thousands_fits_a_small_process(command: list[str], tmp_path:
         "from convrewrite.cli.app import main; sys.argv = ['convrewrite', *sys.argv[1:]]; main()"
     )
     words = [sys.executable, "-c", code, *command, str(path), str(tmp_path / "out.onnx"), "--provider", "cpu"]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=400, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=HANGS, check=False)
     assert done.returncode == 0, done.stderr
     assert "in slices of" in done.stderr

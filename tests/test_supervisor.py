@@ -15,7 +15,7 @@ import onnx
 import pytest
 from cli_models import plain, run, save, snapshot
 from onnx import helper
-from processes import is_alive, leftovers, start, wait_until_dead
+from processes import HANGS, is_alive, leftovers, start, wait_until_dead
 
 from convrewrite.cli import supervisor
 from convrewrite.system.board import SIZE, Board
@@ -87,7 +87,7 @@ def test_a_signal_in_the_middle_is_one_line(name: str, source: Path, tmp_path: P
     script = f"os.kill(os.getpid(), signal.{name})"
     words = ("fcn", source, tmp_path / "out.onnx", "--report", tmp_path / "r.json")
     with start(tmp_path, script, *words) as process:
-        _, text = process.communicate(timeout=60)
+        _, text = process.communicate(timeout=HANGS)
     lines = text.strip().splitlines()[1:]
     assert process.returncode == 2
     assert len(lines) == 1
@@ -104,7 +104,7 @@ def test_a_signal_in_the_middle_is_one_line(name: str, source: Path, tmp_path: P
 @pytest.mark.parametrize("action", ["os._exit(0)", "sys.exit('bye')"])
 def test_an_end_that_nobody_ordered_is_never_success(action: str, source: Path, tmp_path: Path) -> None:
     with start(tmp_path, action, "fcn", source, tmp_path / "out.onnx") as process:
-        _, text = process.communicate(timeout=60)
+        _, text = process.communicate(timeout=HANGS)
     assert process.returncode == 70, text
     assert "internal error: " in text
     assert "Traceback" not in text
@@ -117,7 +117,7 @@ def test_dying_after_the_work_is_done_changes_nothing(source: Path, tmp_path: Pa
     target = tmp_path / "out.onnx"
     action = "import atexit; atexit.register(os.abort); return real(*args, **kwargs)"
     with start(tmp_path, action, "fcn", source, target) as process:
-        process.communicate(timeout=60)
+        process.communicate(timeout=HANGS)
     assert target.exists() == (process.returncode == 0)
     assert process.returncode == 0
 
@@ -132,9 +132,9 @@ def test_native_code_that_hears_nothing_ends_within_seconds(name: str, code: int
         began = time.monotonic()
         process.send_signal(getattr(signal, name))
         text = process.stderr.read()
-        process.wait(timeout=60)
+        process.wait(timeout=HANGS)
     assert process.returncode == code
-    assert time.monotonic() - began < supervisor.GRACE + 10
+    assert time.monotonic() - began < supervisor.GRACE + HANGS / 10
     assert text == ""
     assert not is_alive(child)
     assert snapshot(tmp_path) == before
@@ -147,7 +147,7 @@ def test_a_command_that_is_killed_takes_its_child_along(source: Path, tmp_path: 
         child = int(process.stderr.readline())
         assert child != process.pid
         process.kill()
-        process.wait(timeout=60)
+        process.wait(timeout=HANGS)
         assert wait_until_dead(child)
     assert leftovers(tmp_path) != []  # nobody was left to remove them
     assert run("fcn", source, tmp_path / "out.onnx", env={"TMPDIR": str(tmp_path / "tmp")}).returncode == 0
@@ -219,7 +219,7 @@ def test_a_file_that_is_cut_short_while_it_is_read(tmp_path: Path) -> None:
         "    return made\nmodel_io.load = load"
     )
     with start(tmp_path, "", "separable", path, tmp_path / "out.onnx", "--tol", "0.1", before=before) as process:
-        _, text = process.communicate(timeout=60)
+        _, text = process.communicate(timeout=HANGS)
     assert process.returncode == 2
     assert "SIGBUS" in text
     assert "cut short" in text

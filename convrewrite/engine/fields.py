@@ -13,28 +13,26 @@ After Araujo, Norris and Sim, "Computing Receptive Fields of Convolutional Neura
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.finer import FINER, spread
+from convrewrite.engine.finer import spread
 from convrewrite.engine.graph import Constants, sort_nodes
 from convrewrite.engine.image_axes import spatial_dims
 from convrewrite.engine.layers import Sliding, every
-from convrewrite.engine.windows import CHANNEL_WISE, ELEMENTWISE, SLIDING, Field
+from convrewrite.engine.operators import OPERATORS, axis_of, chosen, ruled
+from convrewrite.engine.windows import Field
 
 Shape = tuple[int, ...]
 
-GLOBAL = frozenset("GlobalAveragePool GlobalMaxPool GlobalLpPool".split())
-OVER_MAP = frozenset("InstanceNormalization GroupNormalization".split())
-FIELDLESS = frozenset("Shape Size ConstantOfShape".split())
+FIELDLESS = chosen("extents constant")
 """Operators that read no pixel's value."""
 
-SOFTMAXES = frozenset("Softmax LogSoftmax Hardmax".split())
-ALONG_AXIS = dict.fromkeys((*SOFTMAXES, "TopK", "LpNormalization"), -1) | {"Gather": 0, "Split": 0, "Concat": 0}
-"""Operators along one axis, and which that is where they do not say."""
+ALONG_AXIS = frozenset("softmax axis-norm concat split top".split())
+"""Kinds of operators along one axis."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def receptive_fields(
     Args:
         graph: it is not changed. shapes: of its tensors. image: name of the input, [N, C, *spatial] or channels last.
         strides_only: sizes and offsets are not asked for, so that a map may meet what all of it was reduced to.
-        bounds: a field that holds for all cells will do where they differ (FINER); elsewhere there is no figure.
+        bounds: a field that holds for all cells will do where they differ (`finer`); elsewhere there is no figure.
         dims: of the image's spatial axes, where they are known.
 
     Returns:
@@ -131,40 +129,10 @@ class _Step:
     bounds: bool
 
     def reach(self) -> Reach:
-        """Of the node's outputs."""
-        node = self.node
-        data = node.inputs[0]
-        if node.op in SLIDING and data.name in self.found:
-            return self._slide(data)
-        if node.op in GLOBAL:
-            return self._over(range(2, len(self._shape(data))), keep=True)
-        if node.op.startswith("Reduce") or node.op in ("ArgMax", "ArgMin"):
-            return self._over(self._reduced(data), keep=bool(node.attrs.get("keepdims", 1)))
-        if node.op == "Transpose":
-            rank = len(self._shape(data))
-            perm = list(node.attrs.get("perm", range(rank - 1, -1, -1)))
-            return self._moved(data, {old: new for new, old in enumerate(perm)})
-        if node.op in ("Flatten", "Reshape", "Squeeze", "Unsqueeze"):
-            return self._reshaped(data)
-        if node.op == "Pad":
-            return self._padded(data)
-        if node.op == "Slice":
-            return self._sliced(data)
-        if node.op in ("Gemm", "MatMul"):
-            return self._multiplied()
-        if node.op == "SpaceToDepth":
-            block = int(node.attrs["blocksize"])
-            axes = (replace(a, field=a.field.slide(block, block)) for a in self._known(data).axes)
-            return Reach(tuple(axes))
-        if node.op == "BatchNormalization" and node.attrs.get("training_mode", 0):
-            raise _Lost("BatchNormalization in training mode sees the whole map")
-        if node.op in ELEMENTWISE or node.op in CHANNEL_WISE or node.op == "Expand":
-            return self._cell_by_cell()
-        if node.op in OVER_MAP:
-            raise _Lost(f"{node.op} sees the whole map")
-        if self.bounds and node.op in FINER:
-            return self._finer(data)
-        raise _Lost(f"{node.op} has no rule for receptive fields")
+        """The reach of the node's outputs."""
+        if self.node.op not in RULES:
+            raise _Lost(f"{self.node.op} has no rule for receptive fields")
+        return RULES[self.node.op](self, self.node.inputs[0])
 
     def _shape(self, tensor: gs.Tensor) -> Shape:
         if tensor.name not in self.shapes:
@@ -179,8 +147,7 @@ class _Step:
     def _slide(self, data: gs.Tensor) -> Reach:
         shape, node = self._shape(data), self.node
         kernel = node.attrs.get("kernel_shape")
-        weight = {"QLinearConv": 3}.get(node.op, 1)
-        kernel = kernel or self._shape(node.inputs[weight])[2:]
+        kernel = kernel or self._shape(node.inputs[OPERATORS[node.op].weight or 1])[2:]
         sliding = Sliding.read(node.attrs, kernel, shape[2:])
         axes = []
         for along in self._known(data).axes:
@@ -196,6 +163,8 @@ class _Step:
 
     def _finer(self, data: gs.Tensor) -> Reach:
         """Bounds of the fields behind an operator that lowers the stride by a whole number."""
+        if not self.bounds:
+            raise _Lost(f"{self.node.op} has no rule for receptive fields")
         node, axes = self.node, []
         kernel = self._shape(node.inputs[1])[2:] if node.op == "ConvTranspose" else ()
         for along in self._known(data).axes:
@@ -215,18 +184,25 @@ class _Step:
             axes.append(replace(along, field=Field(step, size, along.field.offset - before * step)))
         return Reach(tuple(axes))
 
-    def _reduced(self, data: gs.Tensor) -> list[int]:
-        """Dimensions that a Reduce or ArgMax takes together."""
+    def _pooled(self, data: gs.Tensor) -> Reach:
+        return self._over(range(2, len(self._shape(data))), keep=True)
+
+    def _searched(self, data: gs.Tensor) -> Reach:
+        return self._over([self._axis(data)], keep=bool(self.node.attrs.get("keepdims", 1)))
+
+    def _reduced(self, data: gs.Tensor) -> Reach:
         node, rank = self.node, len(self._shape(data))
-        if node.op.startswith("Arg"):
-            return [int(node.attrs.get("axis", 0)) % rank]
         given = node.attrs.get("axes")
         if given is None and len(node.inputs) > 1 and node.inputs[1].name:
             given = self.constants.value(node.inputs[1])
             if given is None:
                 raise _Lost(f"the axes of {node.op} are not constant")
         axes = [int(axis) % rank for axis in (() if given is None else given)]
-        return axes or ([] if node.attrs.get("noop_with_empty_axes", 0) else list(range(rank)))
+        none = [] if node.attrs.get("noop_with_empty_axes", 0) else range(rank)
+        return self._over(axes or none, keep=bool(node.attrs.get("keepdims", 1)))
+
+    def _axis(self, data: gs.Tensor) -> int:
+        return axis_of(self.node, self.opset) % len(self._shape(data))
 
     def _over(self, dims: Sequence[int], *, keep: bool) -> Reach:
         """Take dimensions together; without `keep` they are gone, and later ones move up."""
@@ -249,14 +225,19 @@ class _Step:
         cells = self._shape(tensor)[along.dim]
         return along.field.slide(cells, cells)
 
-    def _moved(self, data: gs.Tensor, places: Mapping[int, int]) -> Reach:
+    def _transposed(self, data: gs.Tensor) -> Reach:
+        perm = list(self.node.attrs.get("perm") or range(len(self._shape(data)))[::-1])
         axes = self._known(data).axes
-        return Reach(tuple(replace(a, dim=None if a.dim is None else places[a.dim]) for a in axes))
+        return Reach(tuple(replace(a, dim=None if a.dim is None else perm.index(a.dim)) for a in axes))
+
+    def _in_blocks(self, data: gs.Tensor) -> Reach:
+        block = int(self.node.attrs["blocksize"])
+        return Reach(tuple(replace(a, field=a.field.slide(block, block)) for a in self._known(data).axes))
 
     def _reshaped(self, data: gs.Tensor) -> Reach:
         """An axis stays where its extent, and the number of entries behind it, stay; else its cells are mixed."""
         old, new = self._shape(data), self._shape(self.node.outputs[0])
-        places = _places(new)
+        places = {_place(new, dim): dim for dim in reversed(range(len(new)))}
         axes = []
         for along in self._known(data).axes:
             dim = None if along.dim is None else places.get(_place(old, along.dim))
@@ -295,7 +276,15 @@ class _Step:
                 axes.append(replace(along, field=along.field.slide(1, step, pad_begin=-start)))
         return Reach(tuple(axes))
 
-    def _multiplied(self) -> Reach:
+    def _gathered(self, data: gs.Tensor) -> Reach:
+        """The gathered axis gives way to those of the indices; it must not be one of the image."""
+        axis, more = self._axis(data), len(self._shape(self.node.outputs[0])) - len(self._shape(data))
+        axes = self._known(data).axes
+        if any(a.dim == axis for a in axes) or self.node.inputs[1].name in self.found:
+            raise _Lost("Gather runs over an axis of the image")
+        return Reach(tuple(a if a.dim is None or a.dim < axis else replace(a, dim=a.dim + more) for a in axes))
+
+    def _multiplied(self, _: gs.Tensor) -> Reach:
         """A matrix product contracts the last axis of its first factor, the last but one of its second."""
         read = [(i, t) for i, t in enumerate(self.node.inputs) if t.name in self.found]
         if len(read) > 1 or read[0][0] > 1:
@@ -316,7 +305,15 @@ class _Step:
                 axes.append(along)
         return Reach(tuple(axes))
 
-    def _cell_by_cell(self) -> Reach:
+    def _normalized(self, data: gs.Tensor) -> Reach:
+        if self.node.attrs.get("training_mode", 0):
+            raise _Lost(f"{self.node.op} in training mode sees the whole map")
+        return self._cell_by_cell(data)
+
+    def _over_map(self, _: gs.Tensor) -> Reach:
+        raise _Lost(f"{self.node.op} sees the whole map")
+
+    def _cell_by_cell(self, _: gs.Tensor) -> Reach:
         """The fields of all operands together, which broadcasting aligns at their last dimension."""
         node = self.node
         result: tuple[Along, ...] | None = None
@@ -329,7 +326,7 @@ class _Step:
             axes = []
             for along in self.found[tensor.name].axes:
                 dim = None if along.dim is None else along.dim + shift
-                if dim is not None and self._runs_over(dim, len(out)):
+                if along.dim is not None and self._runs_over(along.dim, tensor):
                     raise _Lost(f"{node.op} runs over an axis of the image")
                 if dim is not None and shape[along.dim or 0] == 1 and out[dim] > 1:
                     dim = None  # one cell for all
@@ -337,16 +334,43 @@ class _Step:
             result = tuple(axes) if result is None else _together(result, axes, node.op, self.strides_only)
         return Reach(result or ())
 
-    def _runs_over(self, dim: int, rank: int) -> bool:
+    def _runs_over(self, dim: int, data: gs.Tensor) -> bool:
         """Whether an operator along one axis mixes or picks cells of that one."""
-        node = self.node
-        if node.op in SOFTMAXES and self.opset < 13:  # it flattens to two dimensions from there on
-            return dim >= int(node.attrs.get("axis", 1)) % rank
-        if node.op in ALONG_AXIS:
-            return bool(int(node.attrs.get("axis", ALONG_AXIS[node.op])) % rank == dim)
-        if node.op in ("LayerNormalization", "RMSNormalization"):
-            return dim >= int(node.attrs.get("axis", -1)) % rank
-        return bool(node.op == "MeanVarianceNormalization")
+        kind = OPERATORS[self.node.op].kind
+        if kind == "layer-norm" or (kind == "softmax" and self.opset < 13):  # all axes from that one on
+            return dim >= self._axis(data)
+        if kind == "axes-norm":
+            return dim in {int(axis) % len(self._shape(data)) for axis in self.node.attrs.get("axes", (0, 2, 3))}
+        return kind in ALONG_AXIS and dim == self._axis(data)
+
+
+RULES: Mapping[str, Callable[[_Step, gs.Tensor], Reach]] = ruled(
+    {
+        "unary broadcast cast-like quantizer": _Step._cell_by_cell,
+        "softmax layer-norm channel-norm axis-norm axes-norm concat split top Expand": _Step._cell_by_cell,
+        "batch-norm": _Step._normalized,
+        "map-norm": _Step._over_map,
+        "gather": _Step._gathered,
+        "convolution integer-convolution pool": _Step._slide,
+        "transposed-convolution resize DepthToSpace": _Step._finer,
+        "SpaceToDepth": _Step._in_blocks,
+        "global-pool": _Step._pooled,
+        "reduction": _Step._reduced,
+        "search": _Step._searched,
+        "matrix": _Step._multiplied,
+        "reshape": _Step._reshaped,
+        "transpose": _Step._transposed,
+        "pad": _Step._padded,
+        "slice": _Step._sliced,
+    }
+)
+"""How the reach of a node's outputs follows from its first input, and from what is known of the others."""
+
+UNRULED = chosen(
+    """dynamic-quantizer sampling unpool region integer-matrix product recurrent attention Tile scan triangle entries
+    list bits gate random loss signal control sequence text"""
+)
+"""Operators without such a rule: behind them there is no figure."""
 
 
 def _together(one: Sequence[Along], other: Sequence[Along], op: str, strides_only: bool) -> tuple[Along, ...]:
@@ -372,7 +396,3 @@ def _place(shape: Shape, dim: int) -> tuple[int, int]:
     for extent in shape[dim + 1 :]:
         behind *= extent
     return shape[dim], behind
-
-
-def _places(shape: Shape) -> dict[tuple[int, int], int]:
-    return {_place(shape, dim): dim for dim in reversed(range(len(shape)))}

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
-FINER = frozenset("ConvTranspose DepthToSpace Resize Upsample".split())
-
 MARGINS = {"nearest": 1, "linear": 2, "cubic": 3}
 """Old cells to each side of its own place that an entry of a Resize may read."""
 
@@ -25,7 +23,7 @@ def spread(
     """New cells per old cell, and by how many new cells an old one may lie ahead of its own place and behind it.
 
     Args:
-        node: one of FINER. dim: the axis. old, new: shapes of its input and its output.
+        node: one that lowers the stride. dim: the axis. old, new: shapes of its input and its output.
         kernel: of a ConvTranspose, where the node does not say.
 
     Raises:

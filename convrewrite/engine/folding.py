@@ -22,6 +22,7 @@ from onnx.reference.op_run import OpRun
 from onnx.reference.ops.op_dequantize_linear import DequantizeLinear_19
 
 from convrewrite.engine.estimates import Operand, estimate
+from convrewrite.engine.operators import chosen
 from convrewrite.engine.skeletons import SMALL, elem_type, held_tensor, node_proto, values_of
 from convrewrite.engine.tensors import Shape, producer, subgraphs
 
@@ -45,7 +46,7 @@ HELD = 8 * LARGEST
 VARIES = "varies"
 """Mark of a tensor that depends on an input: no rewrite changes that, so that the next `Constants` need not look."""
 
-RANDOM = ("Random", "Multinomial", "Bernoulli")
+RANDOM = chosen("random")
 
 
 class DequantizeLinear(DequantizeLinear_19):
@@ -122,7 +123,7 @@ class Constants:
                 todo.pop()
                 continue
             node = producer(current)
-            anew = node is not None and (bool(subgraphs(node)) or node.op.startswith(RANDOM))
+            anew = node is not None and (bool(subgraphs(node)) or node.op in RANDOM)
             if node is None or anew or (not self._shapes and VARIES in current.__dict__):
                 known[name] = False
             elif node.op in ("Shape", "Size"):

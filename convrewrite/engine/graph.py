@@ -15,6 +15,7 @@ import onnx.shape_inference
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.folding import Constants
+from convrewrite.engine.operators import chosen
 from convrewrite.engine.skeletons import SMALL, skeleton, unique_name, values_of
 from convrewrite.engine.tensors import Shape, all_finite, producer, subgraph_tensors, subgraphs
 from convrewrite.errors import UsageError
@@ -54,7 +55,7 @@ ROUNDS = 8
 """Times that a whole graph goes through shape inference; what then is left is inferred node by node."""
 
 
-_NEVER_CONSTANT = frozenset({"Multinomial", "Bernoulli", "Shape", "Size"})
+_NEVER_CONSTANT = chosen("random extents")
 
 
 def computed_from_constants(tensor: gs.Tensor, most: int = 64) -> bool:
@@ -68,7 +69,7 @@ def computed_from_constants(tensor: gs.Tensor, most: int = 64) -> bool:
         if isinstance(current, gs.Constant) or not current.name:
             continue
         node = producer(current)
-        if node is None or node.op in _NEVER_CONSTANT or node.op.startswith("Random") or subgraphs(node):
+        if node is None or node.op in _NEVER_CONSTANT or subgraphs(node):
             return False
         if id(node) not in seen:
             seen.add(id(node))

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import Constants, computed_from_constants
+from convrewrite.engine.operators import chosen, is_standard
 
 Ints = tuple[int, ...]
 Array = np.ndarray[Any, Any]
@@ -225,7 +226,7 @@ class PoolLayer:
         return replace(self, sliding=sliding), factor
 
 
-LINEAR = frozenset({"Gemm", "MatMul"})
+LINEAR = chosen("matrix")
 """Operators that are linear layers where one factor is constant."""
 
 
@@ -283,7 +284,7 @@ class LinearLayer:
 
         A constant of unknown shape, since nodes compute it, has `stored` ().
         """
-        if node.op not in LINEAR or (node.domain or "ai.onnx") != "ai.onnx":
+        if node.op not in LINEAR or not is_standard(node):
             return None
         known = [computed_from_constants(tensor) for tensor in node.inputs[:2]]
         return cls.from_node(node, weight=known.index(True)) if sum(known) == 1 else None

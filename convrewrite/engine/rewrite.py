@@ -1,156 +1,56 @@
-"""What a pass is, and the one runner that no pass can skip.
+"""The one runner that no pass can skip.
 
-A pass is a frozen dataclass whose fields are its options. `candidates` lists the places it would look at, `plan`
-decides everything for one of them without touching the graph, and `apply` does what the plan says and cannot fail.
-`run_pass` owns the rest: the copy, the judge, the iteration bound, the clean-up and the checks on the result.
+`contract` says what a pass is. `run_pass` owns the rest: the copy, the context, the judge, the iteration bound, the
+clean-up and the checks on the result.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fnmatch
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.context import Context, Responses
+from convrewrite.engine.contract import (
+    BY_PATTERN,
+    FIXES_SIZE,
+    Declined,
+    Judge,
+    Pass,
+    Plan,
+    Reason,
+    Refusal,
+    Site,
+    accept_all,
+)
 from convrewrite.engine.graph import add_types, sort_nodes
 from convrewrite.engine.skeletons import skeleton, tolerant
 from convrewrite.errors import ConvrewriteError, PassFault, Terminated, UsageError
 from convrewrite.system.board import doing
 from convrewrite.system.children import no_fork_returns
-from convrewrite.text import parameter
 
-
-@dataclass(frozen=True)
-class Reason:
-    """A namespaced code for why a site was left alone, what it means, and what the user can do.
-
-    `whole`: as the reason of a refusal it refuses the model, whatever else could be rewritten in it.
-    """
-
-    code: str
-    meaning: str
-    remedy: str
-    whole: bool = False
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """Not legal: the rewrite would not be the same function."""
-
-    reason: Reason
-    detail: str
-
-
-@dataclass(frozen=True)
-class Declined:
-    """Legal, but there is nothing to do or it is not worth it; `known` has what the pass knows of the place."""
-
-    reason: Reason
-    detail: str
-    known: Site | None = None
-
-
-@dataclass(frozen=True)
-class Site:
-    """One place that a pass looked at, and what came of it.
-
-    Attributes:
-        anchor: the output tensor that names the site. op: its operator.
-        outcome: "rewritten", "declined" or "refused". reason: the code of the outcome, "" where rewritten.
-        equivalence: "exact", "reassociated" or "approximate"; "" where nothing was rewritten.
-        error: relative Frobenius error of an approximate rewrite, else 0.
-        response_error: relative error of the layer's response on real inputs, where the rewrite was fitted to them.
-        macs_before, macs_after: of the layer at its own size; per cell of its output where that is not known.
-        tol_pays, tol_halves: the tolerances from which on the layer would have fewer MACs, and half of them; None
-            where the pass does not trade accuracy or none is large enough.
-        form, rank: of a factored kernel: the variant of the form, and the rank or ranks that were kept.
-    """
-
-    pass_name: str
-    anchor: str
-    op: str
-    outcome: str
-    reason: str = ""
-    detail: str = ""
-    remedy: str = ""
-    equivalence: str = ""
-    error: float = 0.0
-    macs_before: int = 0
-    macs_after: int = 0
-    params_before: int = 0
-    params_after: int = 0
-    response_error: float | None = None
-    tol_pays: float | None = None
-    tol_halves: float | None = None
-    form: str = ""
-    rank: tuple[int, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The site as it stands in the report."""
-        data = dict(vars(self))
-        data["pass"] = data.pop("pass_name")
-        data["rank"] = list(self.rank)
-        return data
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One way to rewrite one candidate; `apply` does what it says and cannot fail.
-
-    Attributes:
-        sites: what the report will say, first the candidate itself.
-        payload: what the pass needs to apply it; nobody else looks inside.
-        metadata: entries for the model's metadata. evidence: facts that verification needs, by name; where two plans
-            give a mapping under one name, the mappings are joined.
-        last: it rewrites the graph as a whole, so that no candidate is left.
-    """
-
-    sites: tuple[Site, ...]
-    payload: Any
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    evidence: Mapping[str, Any] = field(default_factory=dict)
-    last: bool = False
-
-
-class Pass(Protocol):
-    """A rewrite of a graph; implementations are frozen dataclasses whose fields are the options."""
-
-    name: ClassVar[str]
-    reasons: ClassVar[Mapping[str, Reason]]
-
-    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
-        """Places worth planning for."""
-        ...
-
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
-        """Decide everything for one candidate without changing the graph; plans are ranked by cost."""
-        ...
-
-    def apply(self, graph: gs.Graph, plan: Plan) -> None:
-        """Do what the plan says."""
-        ...
-
-
-FIXES_SIZE = "fixes_size"
-"""The evidence of a plan that holds at the given size alone, so that the input has to be fixed at it."""
-
-Judge = Callable[[gs.Graph, Plan], Declined | None]
-"""Says why a legal plan is not worth it, or None to accept it."""
-
-
-def accept_all(graph: gs.Graph, plan: Plan) -> Declined | None:
-    """The judge of passes whose purpose is not speed."""
-    return None
-
-
-BY_PATTERN = Reason(
-    "rewrite/left-out", f"{parameter('only')} or {parameter('skip')} leaves this site out", "change the pattern"
-)
+__all__ = [
+    "BY_PATTERN",
+    "FIXES_SIZE",
+    "Context",
+    "Declined",
+    "Judge",
+    "Pass",
+    "PassResult",
+    "Plan",
+    "Reason",
+    "Refusal",
+    "Responses",
+    "Site",
+    "accept_all",
+    "run_pass",
+]
 
 
 @dataclass(frozen=True)
@@ -188,6 +88,7 @@ def run_pass(
     judge: Judge = accept_all,
     only: Sequence[str] = (),
     skip: Sequence[str] = (),
+    context: Context | None = None,
 ) -> PassResult:
     """Run one pass over a copy of a graph and check the contract around it. What a plan made is not planned again.
 
@@ -195,10 +96,12 @@ def run_pass(
         pass_: the pass. graph: left as it is; the copy shares its tensors.
         judge: accepts or declines each legal plan; the first accepted plan of a candidate is applied.
         only, skip: globs on node and tensor names that choose the candidates.
+        context: what is known of `graph`; left out, all of it is found from the graph.
 
     Raises:
         ConvrewriteError: the pass broke the contract (an internal error: the result does not pass the checks).
     """
+    came = Context.of(graph) if context is None else context
     work = graph.copy()
     untyped = add_types(work)  # for the passes; the file goes on without
     sites: list[Site] = []
@@ -215,7 +118,7 @@ def run_pass(
         if node is None:
             break
         seen.add(_anchor(node))
-        outcome = _plan(pass_, work, node, judge, only, skip)
+        outcome = _plan(pass_, came.at(work), node, judge, only, skip)
         if isinstance(outcome, Plan):
             with _blamed(pass_, f"apply at {_anchor(node)}"):
                 pass_.apply(work, outcome)
@@ -272,7 +175,7 @@ def _anchor(node: gs.Node) -> str:
 
 
 def _plan(
-    pass_: Pass, graph: gs.Graph, node: gs.Node, judge: Judge, only: Sequence[str], skip: Sequence[str]
+    pass_: Pass, context: Context, node: gs.Node, judge: Judge, only: Sequence[str], skip: Sequence[str]
 ) -> Plan | Site:
     """The accepted plan for a candidate, or the site that says why there is none.
 
@@ -280,12 +183,12 @@ def _plan(
     """
     site = Site(pass_.name, _anchor(node), node.op, "declined")
     with _blamed(pass_, f"plan of {_anchor(node)}"):
-        outcome = () if _matches(skip, [node]) else pass_.plan(graph, node)
+        outcome = () if _matches(skip, [node]) else pass_.plan(context, node)
     plans = () if isinstance(outcome, Refusal | Declined) else outcome
     anchors = {site.anchor for plan in plans[:1] for site in plan.sites}  # those of the others are the same
     named = [node]
     if anchors and (only or skip):
-        named += [n for n in graph.nodes if any(t.name in anchors for t in n.outputs)]
+        named += [n for n in context.graph.nodes if any(t.name in anchors for t in n.outputs)]
     if (only and not _matches(only, named)) or _matches(skip, named):
         detail = f"{node.op} '{node.name or _anchor(node)}'"
         return replace(site, reason=BY_PATTERN.code, detail=detail, remedy=BY_PATTERN.remedy)
@@ -297,7 +200,7 @@ def _plan(
         return replace(site, outcome=kind, reason=reason.code, detail=outcome.detail, remedy=reason.remedy)
     declined: Declined | None = None
     for plan in outcome:
-        verdict = judge(graph, plan)
+        verdict = judge(context.graph, plan)
         if verdict is None:
             return plan
         declined = declined or verdict

@@ -26,6 +26,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.operators import chosen
 from convrewrite.errors import UsageError
 
 METADATA_KEY = "convrewrite.window"
@@ -33,29 +34,22 @@ METADATA_KEY = "convrewrite.window"
 UPSAMPLED_KEY = "convrewrite.upsampled"
 """Metadata entry of a model whose cells are pixels: how they came to be, and the windows that were interpolated."""
 
-ELEMENTWISE = frozenset(
-    """Abs Acos Acosh Add And Asin Asinh Atan Atanh BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor Cast CastLike
-    Ceil Celu Clip Cos Cosh Div Dropout Elu Equal Erf Exp Floor Gelu Greater GreaterOrEqual HardSigmoid HardSwish
-    Identity IsInf IsNaN LeakyRelu Less LessOrEqual Log Max Mean Min Mish Mod Mul Neg Not Or PRelu Pow Reciprocal Relu
-    Round Selu Shrink Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Sub Sum Swish Tan Tanh ThresholdedRelu Where Xor
-    QuantizeLinear DequantizeLinear""".split()
-)
+ELEMENTWISE = chosen("unary broadcast cast-like quantizer")
 """Operators whose result at a cell depends on the operands at that cell alone (broadcasting aside)."""
 
 LETTERS = ("L", "HW", "DHW")
 """Spatial axes of sound, images and volumes."""
 
-CHANNEL_WISE = frozenset(
-    """ArgMax ArgMin BatchNormalization Concat Gather Gemm Hardmax LRN LayerNormalization LogSoftmax MatMul
-    ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-    ReduceSumSquare RMSNormalization Softmax Slice Split TopK LpNormalization MeanVarianceNormalization""".split()
+CHANNEL_WISE = chosen(
+    """matrix reduction search softmax batch-norm layer-norm channel-norm axis-norm axes-norm concat gather slice split
+    top"""
 )
 """Operators that mix channels of one cell; the caller vouches that they do not run over a spatial axis."""
 
-SLIDING = frozenset("Conv ConvInteger QLinearConv AveragePool MaxPool LpPool".split())
+SLIDING = chosen("convolution integer-convolution pool")
 """Operators that slide a kernel: they keep the window property where no native window sees their padding."""
 
-REARRANGING = frozenset("Reshape Transpose Flatten Squeeze Unsqueeze Expand SpaceToDepth".split())
+REARRANGING = chosen("reshape transpose repeat SpaceToDepth")
 """Operators that only move cells about, keeping each spatial axis whole."""
 
 
@@ -76,7 +70,7 @@ def keeps_windows(
         return f"{op} sees zero padding at the native size"
     if beyond_map:
         return f"{op} ends on a window that is partly beyond the map (ceil_mode)"
-    if op in ELEMENTWISE or op in CHANNEL_WISE or op in SLIDING or op in REARRANGING:
+    if op in ELEMENTWISE | CHANNEL_WISE | SLIDING | REARRANGING:
         return None
     return f"{op} has no window rule"
 

@@ -20,7 +20,8 @@ from convrewrite.engine.costs import LayerCost
 from convrewrite.engine.fields import Reach, receptive_fields
 from convrewrite.engine.image_axes import image_input, spatial_dims
 from convrewrite.engine.layers import Sliding
-from convrewrite.engine.rewrite import Judge, Pass, Site, accept_all, run_pass
+from convrewrite.engine.operators import OPERATORS
+from convrewrite.engine.rewrite import Context, Judge, Pass, Site, accept_all, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.inspection.heads import head
 from convrewrite.inspection.table import Inspection, Layer, Shape
@@ -71,9 +72,10 @@ def inspect(
         _layer(node, cost, at, reaches.get(cost.name)) for node, cost in zip(graph.nodes, counted.layers, strict=True)
     )
     sites: tuple[Site, ...] = ()
+    context = Context.of(graph, shapes=at.tensors)
     for pass_, judge in _asked(at, window, tol) if passes else ():
         progress(pass_.name)
-        sites += run_pass(pass_, graph, judge=judge).sites
+        sites += run_pass(pass_, graph, judge=judge, context=context).sites
     facts = replace(input_facts(model, path), macs=counted.macs if at.tensors else None)
     outputs = {t.name: reaches[t.name] for t in graph.outputs if t.name in reaches}
     return Inspection(
@@ -99,8 +101,8 @@ def _asked(at: Native, window: Shape | None, tol: float) -> list[tuple[Pass, Jud
     """The passes, and who judges whether a rewrite is worth it."""
     return [
         (Fcn(window=None if at.size is None else window), accept_all),
-        (Separable(tol=tol, shapes=at.tensors), acceptance.smaller),
-        (Groups(tol=tol, shapes=at.tensors), acceptance.smaller),
+        (Separable(tol=tol), acceptance.smaller),
+        (Groups(tol=tol), acceptance.smaller),
     ]
 
 
@@ -114,7 +116,7 @@ def _layer(node: gs.Node, cost: LayerCost, at: Native, reach: Reach | None) -> L
 def _sliding(node: gs.Node, at: Native, shape: Shape) -> Sliding | None:
     kernel = node.attrs.get("kernel_shape")
     if kernel is None:
-        weight = _shape(node.inputs[3 if node.op == "QLinearConv" else 1], at)
+        weight = _shape(node.inputs[OPERATORS[node.op].weight or 1], at)
         kernel = None if weight is None else weight[2:]
     return None if kernel is None else Sliding.read(node.attrs, kernel, shape[2:])
 

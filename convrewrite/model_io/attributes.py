@@ -15,12 +15,16 @@ from collections.abc import Mapping, Sequence
 
 from onnx import AttributeProto, GraphProto, NodeProto
 
+from convrewrite.engine.operators import OPERATORS, chosen
 from convrewrite.text import counted
 
-CONVOLUTIONS = {"Conv": 1, "ConvTranspose": 1, "ConvInteger": 1, "QLinearConv": 3, "DeformConv": 1}
+CONVOLUTIONS = {
+    name: OPERATORS[name].weight or 0
+    for name in chosen("convolution integer-convolution transposed-convolution DeformConv")
+}
 """Operators with a kernel, and which input it is."""
 
-PADDED = frozenset(("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "AveragePool", "MaxPool", "LpPool"))
+PADDED = chosen("convolution integer-convolution transposed-convolution pool")
 LARGEST = 2**31
 """Cells along one axis of a kernel; ONNX Runtime's arithmetic wraps around beyond it."""
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx import GraphProto, NodeProto
 
+from convrewrite.engine.operators import OPERATORS
 from convrewrite.model_io.attributes import CONVOLUTIONS
 from convrewrite.text import counted
 
@@ -73,7 +74,7 @@ def _convolution(node: NodeProto, shapes: Known) -> str:
     taken, given = (weight[0], weight[1] * group) if transposed else (weight[1] * group, weight[0])
     if data is not None and len(data) > 2 and data[1] is not None and data[1] > 0 and data[1] != taken:
         return f"takes {counted(taken, 'channel')}, and reads {data[1]}"
-    bias = _shape(node, {"QLinearConv": 8, "Conv": 2, "ConvTranspose": 2}.get(node.op_type, 99), shapes)
+    bias = _shape(node, OPERATORS[node.op_type].bias or len(node.input), shapes)
     if bias is not None and list(bias) != [given] and None not in bias:
         return f"has a bias of shape {list(bias)} for {counted(given, 'channel')}"
     return ""

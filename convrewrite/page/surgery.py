@@ -16,6 +16,8 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.operators import chosen
+
 COLUMN, ROW, BOX, HIGH = 176, 52, 140, 40
 """Pixels: from box to box, and their extents."""
 
@@ -25,7 +27,8 @@ ROWS = 6
 COLUMNS = 8
 """Boxes beside each other; more are only counted."""
 
-WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MaxPool", "AveragePool", "LpPool")
+POOLS = chosen("pool")
+WEIGHTED = chosen("convolution transposed-convolution matrix pool")
 """Operators of which more is told than their name."""
 
 SHOWN = 60
@@ -180,7 +183,7 @@ def _first(node: gs.Node) -> str:
 def described(node: gs.Node) -> str:
     """What a convolution or matrix is made of: its weight, and what is not as usual."""
     shapes = [t.shape for t in node.inputs[1:2] if t.shape is not None]
-    if node.op in ("MaxPool", "AveragePool", "LpPool"):
+    if node.op in POOLS:
         shapes = [node.attrs.get("kernel_shape", ())]
     if node.op not in WEIGHTED or not shapes:
         return ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.engine.rewrite import Context, Site, run_pass
 from convrewrite.model_io import Model
 from convrewrite.passes.open_batch import OpenBatch
 from convrewrite.pipeline.native import native
@@ -21,8 +21,8 @@ def opened(model: Model, size: Sequence[int] | None) -> tuple[Model, tuple[Site,
     Raises:
         Refused: an operator or output has no place for more images. UsageError: the size does not fit.
     """
-    pass_ = OpenBatch(native(model, size).tensors or None)
-    result = run_pass(pass_, model.graph)
+    pass_, at = OpenBatch(), native(model, size)
+    result = run_pass(pass_, model.graph, context=Context.of(model.graph, shapes=at.tensors or None))
     for site in result.outcome("refused"):
         raise refusal(pass_, site)
     return (replace(model, graph=result.graph), result.sites) if result.changed else (model, result.sites)

@@ -15,7 +15,7 @@ from typing import Any
 from convrewrite import model_io, verification
 from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import sort_nodes
-from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.engine.rewrite import Context, Site, run_pass
 from convrewrite.engine.windows import METADATA_KEY, Window
 from convrewrite.errors import Refused, UsageError
 from convrewrite.model_io import Model
@@ -70,8 +70,8 @@ def denser(model: Model, window: Window | None, stride: Sequence[int], size: Seq
         stride = tuple(stride) * len(window.stride)
     sizes = _sizes(model, window, size)
     at = native(model, sizes[0])
-    pass_ = Dense(tuple(stride), at.tensors or None)
-    result = run_pass(pass_, model.graph)
+    pass_ = Dense(tuple(stride))
+    result = run_pass(pass_, model.graph, context=Context.of(model.graph, shapes=at.tensors or None))
     for site in result.outcome("refused"):
         raise refusal(pass_, site)
     if not result.changed:

@@ -7,28 +7,15 @@ The batch stays as it is. A rewrite that rests on no size leaves the input open.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.graph import fixed_extents
-from convrewrite.engine.rewrite import FIXES_SIZE, Pass, PassResult
+from convrewrite.engine.rewrite import FIXES_SIZE, PassResult
 from convrewrite.pipeline.native import Native
 
 Shapes = Mapping[str, tuple[Any, ...]]
-
-
-def informed(pass_: Pass, graph: gs.Graph, at: Native) -> Pass:
-    """The pass with the extents that are fixed, in the file and by `size`, where it has fields for them."""
-    made: Any = pass_
-    known = {field.name for field in dataclasses.fields(made)}
-    if "own" in known:
-        made = dataclasses.replace(made, own=fixed_extents(graph))
-    if "sized" in known and at.size is not None and not at.assumed:
-        made = dataclasses.replace(made, sized=fixed_extents(graph, given(graph, at)))
-    return cast(Pass, made)
 
 
 def given(graph: gs.Graph, at: Native) -> dict[str, tuple[Any, ...]]:

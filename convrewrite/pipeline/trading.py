@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -22,7 +22,7 @@ from convrewrite import acceptance, model_io, timing, verification
 from convrewrite.acceptance import Decisions, Faster
 from convrewrite.engine import costs
 from convrewrite.engine.graph import control_nodes
-from convrewrite.engine.rewrite import Judge, Pass, PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Judge, Pass, PassResult, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.passes.dense import Dense
@@ -97,6 +97,7 @@ class _Run:
     folder: Path
     decisions: Decisions
     log: Log
+    context: Context
     fixed: fixing.Shapes = dataclasses.field(default_factory=dict)
 
     def result(self) -> PassResult:
@@ -109,7 +110,9 @@ class _Run:
 
     def _pass(self, judge: Judge) -> PassResult:
         options = self.options
-        found = run_pass(self.pass_, self.model.graph, judge=judge, only=options.only, skip=options.skip)
+        found = run_pass(
+            self.pass_, self.model.graph, judge=judge, only=options.only, skip=options.skip, context=self.context
+        )
         self.fixed = fixing.fixed(found, self.at)
         return found
 
@@ -211,11 +214,9 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
     with atomic.scratch() as name:
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
-        pass_ = fixing.informed(_with(pass_, shapes=at.tensors), model.graph, at)
         _check_finite(options.data)
-        if how.fit and options.data is not None and isinstance(pass_, Separable):
-            pass_ = _with(pass_, responses=Collected.read(model, options.data, at, options.provider, options.seed))
-        run = _Run(model, pass_, options, how, at, original, folder, decisions, log)
+        context = _context(model, pass_, at, options, how)
+        run = _Run(model, pass_, options, how, at, original, folder, decisions, log, context)
         try:
             result = run.result()
         finally:
@@ -230,11 +231,17 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
             decisions.save()
 
 
-def _with(pass_: Pass, **facts: Any) -> Pass:
-    """The pass with what is known of the model, where it has fields for that."""
-    made: Any = pass_
-    known = {field.name for field in dataclasses.fields(made)}
-    return cast(Pass, replace(made, **{name: fact for name, fact in facts.items() if name in known}))
+def _context(model: Model, pass_: Pass, at: Native, options: Options, how: Trade) -> Context:
+    """What the pass may ask about the model.
+
+    Raises:
+        UsageError: the data does not fit the inputs.
+    """
+    responses: Collected | None = None
+    if how.fit and pass_.fits and options.data is not None:
+        responses = Collected.read(model, options.data, at, options.provider, options.seed)
+    sized = fixing.given(model.graph, at) if at.size is not None and not at.assumed else None
+    return Context.of(model.graph, shapes=at.tensors, sized=sized, responses=responses)
 
 
 _SIZE = f"give {parameter('size')} with the size that it is used at"

@@ -359,7 +359,9 @@ def _fits(array: Array, spec: InputSpec) -> bool:
 
 
 def enlarge(image: Array, axes: Sequence[int], extents: Sequence[int]) -> Array:
-    """Make a larger image of a real one by reflecting it at its far edges."""
+    """Make a larger image of a real one by reflecting it at its far edges; a scalar stays as it is."""
+    if not image.ndim:
+        return image
     pads = [(0, 0)] * image.ndim
     for axis, extent in zip(axes, extents, strict=True):
         pads[axis] = (0, max(0, extent - image.shape[axis]))

@@ -21,18 +21,19 @@ from typing import Any
 import numpy as np
 import onnx
 
+from convrewrite.engine.operators import chosen
 from convrewrite.errors import UsageError
 from convrewrite.model_io import protofile
 from convrewrite.model_io.functions import inlined
 
-FINAL_OPS = frozenset({"Softmax", "LogSoftmax", "Sigmoid", "Hardmax", "ArgMax"})
+FINAL_OPS = chosen("softmax Sigmoid ArgMax")
 """Operators that hide differences of their operand."""
 
-_TRANSPARENT_OPS = frozenset({"Identity", "Cast", "Dropout", "QuantizeLinear", "DequantizeLinear"})
+_TRANSPARENT_OPS = chosen("Identity Cast Dropout quantizer")
 RANGE = "/range of the integers"
 """The names of nodes that stand for a QuantizeLinear end in it (see `surrogate`)."""
 
-_LAYOUT_OPS = _TRANSPARENT_OPS | {"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose"}
+_LAYOUT_OPS = _TRANSPARENT_OPS | chosen("reshape transpose")
 
 
 @dataclass(frozen=True)

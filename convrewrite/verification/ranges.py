@@ -13,7 +13,9 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-_FOLLOWED = frozenset("Identity Reshape Flatten Squeeze Unsqueeze Transpose Expand Slice Split Concat Dropout".split())
+from convrewrite.engine.operators import chosen
+
+_FOLLOWED = chosen("Identity reshape transpose Expand Slice Split Concat Dropout")
 _FLOATS = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16})
 _INDEXED = frozenset({"Gather", "GatherElements", "ScatterElements"})
 

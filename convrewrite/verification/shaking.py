@@ -20,6 +20,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
+from convrewrite.engine.operators import MOVING, chosen
 from convrewrite.errors import UsageError, said
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.verification import exposure
@@ -42,18 +43,14 @@ EPS: dict[int, float] = {
     TensorProto.FLOAT16: float(np.finfo(np.float16).eps),
 }
 
-_MOVES = frozenset(
-    """Identity Reshape Flatten Squeeze Unsqueeze Transpose Slice Split Concat Gather GatherND GatherElements Expand
-    Tile Pad Relu MaxPool GlobalMaxPool ReduceMax ReduceMin Max Min Clip Dropout DepthToSpace SpaceToDepth Where Neg Abs
-    If Loop Scan Constant ConstantOfShape Floor Ceil Round Sign OneHot TopK Shape Size NonMaxSuppression
-    DequantizeLinear QuantizeLinear Optional OptionalGetElement SequenceAt SplitToSequence Range""".split()
+_MOVES = MOVING | chosen(
+    """Pad Relu MaxPool GlobalMaxPool ReduceMax ReduceMin Max Min Clip Dropout Where Neg Abs Floor Ceil Round Sign
+    OneHot TopK NonMaxSuppression Constant ConstantOfShape Range extents quantizer control Optional OptionalGetElement
+    SequenceAt SplitToSequence"""
 )
 """Operators that compute no new number: shaking what they are given is enough."""
 
-_WEIGHTED = frozenset(
-    """Conv ConvTranspose Gemm MatMul Add Sub Mul Div BatchNormalization InstanceNormalization LayerNormalization
-    GroupNormalization PRelu""".split()
-)
+_WEIGHTED = chosen("""Conv ConvTranspose matrix Add Sub Mul Div batch-norm map-norm layer-norm PRelu""")
 """Operators whose constant operands may be computed."""
 
 

@@ -16,38 +16,23 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import Constants, Shape, subgraphs
+from convrewrite.engine.operators import axis_of, chosen, is_standard
 from convrewrite.model_io import Model
 
 BATCH = "slice"
 """The name of the opened axis."""
 
-ALONE = frozenset(
-    "Abs Acos Asin Atan AveragePool BatchNormalization Cast Ceil Celu Clip Conv ConvTranspose Cos DepthToSpace "
-    "DequantizeLinear Dropout Elu Erf Exp Floor Gelu GlobalAveragePool GlobalLpPool GlobalMaxPool HardSigmoid "
-    "HardSwish Identity InstanceNormalization LRN LeakyRelu Log LpPool MaxPool Mish Neg Not QuantizeLinear "
-    "Reciprocal Relu Round Selu Sigmoid Sign Sin Softplus Softsign SpaceToDepth Sqrt Tan Tanh ThresholdedRelu".split()
-)
+RANDOM = chosen("random")
+QUANTIZERS = chosen("quantizer")
+NAMED_AXES = chosen("Squeeze Unsqueeze reduction")
+ALONE = chosen("unary quantizer Conv ConvTranspose pool global-pool batch-norm map-norm channel-norm blocks")
 """Operators that treat every image of their first operand alone; the others are constants."""
 
-TOGETHER = frozenset(
-    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum Where "
-    "Xor".split()
-)
+TOGETHER = chosen("broadcast")
 """Operators that go entry by entry, and broadcast."""
 
-ALONG = {
-    "ArgMax": 0,
-    "ArgMin": 0,
-    "Concat": 0,
-    "Flatten": 1,
-    "Hardmax": -1,
-    "LayerNormalization": -1,
-    "LogSoftmax": -1,
-    "LpNormalization": -1,
-    "Softmax": -1,
-    "Split": 0,
-}
-"""Operators with an axis, and its default; below opset 13 that of Softmax and its like is 1."""
+ALONG = chosen("search concat Flatten softmax layer-norm axis-norm split gather top")
+"""Operators with an axis: along it, from it on, or up to it."""
 
 
 def opened(model: Model, shapes: Mapping[str, Shape], batch: int) -> Model | None:
@@ -87,32 +72,30 @@ class _Walk:
         """Whether a node keeps the batch first, and its images apart; what it gives is then known to have one."""
         read = [t for t in node.inputs if t.name in self.batched]
         if not read:
-            return not subgraphs(node)
+            return not subgraphs(node) and node.op not in RANDOM
         given = [t for t in node.outputs if t.name]
         first = all(self.shapes.get(t.name, (0,))[:1] == (self.batch,) for t in given)
-        if (node.domain or "ai.onnx") != "ai.onnx" or not first or not self._apart(node, read):
+        if not is_standard(node) or not first or not self._apart(node, read):
             return False
         self.batched.update(t.name for t in given)
         return True
 
     def _apart(self, node: gs.Node, read: list[gs.Tensor]) -> bool:
         data, rest, rank = node.inputs[0], node.inputs[1:], len(self.shapes.get(read[0].name, ()))
+        opset = self.graph.opset
         alone = read == [data] and len(read) == 1
-        axis = node.attrs.get("axis", ALONG.get(node.op, 0))
         if node.op in ALONE:  # the indices of a MaxPool count over the whole batch
             whole = node.op == "MaxPool" and len(node.outputs) > 1
-            per_image = node.op.endswith("antizeLinear") and self._per_image(rest[0], node.attrs.get("axis", 1) % rank)
+            per_image = node.op in QUANTIZERS and self._per_image(rest[0], axis_of(node, opset) % rank)
             trains = node.attrs.get("training_mode") or (node.op == "Dropout" and len(rest) > 1)
             return alone and not (whole or per_image or trains)
         if node.op in TOGETHER:
             out = len(self.shapes[node.outputs[0].name])
             return all(self._broadcasts(tensor, out) for tensor in node.inputs)
-        if node.op in ("Softmax", "LogSoftmax", "Hardmax") and self.graph.opset < 13:
-            return alone and 0 < node.attrs.get("axis", 1) < rank
-        if node.op == "Concat":
-            return len(read) == len(node.inputs) and axis % rank != 0
         if node.op in ALONG:
-            return alone and (axis == 1 if node.op == "Flatten" else axis % rank != 0)
+            axis = axis_of(node, opset)
+            whole = len(read) == len(node.inputs) if node.op == "Concat" else alone
+            return whole and (axis == 1 if node.op == "Flatten" else axis % rank != 0)
         rules: dict[str, Callable[[gs.Node], bool]] = {
             "Gemm": self._product,
             "MatMul": self._product,
@@ -123,7 +106,7 @@ class _Walk:
         }
         if node.op in rules:
             return alone and rules[node.op](node)
-        if node.op in ("Squeeze", "Unsqueeze") or node.op.startswith("Reduce"):
+        if node.op in NAMED_AXES:
             return alone and self._axes(node, rank)
         return False
 

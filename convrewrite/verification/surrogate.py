@@ -20,14 +20,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from convrewrite.engine.operators import MOVING
 from convrewrite.verification import exposure
 
 Array = np.ndarray[Any, Any]
 
-_PASSES = frozenset(
-    """Identity Reshape Flatten Squeeze Unsqueeze Transpose MaxPool Slice Concat Split Gather Expand DepthToSpace
-    SpaceToDepth Dropout""".split()
-)
+_PASSES = MOVING | {"Dropout", "MaxPool"}
 """Operators that do the same to the integers as to the numbers that these stand for."""
 
 

@@ -34,48 +34,43 @@ Koltun, "Multi-Scale Context Aggregation by Dilated Convolutions", ICLR 2016; th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal
-from convrewrite.errors import UsageError
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal
 from convrewrite.passes.dense.grids import Refuse, Walk
 from convrewrite.passes.dense.reasons import REASONS
 
-Shape = tuple[int, ...]
-
 
 @dataclass(frozen=True)
-class Dense:
+class Dense(Pass):
     """The pass.
 
     Attributes:
         stride: pixels between the cells of the outputs, per spatial axis; None for one pixel on each.
-        shapes: of the graph's tensors for some image in which no axis of the last map has one cell only.
     """
 
     name: ClassVar[str] = "dense"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
     stride: tuple[int, ...] | None = None
-    shapes: Mapping[str, Shape] | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """The first node that reads the image: the whole graph changes at once."""
         images = {t.name for t in graph.inputs if len(t.shape or ()) in (3, 4, 5)}
         yield from [node for node in graph.nodes if any(t.name in images for t in node.inputs)][:1]
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
-        """Find what every operator becomes, without changing any."""
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+        """Find what every operator becomes, without changing any.
+
+        The context's shapes are those for some image in which no axis of the last map has one cell only.
+        """
         label = f"{node.op} '{node.name or node.outputs[0].name}'"
-        shapes = self._shapes(graph)
-        if not shapes:
+        if not context.shapes:
             return Refusal(REASONS["dense/dynamic-shape"], label)
         try:
-            walk = Walk.over(graph, shapes, self.stride)
+            walk = Walk.over(context.graph, context.shapes, self.stride)
         except Refuse as refused:
             return Refusal(REASONS[refused.code], refused.detail)
         if not walk.edits:
@@ -87,15 +82,3 @@ class Dense:
         """Change the operators as planned."""
         for edit in plan.payload:
             edit.apply(graph)
-
-    def _shapes(self, graph: gs.Graph) -> Mapping[str, Shape]:
-        """Of all tensors, where they follow from the graph itself."""
-        if self.shapes is not None:
-            return self.shapes
-        given = {t.name: [d if isinstance(d, int) else 0 for d in t.shape or ()] for t in graph.inputs}
-        if any(dim <= 0 for dims in given.values() for dim in dims):
-            return {}
-        try:
-            return infer_shapes(graph, given)
-        except (onnx.shape_inference.InferenceError, UsageError):
-            return {}

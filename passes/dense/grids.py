@@ -7,19 +7,19 @@ lengths  cells of the new map, for images of several sizes: where branches meet,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.fields import GLOBAL, Along, Reach, receptive_fields
+from convrewrite.engine.fields import FIELDLESS, Along, Reach, receptive_fields
 from convrewrite.engine.graph import Constants, sort_nodes
 from convrewrite.engine.image_axes import image_input
 from convrewrite.engine.layers import Sliding, every
+from convrewrite.engine.operators import OPERATORS, chosen, ruled
 from convrewrite.engine.rewrite import Site
-from convrewrite.engine.windows import ELEMENTWISE, SLIDING
 from convrewrite.errors import UsageError
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded
@@ -29,12 +29,9 @@ from convrewrite.text import counted, parameter
 Shape = tuple[int, ...]
 Lengths = tuple[int, ...]
 
-LOWERING = frozenset("ConvTranspose Resize Upsample DepthToSpace SpaceToDepth MaxUnpool".split())
-RESHAPING = frozenset("Reshape Flatten Squeeze Unsqueeze".split())
-BROADCASTING = ELEMENTWISE - {"QuantizeLinear", "DequantizeLinear"} | {"Concat"}
+LOWERING = frozenset(op.name for op in OPERATORS.values() if op.finer) | {"SpaceToDepth"}
+BROADCASTING = chosen("unary broadcast cast-like concat")
 """Operators whose operands lie over each other, aligned at their last axis, or beside each other."""
-
-POOLS = frozenset("MaxPool AveragePool LpPool".split())
 
 
 class Refuse(Exception):
@@ -165,7 +162,7 @@ class Walk:
         read = [t for t in node.inputs if t.name in self.grids]
         denser = any(grid.factor > 1 for t in read for grid in self.grids[t.name])
         found = self.reaches.get(node.outputs[0].name)
-        if node.op in ("Shape", "Size"):
+        if node.op in FIELDLESS:
             return ()
         if node.op in LOWERING:
             if denser or (found is not None and self._made(found, read[0]) and node.op == "SpaceToDepth"):
@@ -175,17 +172,7 @@ class Walk:
             if denser:
                 raise Refuse("dense/no-rule", f"{label(node)}: {found.why if found else 'no rule'}")
             return self._unchanged(found, read)
-        if node.op in SLIDING:
-            return self._slide(node, found)
-        if node.op in GLOBAL or node.op.startswith(("Reduce", "Arg")):
-            return self._taken_together(node, found)
-        if node.op == "Pad":
-            return self._pad(node, found)
-        if node.op == "Slice":
-            return self._slice(node, found)
-        if node.op in RESHAPING or node.op == "Expand":
-            return self._reshape(node, found, read[0])
-        return self._joined(node, found, read)
+        return RULES[node.op](self, node, found, read)
 
     def _made(self, found: Reach, tensor: gs.Tensor) -> bool:
         """Whether the stride that an operator makes would be a finer one."""
@@ -201,10 +188,10 @@ class Walk:
     def _following(self, found: Reach, lengths: Sequence[Any]) -> Grids:
         return tuple(Grid(a.dim, a.field.stride, self._dense(i, a), lengths[i] or ()) for i, a in enumerate(found.axes))
 
-    def _slide(self, node: gs.Node, found: Reach) -> Grids:
+    def _slide(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
         data = node.inputs[0]
         shape, grids = self.shapes[data.name], self.grids[data.name]
-        weight = {"QLinearConv": 3}.get(node.op, 1)
+        weight = OPERATORS[node.op].weight or 1
         kernel = node.attrs.get("kernel_shape") or self.shapes[node.inputs[weight].name][2:]
         old = Sliding.read(node.attrs, kernel, shape[2:])
         if str(node.attrs.get("auto_pad", "NOTSET")).startswith("SAME") and any(s > 1 for s in old.strides):
@@ -237,22 +224,20 @@ class Walk:
         if old.ceil_mode and node.op != "MaxPool":
             raise Refuse("dense/ceil-mode", label(node))
         dilated = new.dilations != (1,) * len(new.dilations)
-        if node.op == "MaxPool" and dilated and self.graph.opset < 10:
+        can_dilate = self.graph.opset >= OPERATORS[node.op].dilates_from
+        if node.op == "MaxPool" and dilated and not can_dilate:
             raise Refuse("dense/opset", f"{label(node)} needs opset 10, the model has {self.graph.opset}")
         name = node.outputs[0].name
         reaching = any(max(b, e) >= k for b, e, k in zip(new.begin, new.end, new.kernel, strict=True))
         if node.op == "MaxPool" and reaching:
             self.edits.append(padded(name, node, new, self.graph.opset))
-        elif node.op in ("AveragePool", "LpPool") and dilated and (reaching or not self._can_dilate(node)):
+        elif node.op in ("AveragePool", "LpPool") and dilated and (reaching or not can_dilate):
             self.edits.append(averaged(name, node, old, new, self.shapes[node.inputs[0].name], self.graph.opset))
         else:
-            self.edits.append(Attributes(name, new.attributes(node.attrs, pool=node.op in POOLS)))
+            self.edits.append(Attributes(name, new.attributes(node.attrs, pool=OPERATORS[node.op].kind == "pool")))
         self.told.append((node, changes(old, new)))
 
-    def _can_dilate(self, node: gs.Node) -> bool:
-        return bool(self.graph.opset >= (19 if node.op == "AveragePool" else 18))
-
-    def _taken_together(self, node: gs.Node, found: Reach) -> Grids:
+    def _taken_together(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
         """An operator over whole axes: it sees the cells that it saw, every factor-th."""
         data = node.inputs[0]
         grids = self.grids[data.name]
@@ -266,7 +251,7 @@ class Walk:
             self.told.append((node, f"sees every {' and '.join(map(str, sorted(set(steps.values()))))}-th cell"))
         return self._following(found, [grid.lengths for grid in grids])
 
-    def _pad(self, node: gs.Node, found: Reach) -> Grids:
+    def _pad(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
         data = node.inputs[0]
         rank, grids = len(self.shapes[data.name]), self.grids[data.name]
         given = node.attrs.get("pads")
@@ -289,7 +274,7 @@ class Walk:
             self.told.append((node, f"pads {pads} -> {new}"))
         return self._following(found, lengths)
 
-    def _slice(self, node: gs.Node, found: Reach) -> Grids:
+    def _slice(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
         data = node.inputs[0]
         cut = every(node, self.constants, len(self.shapes[data.name])) or {}
         order = list(cut)
@@ -310,9 +295,9 @@ class Walk:
             self.told.append((node, f"steps {old[1]} -> {steps}"))
         return self._following(found, lengths)
 
-    def _reshape(self, node: gs.Node, found: Reach, data: gs.Tensor) -> Grids:
+    def _reshape(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
         """An axis that stays is told by 0 or -1, of an Expand by 1; one that goes is flattened."""
-        grids = self.grids[data.name]
+        grids = self.grids[read[0].name]
         stored = Constants(self.graph)  # a shape that is computed from the map's own has no numbers of it
         shape = stored.value(node.inputs[1]) if node.op in ("Reshape", "Expand") and len(node.inputs) > 1 else None
         most = 1 if node.op == "Expand" else 0
@@ -358,6 +343,20 @@ class Walk:
                 raise Refuse("dense/flattened", label(node))
             lengths.append(meeting[0].lengths if meeting else ())
         return self._following(found, lengths)
+
+
+RULES: Mapping[str, Callable[[Walk, gs.Node, Reach, Sequence[gs.Tensor]], Grids]] = ruled(
+    {
+        "convolution integer-convolution pool": Walk._slide,
+        "global-pool reduction search": Walk._taken_together,
+        "pad": Walk._pad,
+        "slice": Walk._slice,
+        "reshape Expand": Walk._reshape,
+        "unary broadcast cast-like quantizer matrix transpose concat split gather top": Walk._joined,
+        "softmax batch-norm layer-norm channel-norm axis-norm axes-norm": Walk._joined,
+    }
+)
+"""What an operator means whose cells have a receptive field (`fields.RULES`); the others cannot become denser."""
 
 
 def _cells(grid: Grid, sliding: Sliding) -> Lengths:

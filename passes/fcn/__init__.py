@@ -43,7 +43,7 @@ from convrewrite.engine.graph import (
     infer_shapes,
     subgraph_tensors,
 )
-from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.engine.windows import METADATA_KEY
 from convrewrite.errors import UsageError
 from convrewrite.passes.fcn.entry import (
@@ -68,7 +68,7 @@ SAMPLE = 61
 
 
 @dataclass(frozen=True)
-class Fcn:
+class Fcn(Pass):
     """The pass.
 
     Attributes:
@@ -103,8 +103,9 @@ class Fcn:
                 yield node
                 return
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Lift the graph; pure, since the new nodes are built beside the old ones."""
+        graph = context.graph
         if graph.opset < 7:
             return Refusal(REASONS["fcn/opset-too-old"], f"the model uses opset {graph.opset}")
         if no_tensor := not_a_tensor(graph):

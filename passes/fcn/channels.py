@@ -15,6 +15,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Layout, atoms, channels, large, only
+from convrewrite.engine.operators import ruled
 from convrewrite.passes.fcn.joining import join
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Parts, Refuse, State, Static, View
@@ -163,12 +164,8 @@ def lift_top_k(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[S
     return [_replaced(output, view, place, at, count) for output in outputs]
 
 
-RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), lift_softmax),
-    **dict.fromkeys(("ArgMax", "ArgMin"), lift_argmax),
-    "Split": lift_split,
-    "Gather": lift_gather,
-    "TopK": lift_top_k,
-}
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = ruled(
+    {"softmax": lift_softmax, "search": lift_argmax, "split": lift_split, "gather": lift_gather, "top": lift_top_k}
+)
 
 __all__ = ["RULES", "one_view", "plainly", "reduce_channels"]

@@ -10,25 +10,16 @@ largest operand. A constant must not differ from pixel to pixel.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Atom, Axis, Layout, atoms, channels, extent, large, only
+from convrewrite.engine.operators import ruled
 from convrewrite.passes.fcn.joining import join
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Parts, Refuse, State, View, relayout
-
-UNARY = frozenset(
-    """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Clip Cos Cosh Dropout Elu Erf Exp Floor Gelu
-    HardSigmoid HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid
-    Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu QuantizeLinear DequantizeLinear""".split()
-)
-BINARY = frozenset(
-    """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Div Equal Greater GreaterOrEqual Less LessOrEqual Max
-    Mean Min Mod Mul Or Pow PRelu Sub Sum Where Xor""".split()
-)
 
 
 def lift_unary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -229,3 +220,8 @@ def _divided(lifter: Lifter, lead: View, present: set[Atom]) -> View:
         split = any(a in present for a in real) and not all(a in present for a in real)
         target += [(atom,) for atom in real] if split else [axis]
     return lifter.emitter.bring(lead, tuple(target))
+
+
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = ruled(
+    {"unary quantizer": lift_unary, "broadcast": lift_binary, "cast-like": lift_cast_like}
+)

@@ -6,6 +6,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import live_nodes, producer, skeleton, subgraph_tensors, subgraphs
+from convrewrite.engine.operators import chosen
 from convrewrite.engine.skeletons import is_tensor
 
 LAYOUTS = {
@@ -16,10 +17,7 @@ LAYOUTS = {
 }
 """Meanings of an input's axes by rank, tried in this order."""
 
-COLLAPSING = frozenset(
-    """Flatten Reshape Squeeze GlobalAveragePool GlobalMaxPool GlobalLpPool ReduceMean ReduceMax ReduceSum ReduceMin
-    ReduceL1 ReduceL2 Gemm MatMul""".split()
-)
+COLLAPSING = chosen("Flatten Reshape Squeeze global-pool reduction matrix")
 
 
 def not_a_tensor(graph: gs.Graph) -> str:

@@ -102,13 +102,28 @@ class Lifter:
     def copied(self, tensor: gs.Tensor) -> gs.Variable:
         """A static tensor with the nodes that compute it, as they are in the original."""
         made = {t.name: t for n in self.emitter.nodes for t in n.outputs}
-        if tensor.name not in made:
-            node = tensor.inputs[0]
-            inputs = [self.static(t) for t in node.inputs]
+        todo = [tensor]
+        while todo:
+            wanted = todo[-1]
+            node = wanted.inputs[0]
+            ahead = [t for t in node.inputs if self._is_computed(t) and t.name not in made]
+            if wanted.name not in made and ahead:
+                todo += ahead
+                continue
+            todo.pop()
+            if wanted.name in made:
+                continue
+            inputs = [made[t.name] if self._is_computed(t) else self.static(t) for t in node.inputs]
             outputs = [gs.Variable(t.name, t.dtype, t.shape) for t in node.outputs]
             self.emitter.nodes.append(gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain))
             made.update((t.name, t) for t in outputs)
         return made[tensor.name]
+
+    def _is_computed(self, tensor: gs.Tensor) -> bool:
+        """Whether a static tensor has to be computed in the new graph, by nodes that are copied."""
+        if not tensor.name or isinstance(tensor, gs.Constant) or not isinstance(self.state(tensor), Static):
+            return False
+        return not self.constants.depends_on_shape(tensor)
 
     def emit_like(
         self, node: gs.Node, inputs: Sequence[gs.Tensor], view: View, attrs: Mapping[str, Any] | None = None

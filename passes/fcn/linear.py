@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 from convrewrite.engine.axes import Atom, Axis, Layout, atoms, channels, extent, large
 from convrewrite.engine.graph import all_finite, producer
 from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.operators import ruled
 from convrewrite.engine.quantized import Stored
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
@@ -289,7 +290,4 @@ def _scaled_identity(lifter: Lifter, node: gs.Node, layer: LinearLayer, view: Vi
     return replace(view, tensor=tensor)
 
 
-RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
-    "Gemm": lift_linear,
-    "MatMul": lift_linear,
-}
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = ruled({"matrix": lift_linear})

@@ -17,6 +17,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Axis, Layout, atoms, extent, large
+from convrewrite.engine.operators import ruled
 from convrewrite.passes.fcn.channels import one_view, plainly
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.sliding import spread
@@ -163,11 +164,13 @@ def _require_a_cell(lifter: Lifter, node: gs.Node, view: View, axis: Axis) -> No
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} normalises over positions and channels at once")
 
 
-RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
-    "BatchNormalization": lift_batch_norm,
-    "LRN": lift_lrn,
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), lift_layer_norm),
-    "LpNormalization": lift_lp_norm,
-    "MeanVarianceNormalization": lift_mean_variance,
-    **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), lift_map_norm),
-}
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = ruled(
+    {
+        "batch-norm": lift_batch_norm,
+        "channel-norm": lift_lrn,
+        "layer-norm": lift_layer_norm,
+        "axis-norm": lift_lp_norm,
+        "axes-norm": lift_mean_variance,
+        "map-norm": lift_map_norm,
+    }
+)

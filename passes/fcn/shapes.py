@@ -14,6 +14,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Atom, atoms, channels, large, letters, regroup
+from convrewrite.engine.operators import ruled
 from convrewrite.passes.fcn.joining import join
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import MeetsLargerMap, Parts, Refuse, State, View
@@ -136,9 +137,6 @@ def _slice_inputs(
     return [view.tensor, *vectors], result, {}
 
 
-RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
-    **dict.fromkeys(("Reshape", "Flatten", "Squeeze", "Unsqueeze"), lift_reshape),
-    "Transpose": lift_transpose,
-    **dict.fromkeys(("Expand", "Tile"), lift_expand),
-    "Slice": lift_slice,
-}
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = ruled(
+    {"reshape": lift_reshape, "transpose": lift_transpose, "repeat": lift_expand, "slice": lift_slice}
+)

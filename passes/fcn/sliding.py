@@ -20,6 +20,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Atom, Layout, atoms, channels, large, only
 from convrewrite.engine.layers import ConvLayer, PoolLayer, Sliding
+from convrewrite.engine.operators import ruled
 from convrewrite.passes.fcn.channels import reduce_channels
 from convrewrite.passes.fcn.hollow import without_hollow_axes
 from convrewrite.passes.fcn.joining import join
@@ -360,16 +361,15 @@ def lift_blocks(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     return list(lifter.emit_like(node, [view.tensor], _resized(view, new[2:], channels(new[1]))))
 
 
-RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = {
-    "Conv": without_hollow_axes(lift_conv),
-    "ConvTranspose": lift_conv_transpose,
-    **dict.fromkeys(("AveragePool", "MaxPool", "LpPool"), without_hollow_axes(lift_pool)),
-    **dict.fromkeys(("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), lift_global_pool),
-    **dict.fromkeys(
-        (*POOLS_OF_REDUCTIONS, "ReduceProd", "ReduceLogSum", "ReduceLogSumExp"),
-        lift_reduction,
-    ),
-    "Pad": lift_pad,
-    **dict.fromkeys(("Resize", "Upsample"), lift_resize),
-    **dict.fromkeys(("SpaceToDepth", "DepthToSpace"), lift_blocks),
-}
+RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = ruled(
+    {
+        "convolution": without_hollow_axes(lift_conv),
+        "transposed-convolution": lift_conv_transpose,
+        "pool": without_hollow_axes(lift_pool),
+        "global-pool": lift_global_pool,
+        "reduction": lift_reduction,
+        "pad": lift_pad,
+        "resize": lift_resize,
+        "blocks": lift_blocks,
+    }
+)

@@ -19,6 +19,7 @@ import onnx_graphsurgeon as gs
 from convrewrite.engine import axes
 from convrewrite.engine.axes import Atom, atoms, large, letters
 from convrewrite.engine.graph import live_nodes, subgraph_tensors, unique_name
+from convrewrite.engine.operators import chosen, ruled
 from convrewrite.engine.windows import CutTensor, Field
 from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding
 from convrewrite.passes.fcn.lifter import Lifter, known_dtype
@@ -28,9 +29,7 @@ from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, Vi
 Rule = Callable[[Lifter, gs.Node, Sequence[State]], list[State]]
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(elementwise.UNARY, elementwise.lift_unary),
-    **dict.fromkeys(elementwise.BINARY, elementwise.lift_binary),
-    "CastLike": elementwise.lift_cast_like,
+    **elementwise.RULES,
     **sliding.RULES,
     **linear.RULES,
     **channels.RULES,
@@ -39,12 +38,22 @@ RULES: Mapping[str, Rule] = {
     **shapes.RULES,
 }
 
-INTEGER_OPERATORS = frozenset(
-    """QLinearConv QLinearMatMul ConvInteger MatMulInteger DynamicQuantizeLinear QGemm QLinearAdd QLinearMul
-    QLinearAveragePool QLinearGlobalAveragePool QLinearConcat QLinearLeakyRelu QLinearSigmoid QLinearSoftmax
-    QLinearWhere QLinearReduceMean DynamicQuantizeMatMul MatMulIntegerToFloat""".split()
+EXTENTS = chosen("extents")
+RANDOM = chosen("random")
+REFUSED = ruled(
+    {
+        "dynamic-quantizer integer-convolution integer-matrix": "fcn/integer-operator",
+        "sampling unpool region product recurrent attention scan triangle entries list bits gate": "fcn/no-rule",
+        "constant random loss signal control sequence text": "fcn/no-rule",
+    }
 )
-"""Operators of quantized models that take integers and their scales, of ONNX and of ONNX Runtime."""
+"""Operators without a rule, and the reason that is given where they read the image."""
+
+INTEGER_OPERATORS = frozenset(
+    """QGemm QLinearAdd QLinearMul QLinearAveragePool QLinearGlobalAveragePool QLinearConcat QLinearLeakyRelu
+    QLinearSigmoid QLinearSoftmax QLinearWhere QLinearReduceMean DynamicQuantizeMatMul MatMulIntegerToFloat""".split()
+)
+"""Operators of ONNX Runtime's own that take integers and their scales."""
 
 
 def lift(lifter: Lifter) -> Lifted:
@@ -93,14 +102,14 @@ def _step(lifter: Lifter, node: gs.Node) -> None:
     if not any(isinstance(state, View | Parts) for state in states):
         _step_aside(lifter, node, states)
         return
-    if node.op in INTEGER_OPERATORS:
+    if node.op in INTEGER_OPERATORS or REFUSED.get(node.op) == "fcn/integer-operator":
         raise Refuse("fcn/integer-operator", f"{lifter.label(node)} computes with integers")
     if node.domain not in (None, "", "ai.onnx"):
         raise Refuse("fcn/custom-operator", f"{lifter.label(node)} is from the domain '{node.domain}'")
-    if node.op in ("Shape", "Size"):
+    if node.op in EXTENTS:
         return
     if node.op not in RULES:
-        raise Refuse("fcn/no-rule", f"{lifter.label(node)} has no rule")
+        raise Refuse(REFUSED.get(node.op, "fcn/no-rule"), f"{lifter.label(node)} has no rule")
     results = RULES[node.op](lifter, node, states)
     for tensor, result in zip(node.outputs, results, strict=False):
         if tensor.name:
@@ -139,7 +148,7 @@ def _with_cut(lifter: Lifter, tensor: gs.Tensor, state: State, states: Sequence[
 
 def _step_aside(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
     """A node that sees no position: static, or fixed and copied as it is."""
-    random = node.op.startswith(("Random", "Multinomial", "Bernoulli"))
+    random = node.op in RANDOM
     captured = [lifter.state(t) for t in subgraph_tensors(node)]
     if not random and not captured and not any(isinstance(state, Fixed) for state in states):
         return

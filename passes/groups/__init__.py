@@ -34,15 +34,14 @@ Sources: Krizhevsky, Sutskever and Hinton, NIPS 2012 (groups); Xie et al., "Aggr
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine import timemodel
+from convrewrite.engine.graph import Shape
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.passes.groups.clustering import needed_tol
 from convrewrite.passes.groups.dead import Trims, find_trims, trim
 from convrewrite.passes.groups.detection import Array, kernel_norms, rounding
@@ -50,7 +49,6 @@ from convrewrite.passes.groups.emission import MADE, Grouping, regroup
 from convrewrite.passes.groups.expand import Expansion, expand, expanded_size
 from convrewrite.passes.groups.network import Network
 from convrewrite.passes.groups.offers import Offer, offers
-from convrewrite.passes.groups.packing import part_time
 from convrewrite.passes.groups.planning import Fitting, fit
 from convrewrite.passes.groups.reasons import REASONS
 from convrewrite.passes.groups.reconstruction import reconstruction
@@ -75,13 +73,12 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Groups:
+class Groups(Pass):
     """The pass.
 
     Attributes:
         tol: bound on the relative Frobenius error of each kernel; 0 for what rounding costs.
         into: look for this number of groups alone. expand: "branches" or "dense", to do the opposite.
-        shapes: of the graph's tensors, where they are known already.
     """
 
     name: ClassVar[str] = "groups"
@@ -89,7 +86,6 @@ class Groups:
     tol: float = 0.0
     into: int | None = None
     expand: str | None = None
-    shapes: Mapping[str, tuple[int, ...]] | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Conv; every ConvTranspose too, where groups are expanded."""
@@ -98,9 +94,10 @@ class Groups:
             if node.op in ops and (node.domain or "ai.onnx") == "ai.onnx":
                 yield node
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Find the groups within the tolerance and the way to put them into the graph, the fastest first."""
-        site = read_site(graph, node, self._shapes(graph))
+        graph = context.graph
+        site = read_site(graph, node, context.shapes)
         if isinstance(site, Refusal):
             return site
         if self.expand is not None:
@@ -118,7 +115,7 @@ class Groups:
         plans = self._plans(graph, site, None, site, options)
         smaller: list[Plan] = []
         if isinstance(trims, Trims):
-            left, more = self._trimmed(trims, site)
+            left, more = self._trimmed(trims, site, context.shapes)
             plans = [*more, *plans]
             smaller = [self._plan(trims.graph, site, Work(trims, None), None, left)]
         if plans or smaller:
@@ -158,7 +155,7 @@ class Groups:
         """Time of the best layout of a convolution, or as it is."""
         found = self._offers(site, kernel_norms(site.weight, site.group))
         (out, inputs), group = site.channels, site.group
-        now = part_time(out // group, inputs // group, group, site.taps)
+        now = timemodel.grouped(out // group, inputs // group, group, site.taps)
         return min([now, *(offer.layout.time(site.taps) for offer in found)])
 
     def _offers(self, site: ConvSite, norms: Array) -> list[Offer]:
@@ -172,9 +169,11 @@ class Groups:
         found = [] if isinstance(options, Stop) else options
         return [(o.time, self._plan(graph, site, Work(trims, o.grouping), o.offer, left)) for o in found]
 
-    def _trimmed(self, trims: Trims, site: ConvSite) -> tuple[ConvSite, list[tuple[int, Plan]]]:
+    def _trimmed(
+        self, trims: Trims, site: ConvSite, shapes: Mapping[str, Shape]
+    ) -> tuple[ConvSite, list[tuple[int, Plan]]]:
         """What is left without the dead channels, and plans with that in groups."""
-        left = read_site(trims.graph, node_of(trims.graph, site.anchor), self._shapes(trims.graph))
+        left = read_site(trims.graph, node_of(trims.graph, site.anchor), shapes)
         assert isinstance(left, ConvSite), "fewer of the same channels can be read as well"
         options = self._options(trims.graph, left, kernel_norms(left.weight, left.group))
         return left, self._plans(trims.graph, site, trims, left, options)
@@ -243,15 +242,3 @@ class Groups:
         if approximate and offer is not None:
             evidence["kernels"] = {site.anchor: reconstruction(graph, left, offer.layout, error)}
         return Plan((known,), work, evidence=evidence)
-
-    def _shapes(self, graph: gs.Graph) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the graph's tensors, as far as they are known."""
-        if self.shapes is not None:
-            return self.shapes
-        given: dict[str, list[Any]] = {t.name: list(t.shape or ()) for t in graph.inputs}
-        if any(not isinstance(dim, int | np.integer) for dims in given.values() for dim in dims):
-            return {}
-        try:
-            return infer_shapes(graph, given)
-        except onnx.shape_inference.InferenceError:
-            return {}

@@ -45,18 +45,26 @@ class Orders:
 
     def change(self, space: Space, index: Array) -> Stop | None:
         """Give a space a new order, with all that follows; None where that is possible. Nothing is undone if not."""
-        stop = space.allows(index)
-        if stop is not None:
-            return stop
-        self.changes.append((space, index))
-        for seam in space.seams:
-            stop = self._across(seam, index)
-            if stop is not None:
-                return stop
+        orders = [(space, index)]
+        seams: list[tuple[Seam, Array]] = []
+        while orders or seams:
+            if orders:
+                space, index = orders.pop()
+                stop = space.allows(index)
+                if stop is not None:
+                    return stop
+                self.changes.append((space, index))
+                seams += [(seam, index) for seam in reversed(space.seams)]
+                continue
+            follows = self._across(*seams.pop())
+            if isinstance(follows, Stop):
+                return follows
+            if follows is not None:
+                orders.append(follows)
         return None
 
-    def _across(self, seam: Seam, index: Array) -> Stop | None:
-        """What a new order on one side of a grouped convolution means for its other side."""
+    def _across(self, seam: Seam, index: Array) -> tuple[Space, Array] | Stop | None:
+        """What a new order on one side of a grouped convolution means for its other side: an order for that, if any."""
         own = seam.range
         blocks = (index[own.start : own.start + own.size] - own.start).reshape(-1, seam.per) // seam.per
         if (blocks != blocks[:, :1]).any():
@@ -73,7 +81,7 @@ class Orders:
         space = find_space(self.net, seam.other, len(order), self.owner)
         if self.touches(space):
             return Stop("groups/tied-channels", f"two orders meet in the convolution that gives '{seam.anchor}'")
-        return self.change(space, order)
+        return space, order
 
 
 def overlap(one: Space, other: Space) -> bool:

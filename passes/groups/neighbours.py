@@ -3,34 +3,25 @@
     made   an operator's output lies in the space: so do the inputs that have its channels, and its constants change
     read   an operator's input lies in the space: so does its output, or its columns change
 
-Constants of an operator are noted on the made side alone, so that each is noted once. An operator that is not here
-stops the space.
+Constants of an operator are noted on the made side alone, so that each is noted once. An operator of STOPPING, or of
+another domain, stops the space.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.operators import OPERATORS, axis_of, chosen, ruled
+from convrewrite.passes.groups import weighted
 from convrewrite.passes.groups.network import Network, known
-from convrewrite.passes.groups.spaces import Range, Search, Space, on_made, on_read
+from convrewrite.passes.groups.spaces import Made, Range, Read, Search, Space
 
-UNARY = """Abs Acos Asin Atan Cast Ceil Celu Clip Cos Dropout Elu Erf Exp Floor Gelu HardSigmoid HardSwish Identity
-IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Softplus Softsign Sqrt Tan
-Tanh ThresholdedRelu"""
-ELEMENTWISE = """Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Mean Min Mod Mul Or PRelu Pow Sub Sum
-Where Xor"""
-POOLS = "AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool"
-REDUCTIONS = """ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum
-ReduceSumSquare"""
 NUMPY_LIKE = 7
 """From this opset on, operands of different ranks are aligned at their last axes, and at no other."""
-RESHAPES = "Flatten Reshape Squeeze Unsqueeze"
-ORDERLESS = """Pad Resize Slice Transpose Upsample QuantizeLinear DequantizeLinear BatchNormalization
-InstanceNormalization"""
 
 
 def find_space(net: Network, tensor: str, size: int, owner: str) -> Space:
@@ -39,140 +30,16 @@ def find_space(net: Network, tensor: str, size: int, owner: str) -> Space:
     Args:
         owner: name of the output of the convolution that is being rewritten; its own weight is no part of the space.
     """
-    return Search(net, owner).run(tensor, size)
-
-
-# Convolutions and matrices --------------------------------------------------------------------------------------------
-
-
-@on_made("Conv")
-def _conv_made(s: Search, node: gs.Node, own: Range) -> None:
-    if not _constant(s, node, 1, 2):
-        return
-    shape = s.net.shape(node.inputs[1])
-    group = int(node.attrs.get("group", 1))
-    assert shape is not None, "the weight is constant"
-    rows, per = int(shape[0] or 0), int(shape[1] or 0)
-    _rows(s, node, 0, own)
-    if group == 1:
-        return
-    multiplier = rows // group
-    data = own.scaled(rows, group) if per == 1 else None
-    if data is not None:
-        s.add(node.inputs[0].name, data)
-        if multiplier > 1:
-            s.keep(s.net.label(node))
-    else:
-        s.seam(node, True, own, multiplier, per)
-        s.keep(s.net.label(node))
-
-
-@on_read("Conv")
-def _conv_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
-    if position or not _constant(s, node, 1):
-        s.stop("groups/order-fixed", s.net.label(node))
-        return
-    shape = s.net.shape(node.inputs[1])
-    group = int(node.attrs.get("group", 1))
-    assert shape is not None, "the weight is constant"
-    rows, per = int(shape[0] or 0), int(shape[1] or 0)
-    if group == 1:
-        s.columns(node, 1, own)
-    elif per == 1:
-        s.add(node.outputs[0].name, own.scaled(group, rows))
-    else:
-        s.seam(node, False, own, per, rows // group)
-        s.columns(node, 1, own, grouped=True)
-        s.keep(s.net.label(node))
-
-
-@on_made("ConvTranspose")
-def _transposed_made(s: Search, node: gs.Node, own: Range) -> None:
-    if int(node.attrs.get("group", 1)) > 1:
-        s.stop("groups/order-fixed", s.net.label(node))
-    elif _constant(s, node, 1, 2):
-        _rows(s, node, 1, own)
-
-
-@on_read("ConvTranspose")
-def _transposed_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
-    shape = s.net.shape(node.inputs[1])
-    group = int(node.attrs.get("group", 1))
-    if position or shape is None or not _constant(s, node, 1):
-        s.stop("groups/order-fixed", s.net.label(node))
-        return
-    if group > 1:
-        s.cut(own, int(shape[0] or 0) // group)
-        s.keep(s.net.label(node))
-    s.columns(node, 0, own)
-
-
-@on_made("Gemm")
-def _gemm_made(s: Search, node: gs.Node, own: Range) -> None:
-    if not _constant(s, node, 1, 2):
-        return
-    s.edit(node, 1, 0 if LinearLayer.from_node(node, weight=1).rows_are_outputs else 1, own)
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        shape = s.net.shape(node.inputs[2])
-        if shape and shape[-1] != 1:
-            s.edit(node, 2, len(shape) - 1, own)
-
-
-@on_read("Gemm")
-def _gemm_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
-    layer = LinearLayer.from_node(node, weight=1)
-    if position or layer.axis != -1 or not _constant(s, node, 1):
-        s.stop("groups/order-fixed", s.net.label(node))
-    else:
-        s.columns(node, 1 if layer.rows_are_outputs else 0, own)
-
-
-@on_made("MatMul")
-def _matmul_made(s: Search, node: gs.Node, own: Range) -> None:
-    if _flat_matmul(s, node):
-        s.edit(node, 1, 1, own)
-
-
-@on_read("MatMul")
-def _matmul_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
-    if position:
-        s.stop("groups/order-fixed", s.net.label(node))
-    elif _flat_matmul(s, node):
-        s.columns(node, 0, own)
-
-
-def _flat_matmul(s: Search, node: gs.Node) -> bool:
-    """Whether a MatMul has vectors on its left and a constant matrix on its right."""
-    flat = s.net.rank(node.inputs[0]) == 2 and s.net.is_constant(node.inputs[1]) and s.net.rank(node.inputs[1]) == 2
-    if not flat:
-        s.stop("groups/order-fixed", s.net.label(node))
-    return flat
-
-
-def _rows(s: Search, node: gs.Node, axis: int, own: Range) -> None:
-    s.edit(node, 1, axis, own)
-    if len(node.inputs) > 2 and node.inputs[2].name:
-        s.edit(node, 2, 0, own)
-
-
-def _constant(s: Search, node: gs.Node, *positions: int) -> bool:
-    """Whether these inputs are constant or absent; the space stops where not."""
-    for position in positions:
-        if position < len(node.inputs) and node.inputs[position].name and not s.net.is_constant(node.inputs[position]):
-            s.stop("groups/order-fixed", f"'{node.inputs[position].name}' of {s.net.label(node)} is computed")
-            return False
-    return True
+    return Search(net, owner, MADE, READ).run(tensor, size)
 
 
 # Element by element ---------------------------------------------------------------------------------------------------
 
 
-@on_made(f"{UNARY} {POOLS}")
 def _same_made(s: Search, node: gs.Node, own: Range) -> None:
     s.add(node.inputs[0].name, own)
 
 
-@on_read(f"{UNARY} {POOLS}")
 def _same_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     if position:
         s.stop("groups/order-fixed", s.net.label(node))
@@ -180,7 +47,6 @@ def _same_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
         s.add(node.outputs[0].name, own)
 
 
-@on_made(ELEMENTWISE)
 def _elementwise_made(s: Search, node: gs.Node, own: Range) -> None:
     given = s.net.shape(node.outputs[0])
     if s.net.graph.opset < NUMPY_LIKE:
@@ -206,7 +72,6 @@ def _elementwise_made(s: Search, node: gs.Node, own: Range) -> None:
             s.stop("groups/order-fixed", s.net.label(node))
 
 
-@on_read(ELEMENTWISE)
 def _elementwise_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     tensor, given = node.inputs[position], s.net.shape(node.outputs[0])
     if given is None or s.net.channels(tensor) is None:
@@ -217,24 +82,21 @@ def _elementwise_read(s: Search, node: gs.Node, position: int, own: Range) -> No
         s.add(node.outputs[0].name, own)
 
 
-@on_made("BatchNormalization InstanceNormalization QuantizeLinear DequantizeLinear")
 def _vectors_made(s: Search, node: gs.Node, own: Range) -> None:
-    if _orderless(s, node) and _constant(s, node, 1, 2, 3, 4):
+    if _orderless(s, node) and weighted.constant(s, node, 1, 2, 3, 4):
         for position, tensor in enumerate(node.inputs[1:], 1):
             shape = s.net.shape(tensor) if tensor.name else None
-            per_tensor = node.op.endswith("Linear") and math.prod(d or 0 for d in shape or ()) == 1
+            per_tensor = OPERATORS[node.op].kind == "quantizer" and math.prod(d or 0 for d in shape or ()) == 1
             if shape and not per_tensor:
                 s.edit(node, position, 0, own)
         s.add(node.inputs[0].name, own)
 
 
-@on_made("Pad Resize Slice Transpose Upsample " + REDUCTIONS)
 def _orderless_made(s: Search, node: gs.Node, own: Range) -> None:
     if _orderless(s, node):
         s.add(node.inputs[0].name, own)
 
 
-@on_read(f"{ORDERLESS} {REDUCTIONS}")
 def _orderless_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     if position:
         s.stop("groups/order-fixed", s.net.label(node))
@@ -256,9 +118,9 @@ def _orderless(s: Search, node: gs.Node) -> bool:
 def _leaves_channels(s: Search, node: gs.Node, rank: int) -> bool:
     if node.op == "BatchNormalization":
         return not node.attrs.get("training_mode", 0) and bool(node.attrs.get("spatial", 1))
-    if node.op in ("QuantizeLinear", "DequantizeLinear"):
+    if OPERATORS[node.op].kind == "quantizer":
         scale = s.net.value(node.inputs[1])
-        along = int(node.attrs.get("axis", 1)) % rank
+        along = axis_of(node, s.net.graph.opset) % rank
         return scale is not None and (scale.size == 1 or (along == 1 and scale.ndim == 1))
     if node.op == "Transpose":
         return list(node.attrs.get("perm") or [])[:2] == [0, 1]
@@ -271,7 +133,7 @@ def _leaves_channels(s: Search, node: gs.Node, rank: int) -> bool:
     if node.op == "Slice":
         axes = _ints(s, node, "axes", 3) if "starts" not in node.attrs else list(node.attrs.get("axes") or [0, 1])
         return axes is not None and all(axis % rank > 1 for axis in axes)
-    if node.op.startswith("Reduce"):
+    if OPERATORS[node.op].kind == "reduction":
         axes = _ints(s, node, "axes", 1)
         return bool(axes) and all(axis % rank > 1 for axis in axes or ())
     return True
@@ -297,7 +159,6 @@ def _ints(s: Search, node: gs.Node, attribute: str, position: int) -> list[int] 
 # What joins and reshapes ----------------------------------------------------------------------------------------------
 
 
-@on_made("Concat")
 def _concat_made(s: Search, node: gs.Node, own: Range) -> None:
     for position, (tensor, low, high) in enumerate(_pieces(s, node)):
         try:
@@ -313,7 +174,6 @@ def _concat_made(s: Search, node: gs.Node, own: Range) -> None:
             s.add(tensor.name, part.moved(-low))
 
 
-@on_read("Concat")
 def _concat_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     pieces = _pieces(s, node)
     if pieces:
@@ -338,14 +198,12 @@ def _pieces(s: Search, node: gs.Node) -> list[tuple[gs.Tensor, int, int]]:
     return pieces
 
 
-@on_made(RESHAPES)
 def _reshape_made(s: Search, node: gs.Node, own: Range) -> None:
     ratio = _ratio(s, node)
     if ratio is not None:
         _scaled(s, node, node.inputs[0], own.scaled(ratio[1], ratio[0]))
 
 
-@on_read(RESHAPES)
 def _reshape_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     ratio = None if position else _ratio(s, node)
     if ratio is not None:
@@ -382,7 +240,6 @@ def _counts_itself(s: Search, node: gs.Node) -> bool:
     return target is not None and len(target) > 1 and int(target[1]) in (0, -1)
 
 
-@on_read("Shape Size")
 def _shape_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     if not _other_extents(s, node):
         s.keep(s.net.label(node))
@@ -398,3 +255,37 @@ def _other_extents(s: Search, node: gs.Node) -> bool:
         if chosen is None or reader.inputs[0] is not node.outputs[0] or (np.asarray(chosen) % rank == 1).any():
             return False
     return not s.net.is_captured(node.outputs[0])
+
+
+MADE: Mapping[str, Made] = ruled(
+    {
+        **weighted.MADE,
+        "unary pool global-pool": _same_made,
+        "broadcast": _elementwise_made,
+        "quantizer batch-norm InstanceNormalization": _vectors_made,
+        "pad resize slice transpose reduction": _orderless_made,
+        "concat": _concat_made,
+        "reshape": _reshape_made,
+    }
+)
+"""Follow a range of an operator's output to its inputs, and note its constants that change with it."""
+
+READ: Mapping[str, Read] = ruled(
+    {
+        **weighted.READ,
+        "unary pool global-pool": _same_read,
+        "broadcast": _elementwise_read,
+        "quantizer batch-norm InstanceNormalization pad resize slice transpose reduction": _orderless_read,
+        "concat": _concat_read,
+        "reshape": _reshape_read,
+        "extents": _shape_read,
+    }
+)
+"""Follow a range of one of an operator's inputs to its output, or note the columns that read it."""
+
+STOPPING = chosen(
+    """cast-like dynamic-quantizer integer-convolution integer-matrix sampling unpool blocks region product recurrent
+    attention search softmax GroupNormalization layer-norm channel-norm axis-norm axes-norm split gather top scan
+    triangle entries list repeat bits gate constant random loss signal control sequence text"""
+)
+"""Operators that depend on the order of the channels, or may: "groups/order-fixed"."""

@@ -14,9 +14,10 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from convrewrite.engine import timemodel
 from convrewrite.passes.groups.clustering import best_groups, error_of_layout
 from convrewrite.passes.groups.detection import Array, structure
-from convrewrite.passes.groups.packing import Layout, layouts, part_time
+from convrewrite.passes.groups.packing import Layout, layouts
 
 MOST = 4
 """Offers per convolution."""
@@ -44,7 +45,7 @@ def offers(
     out, inputs = norms.shape
     limit = max(tol, exact)
     seen: dict[str, Offer] = {}
-    now = part_time(out // group, inputs // group, group, taps)
+    now = timemodel.grouped(out // group, inputs // group, group, taps)
     for layout in (*_exact(norms, taps, exact, tol, into), *_approximate(norms, tol, into, group)):
         error = error_of_layout(norms, layout)
         if error > limit or layout.weights >= out * inputs // group:

@@ -18,22 +18,17 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
+from convrewrite.engine import timemodel
 from convrewrite.passes.groups.detection import Array, Component, Structure
 from convrewrite.text import counted
 
-BLOCK = 16
-"""Channels that ONNX Runtime computes together on AVX-512; a part of a block costs as much as the whole."""
-
-TRAFFIC = 12
-"""MACs that take as long as writing an entry of a tensor and reading it again."""
-
-DEPTHWISE = 6
-"""MACs that take as long as one of a depthwise convolution, which is bound by what it reads."""
+Room = tuple[int, int]
+"""Output and input channels: of a component, or what a group may still hold."""
 
 SEARCH = 20_000
 """Steps after which the search for equal groups gives up."""
@@ -61,7 +56,7 @@ class Part:
 
     def time(self, taps: int) -> int:
         """Per cell of the output, in a unit that ranks layouts by their time."""
-        return part_time(*self.shape, len(self.groups), taps)
+        return timemodel.grouped(*self.shape, len(self.groups), taps)
 
     @property
     def weights(self) -> int:
@@ -107,7 +102,7 @@ class Layout:
     def time(self, taps: int) -> int:
         """Per cell of the output, in a unit that ranks layouts by their time."""
         own = sum(part.time(taps) for part in self.parts)
-        return own + (TRAFFIC * sum(sum(part.channels) for part in self.parts) if len(self.parts) > 1 else 0)
+        return own + (timemodel.TRAFFIC * sum(sum(part.channels) for part in self.parts) if len(self.parts) > 1 else 0)
 
     def __str__(self) -> str:
         return " beside ".join(
@@ -116,18 +111,6 @@ class Layout:
             else f"{part.shape[0]}x{part.shape[1]}"
             for part in self.parts
         )
-
-
-def blocks(channels: int) -> int:
-    """Channels filled up to whole blocks."""
-    return math.ceil(channels / BLOCK) * BLOCK
-
-
-def part_time(out: int, inputs: int, groups: int, taps: int) -> int:
-    """Per cell of the output, of one Conv with groups of out x inputs channels."""
-    if out == inputs == 1:
-        return blocks(groups) * taps * DEPTHWISE
-    return groups * blocks(out) * blocks(inputs) * taps
 
 
 def by_inputs(layout: Layout) -> Layout:
@@ -189,59 +172,82 @@ def equal_groups(found: Structure, groups: int) -> Layout | None:
     return Layout((Part(tuple(made)),))
 
 
-def pack(shapes: Sequence[tuple[int, int]], count: int, room: tuple[int, int]) -> list[list[int]] | None:
+def pack(shapes: Sequence[Room], count: int, room: Room) -> list[list[int]] | None:
     """Components by number in `count` bins that hold at most `room` outputs and inputs each, or None.
 
     Bin after bin, the largest component that is left goes first; a step that leads nowhere is taken back.
     """
     kinds = Counter(shapes)
     order = sorted(kinds, key=lambda s: (-(s[0] + s[1]), s))
-    slack = tuple(count * room[a] - sum(s[a] for s in shapes) for a in (0, 1))
-    if min(slack) < 0 or any(s[0] > room[0] or s[1] > room[1] for s in order):
+    slack = (count * room[0] - sum(s[0] for s in shapes), count * room[1] - sum(s[1] for s in shapes))
+    if min(slack) < 0 or not all(_fits(s, room) for s in order):
         return None
     steps = 0
 
-    def fillings(start: int, left: tuple[int, int], spare: tuple[int, int]) -> Iterator[list[tuple[int, int]]]:
+    def fillings(left: Room, spare: Room) -> Iterator[list[Room]]:
         """What else one bin may hold, the fullest first, wasting no more than there are dead channels for."""
         nonlocal steps
-        for index in range(start, len(order)):
-            kind = order[index]
-            if kinds[kind] and kind[0] <= left[0] and kind[1] <= left[1]:
-                steps += 1
-                if steps > SEARCH:
-                    return
-                kinds[kind] -= 1
-                for rest in fillings(index, (left[0] - kind[0], left[1] - kind[1]), spare):
-                    yield [kind, *rest]
-                kinds[kind] += 1
-        if left[0] <= spare[0] and left[1] <= spare[1]:
-            yield []
-
-    def place(bins: int, spare: tuple[int, int]) -> list[list[tuple[int, int]]] | None:
-        first = next((kind for kind in order if kinds[kind]), None)
-        if first is None:
-            return [[] for _ in range(bins)]
-        if bins == 0:
-            return None
-        kinds[first] -= 1
-        for rest in fillings(0, (room[0] - first[0], room[1] - first[1]), spare):
-            used = [first, *rest]
-            wasted = tuple(room[a] - sum(s[a] for s in used) for a in (0, 1))
-            further = place(bins - 1, (spare[0] - wasted[0], spare[1] - wasted[1]))
-            if further is not None:
-                return [used, *further]
+        taken: list[Room] = []
+        path = [(0, left)]
+        while path:
+            start, left = path.pop()
+            fitting = (i for i in range(start, len(order)) if kinds[order[i]] and _fits(order[i], left))
+            index = next(fitting, None)
+            if index is None:
+                if _fits(left, spare):
+                    yield list(taken)
+                if taken:
+                    kinds[taken.pop()] += 1
+                continue
+            steps += 1
             if steps > SEARCH:
-                break
-        kinds[first] += 1
-        return None
+                return
+            kind = order[index]
+            kinds[kind] -= 1
+            taken.append(kind)
+            path += [(index + 1, left), (index, _less(left, kind))]
 
-    placed = place(count, (slack[0], slack[1]))
-    if placed is None:
-        return None
-    left: dict[tuple[int, int], list[int]] = {}
+    bins: list[_Bin] = []
+    while (first := next((kind for kind in order if kinds[kind]), None)) is not None:
+        spare = bins[-1].spare if bins else slack
+        if len(bins) < count:
+            kinds[first] -= 1
+            bins.append(_Bin(first, fillings(_less(room, first), spare), slack=spare))
+        while (rest := next(bins[-1].fillings, None)) is None:
+            kinds[bins.pop().first] += 1
+            if not bins or steps > SEARCH:
+                return None
+        bins[-1].fill(rest, room)
+    left: dict[Room, list[int]] = {}
     for number, shape in enumerate(shapes):
         left.setdefault(shape, []).append(number)
-    return [[left[kind].pop(0) for kind in used] for used in placed]
+    used = [one.used for one in bins]
+    return [[left[kind].pop(0) for kind in kinds] for kinds in (*used, *[[]] * (count - len(used)))]
+
+
+@dataclass
+class _Bin:
+    """One bin of a search: what it holds, the ways to fill it that are left, and the channels that may be wasted."""
+
+    first: Room
+    fillings: Iterator[list[Room]]
+    slack: Room
+    spare: Room = (0, 0)
+    used: list[Room] = field(default_factory=list)
+
+    def fill(self, rest: Sequence[Room], room: Room) -> None:
+        """Hold the first component and these, in a bin of that room."""
+        self.used = [self.first, *rest]
+        held = (sum(kind[0] for kind in self.used), sum(kind[1] for kind in self.used))
+        self.spare = _less(self.slack, _less(room, held))
+
+
+def _fits(shape: Room, room: Room) -> bool:
+    return shape[0] <= room[0] and shape[1] <= room[1]
+
+
+def _less(room: Room, shape: Room) -> Room:
+    return room[0] - shape[0], room[1] - shape[1]
 
 
 def unequal_groups(found: Structure, taps: int) -> Layout | None:
@@ -256,7 +262,7 @@ def unequal_groups(found: Structure, taps: int) -> Layout | None:
             members = [c for c in found.components if c.shape in kinds[start:end]]
             part = _cheapest(members, taps)
             cost, parts = best[start]
-            own = part.time(taps) + TRAFFIC * sum(part.channels)
+            own = part.time(taps) + timemodel.TRAFFIC * sum(part.channels)
             options.append((cost + own, (*parts, part)))
         best.append(min(options, key=lambda option: option[0]))
     parts = best[-1][1]

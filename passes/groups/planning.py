@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from convrewrite.engine import timemodel
 from convrewrite.passes.groups.absorb import takes
 from convrewrite.passes.groups.detection import Array, rounding
 from convrewrite.passes.groups.emission import Grouping
@@ -24,7 +25,7 @@ from convrewrite.passes.groups.moves import Orders
 from convrewrite.passes.groups.neighbours import find_space
 from convrewrite.passes.groups.network import Network
 from convrewrite.passes.groups.offers import Offer
-from convrewrite.passes.groups.packing import TRAFFIC, Layout, by_inputs, by_outputs, part_time
+from convrewrite.passes.groups.packing import Layout, by_inputs, by_outputs
 from convrewrite.passes.groups.site import ConvSite
 from convrewrite.passes.groups.spaces import Space, Stop
 
@@ -52,7 +53,7 @@ def fit(net: Network, site: ConvSite, found: Sequence[Offer]) -> list[Fitting] |
     """The offers that save more than their gathers cost, the fastest first; or what stands in their way."""
     out, inputs = site.channels
     sides = _Sides(find_space(net, site.data, inputs, site.anchor), find_space(net, site.anchor, out, site.anchor))
-    now = part_time(out // site.group, inputs // site.group, site.group, site.taps)
+    now = timemodel.grouped(out // site.group, inputs // site.group, site.group, site.taps)
     read = inputs * math.prod(site.attrs.get("strides") or (1,))
     fitting: list[Fitting] = []
     reason: Stop | None = None
@@ -61,7 +62,7 @@ def fit(net: Network, site: ConvSite, found: Sequence[Offer]) -> list[Fitting] |
         gathered = (read if grouping.gather_inputs is not None else 0) + (
             out if grouping.gather_outputs is not None else 0
         )
-        time = offer.layout.time(site.taps) + TRAFFIC * gathered
+        time = offer.layout.time(site.taps) + timemodel.TRAFFIC * gathered
         if gathered and time >= now:
             reason = reason or stop
         else:

@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import producer
+from convrewrite.engine.operators import is_standard
 from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.network import Network
 
@@ -150,9 +151,10 @@ class Space:
 class Search:
     """The traversal; what the operators mean for it is in `neighbours`."""
 
-    def __init__(self, net: Network, owner: str) -> None:
+    def __init__(self, net: Network, owner: str, makers: Mapping[str, Made], readers: Mapping[str, Read]) -> None:
         self.net = net
         self.owner = owner
+        self._makers, self._readers = makers, readers
         self.space = Space(0)
         self.queue: deque[tuple[str, Range]] = deque()
 
@@ -230,7 +232,7 @@ class Search:
             return
         if self.net.anchor(node) == self.owner:
             return
-        handler = self._handler(node, MADE)
+        handler = self._makers.get(node.op) if self._is_known(node) else None
         if handler is None or tensor is not node.outputs[0]:
             self.stop("groups/order-fixed", self.net.label(node))
         else:
@@ -241,39 +243,17 @@ class Search:
         positions = [p for p, t in enumerate(node.inputs) if t is tensor]
         if self.net.anchor(node) == self.owner and positions == [0]:
             return
-        handler = self._handler(node, READ)
+        handler = self._readers.get(node.op) if self._is_known(node) else None
         for position in positions:
             if handler is None:
                 self.stop("groups/order-fixed", self.net.label(node))
             else:
                 handler(self, node, position, own)
 
-    def _handler(self, node: gs.Node, table: dict[str, Callable[..., None]]) -> Callable[..., None] | None:
-        if (node.domain or "ai.onnx") != "ai.onnx" or any(t.outputs or self.net.is_public(t) for t in node.outputs[1:]):
-            return None
-        return table.get(node.op)
+    def _is_known(self, node: gs.Node) -> bool:
+        """Whether it is an operator of ONNX of which no further output is used."""
+        return is_standard(node) and not any(t.outputs or self.net.is_public(t) for t in node.outputs[1:])
 
 
-MADE: dict[str, Callable[[Search, gs.Node, Range], None]] = {}
-"""By operator: follow a range of its output to its inputs, and note its constants that change with it."""
-READ: dict[str, Callable[[Search, gs.Node, int, Range], None]] = {}
-"""By operator: follow a range of one of its inputs to its output, or note the columns that read it."""
-
-
-def on_made(ops: str | Iterable[str]) -> Callable[..., Callable[..., None]]:
-    """Register for MADE."""
-    return _register(MADE, ops)
-
-
-def on_read(ops: str | Iterable[str]) -> Callable[..., Callable[..., None]]:
-    """Register for READ."""
-    return _register(READ, ops)
-
-
-def _register(table: dict[str, Callable[..., None]], ops: str | Iterable[str]) -> Callable[..., Callable[..., None]]:
-    def keep(function: Callable[..., None]) -> Callable[..., None]:
-        for op in ops.split() if isinstance(ops, str) else ops:
-            table[op] = function
-        return function
-
-    return keep
+Made = Callable[[Search, gs.Node, Range], None]
+Read = Callable[[Search, gs.Node, int, Range], None]

@@ -18,13 +18,13 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import Constants
 from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.operators import OPERATORS, chosen
 from convrewrite.passes.groups.detection import Array
-from convrewrite.passes.groups.neighbours import ELEMENTWISE, RESHAPES, UNARY
 from convrewrite.passes.groups.network import Network
 from convrewrite.passes.groups.spaces import Space
 
-VALUE_BY_VALUE = frozenset(f"{UNARY} {ELEMENTWISE} QuantizeLinear DequantizeLinear".split())
-UNMOVED = frozenset("MaxPool GlobalMaxPool GlobalAveragePool ReduceMean ReduceMax ReduceMin Transpose Slice".split())
+VALUE_BY_VALUE = chosen("unary broadcast quantizer")
+UNMOVED = chosen("MaxPool GlobalMaxPool GlobalAveragePool ReduceMean ReduceMax ReduceMin transpose slice")
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def _of(net: Network, node: gs.Node, found: dict[str, Steady]) -> Steady | None:
         return None if counted else first
     if node.op == "Concat":
         return _joined(net, node, found)
-    if node.op in RESHAPES and first is not None:
+    if OPERATORS[node.op].kind == "reshape" and first is not None:
         before, after = len(first.known), net.channels(node.outputs[0])
         if after and after % before == 0:
             return Steady(np.repeat(first.known, after // before), np.repeat(first.values, after // before))

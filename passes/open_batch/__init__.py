@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
 import onnx
@@ -36,7 +36,8 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.branches import followed
 from convrewrite.engine.graph import Shape, infer_shapes, subgraph_tensors, unique_name
-from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine.operators import chosen
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.passes.open_batch import along, indexing, moving, pointwise, products, sliding, stored
 from convrewrite.passes.open_batch.counting import COUNTING, TAKES_COUNTS
 from convrewrite.passes.open_batch.edits import Edit
@@ -54,6 +55,12 @@ RULES: Mapping[str, Rule] = {
     **stored.RULES,
 }
 """Where the images go, by operator."""
+
+REFUSED = chosen(
+    """unpool region Det CausalConvWithState LinearAttention RotaryEmbedding ReverseSequence ScatterND TensorScatter
+    bits gate constant random loss signal control sequence text"""
+)
+"""Operators of ONNX without a rule: where they read images, the reason is "open-batch/no-rule"."""
 
 REASONS = {
     reason.code: reason
@@ -103,16 +110,11 @@ REASONS = {
 
 
 @dataclass(frozen=True)
-class OpenBatch:
-    """The pass.
-
-    Attributes:
-        shapes: of the graph's tensors, where extents other than the batch are open.
-    """
+class OpenBatch(Pass):
+    """The pass."""
 
     name: ClassVar[str] = "open-batch"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    shapes: Mapping[str, Shape] | None = field(default=None, compare=False, repr=False)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """The first node that reads images: the graph is opened as a whole."""
@@ -120,16 +122,15 @@ class OpenBatch:
         readers = (n for n in graph.nodes if any(t.name in names for t in (*n.inputs, *subgraph_tensors(n))))
         yield from [next(readers, None) or graph.nodes[0]] if graph.nodes else []
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Find where the images lie, and what was written for one batch."""
-        inputs = _batched(graph)
+        graph, inputs = context.graph, _batched(context.graph)
         if not inputs:
             listed = ", ".join(f"'{t.name}' {list(t.shape or ())}" for t in graph.inputs)
             open_ = any(len(t.shape or ()) >= 2 and not isinstance(t.shape[0], int) for t in graph.inputs)
             code = "open-batch/already-open" if open_ else "open-batch/no-input"
             return (Declined if open_ else Refusal)(REASONS[code], f"inputs {listed}")
-        known = self.shapes or {}
-        given = {t.name: [*known.get(t.name, t.shape)] for t in graph.inputs}
+        given = {t.name: [*context.shapes.get(t.name, t.shape)] for t in graph.inputs}
         if any(not isinstance(dim, int) for dims in given.values() for dim in dims):
             named = next(t for t in graph.inputs if any(not isinstance(d, int) for d in given[t.name]))
             return Refusal(REASONS["open-batch/open-size"], f"input '{named.name}' {list(named.shape)}")

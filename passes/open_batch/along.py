@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.operators import axis_of, ruled
 from convrewrite.passes.open_batch.pointwise import same_place
 from convrewrite.passes.open_batch.states import Each, State, Stop
 from convrewrite.passes.open_batch.walk import Rule, Walk
-
-REDUCE = tuple(f"Reduce{name}" for name in "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split())
 
 
 def reduce(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
@@ -39,30 +38,26 @@ def _without(walk: Walk, node: gs.Node, state: Each, axes: set[int]) -> Each:
 def largest(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
     """ArgMax, ArgMin: where along one axis."""
     state = walk.images_of(node, states)
-    return [_without(walk, node, state, {int(node.attrs.get("axis", 0)) % len(state.shape)})]
+    return [_without(walk, node, state, {axis_of(node, walk.graph.opset) % len(state.shape)})]
 
 
 def softmax(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
     """Softmax, LogSoftmax, Hardmax: along one axis; below opset 13 over all axes from it on."""
     state = walk.images_of(node, states)
     flat = walk.graph.opset < 13
-    axis = int(node.attrs.get("axis", 1 if flat else -1)) % len(state.shape)
+    axis = axis_of(node, walk.graph.opset) % len(state.shape)
     if state.place == axis or (flat and state.place > axis):
         raise walk.mixed(node, f"runs over the images, along axis {state.place} of {list(state.shape)}")
     return [state]
 
 
-def one_axis(default: int) -> Rule:
+def one_axis(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
     """An operator that runs along one axis and gives tensors of the same rank."""
-
-    def rule(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-        state = walk.images_of(node, states)
-        axis = int(node.attrs.get("axis", default)) % len(state.shape)
-        if axis == state.place:
-            raise walk.mixed(node, f"runs over the images, along axis {axis} of {list(state.shape)}")
-        return [state.along(walk.shape(tensor), state.place) if tensor.name else state for tensor in node.outputs]
-
-    return rule
+    state = walk.images_of(node, states)
+    axis = axis_of(node, walk.graph.opset) % len(state.shape)
+    if axis == state.place:
+        raise walk.mixed(node, f"runs over the images, along axis {axis} of {list(state.shape)}")
+    return [state.along(walk.shape(tensor), state.place) if tensor.name else state for tensor in node.outputs]
 
 
 def sum_so_far(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
@@ -119,16 +114,21 @@ def together(how: str) -> Rule:
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("NonZero", "NonMaxSuppression", "Unique"), together("makes one list of all images")),
-    **dict.fromkeys(REDUCE, reduce),
-    **dict.fromkeys(("ArgMax", "ArgMin"), largest),
-    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), softmax),
-    **dict.fromkeys(("TopK", "LpNormalization"), one_axis(-1)),
-    **dict.fromkeys(("CumSum", "CumProd"), sum_so_far),
-    **dict.fromkeys(("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"), layer_norm),
+    **ruled(
+        {
+            "list": together("makes one list of all images"),
+            "reduction": reduce,
+            "search": largest,
+            "softmax": softmax,
+            "top axis-norm": one_axis,
+            "scan": sum_so_far,
+            "layer-norm": layer_norm,
+            "axes-norm": mean_variance,
+            "triangle": triangle,
+        }
+    ),
+    "SimplifiedLayerNormalization": layer_norm,
     **dict.fromkeys(
         ("com.microsoft::SkipLayerNormalization", "com.microsoft::SkipSimplifiedLayerNormalization"), skip_layer_norm
     ),
-    "MeanVarianceNormalization": mean_variance,
-    "Trilu": triangle,
 }

@@ -10,21 +10,9 @@ from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.operators import ruled
 from convrewrite.passes.open_batch.states import Each, State, Stop
 from convrewrite.passes.open_batch.walk import Rule, Walk
-
-UNARY = frozenset(
-    """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor Gelu HardSigmoid
-    HardSwish Identity IsInf IsNaN LeakyRelu Log Mish Neg Not Reciprocal Relu Round Selu Shrink Sigmoid Sign Sin Sinh
-    Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu""".split()
-)
-"""Operators that look at one number at a time, and have one input."""
-
-BROADCAST = frozenset(
-    """Add And BitShift BitwiseAnd BitwiseOr BitwiseXor Clip Div Equal Greater GreaterOrEqual Less LessOrEqual Max
-    Mean Min Mod Mul Or PRelu Pow Sub Sum Where Xor""".split()
-)
-"""Operators that look at the numbers at one place of all their inputs."""
 
 CONTRIB_UNARY = frozenset("FastGelu Gelu QuickGelu BiasGelu".split())
 
@@ -92,9 +80,6 @@ def dropout(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[Stat
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(UNARY, unary),
-    **dict.fromkeys(BROADCAST, broadcast),
-    "CastLike": cast_like,
-    "Dropout": dropout,
+    **ruled({"unary": unary, "broadcast Clip": broadcast, "cast-like": cast_like, "Dropout": dropout}),
     **{f"com.microsoft::{op}": broadcast for op in CONTRIB_UNARY},
 }

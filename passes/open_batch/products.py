@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.operators import ruled
 from convrewrite.passes.open_batch.edits import Repeated
 from convrewrite.passes.open_batch.sliding import first_axis
 from convrewrite.passes.open_batch.states import Each, Free, State, Stop
@@ -171,10 +172,8 @@ def biased(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("MatMul", "MatMulInteger", "QLinearMatMul"), matmul),
-    "com.microsoft::FusedMatMul": biased,
-    **dict.fromkeys(("Gemm", "com.microsoft::FusedGemm"), gemm),
-    "Einsum": einsum,
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), recurrent),
+    **ruled({"MatMul integer-matrix": matmul, "Gemm": gemm, "Einsum": einsum, "LSTM GRU RNN": recurrent}),
     "Attention": attention,
+    "com.microsoft::FusedMatMul": biased,
+    "com.microsoft::FusedGemm": gemm,
 }

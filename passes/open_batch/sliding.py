@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.operators import ruled
 from convrewrite.passes.open_batch.edits import Sized
 from convrewrite.passes.open_batch.states import Counts, Each, State, Stop
 from convrewrite.passes.open_batch.walk import Rule, Walk
-
-POOLS = frozenset("AveragePool GlobalAveragePool GlobalLpPool GlobalMaxPool LpPool MaxPool".split())
 
 
 def first_axis(walk: Walk, node: gs.Node, state: State, *, alone: bool = True) -> Each:
@@ -123,13 +122,18 @@ def _check_sizes(walk: Walk, node: gs.Node, states: Sequence[State], state: Each
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("Conv", "ConvTranspose", "ConvInteger", "QLinearConv", "com.microsoft::FusedConv"), conv),
-    **dict.fromkeys(("DeformConv", "GridSample"), deformed),
-    **dict.fromkeys(POOLS, pool),
+    **ruled(
+        {
+            "convolution integer-convolution transposed-convolution": conv,
+            "sampling": deformed,
+            "pool global-pool": pool,
+            "map-norm": per_channel,
+            "channel-norm": over_channels,
+            "batch-norm": batch_norm,
+            "blocks": blocks,
+            "resize": resize,
+        }
+    ),
+    "com.microsoft::FusedConv": conv,
     **{f"com.microsoft::QLinear{name}": pool for name in ("AveragePool", "GlobalAveragePool")},
-    **dict.fromkeys(("InstanceNormalization", "GroupNormalization"), per_channel),
-    "LRN": over_channels,
-    "BatchNormalization": batch_norm,
-    **dict.fromkeys(("SpaceToDepth", "DepthToSpace"), blocks),
-    **dict.fromkeys(("Resize", "Upsample"), resize),
 }

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.operators import chosen, ruled
 from convrewrite.passes.open_batch.pointwise import same_place
 from convrewrite.passes.open_batch.states import Each, State, Stop
 from convrewrite.passes.open_batch.walk import Rule, Walk
@@ -78,11 +79,10 @@ def _check_scales(walk: Walk, node: gs.Node, data: Sequence[int], states: Sequen
 
 
 RULES: Mapping[str, Rule] = {
-    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantize),
-    **{f"com.microsoft::{op}": quantize for op in ("QuantizeLinear", "DequantizeLinear")},
+    **ruled({"quantizer": quantize, "dynamic-quantizer": together}),
+    **{f"com.microsoft::{op}": quantize for op in chosen("quantizer")},
     **{f"com.microsoft::{op}": pointwise for op in DATA},
     "com.microsoft::QLinearSoftmax": softmax,
     "com.microsoft::QLinearConcat": concat,
     "com.microsoft::QGemm": gemm,
-    "DynamicQuantizeLinear": together,
 }

@@ -15,13 +15,11 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Atom
 from convrewrite.engine.graph import Constants, Shape, live_nodes, producer, subgraph_tensors, subgraphs
+from convrewrite.engine.operators import chosen, is_standard
 from convrewrite.passes.open_batch.edits import Edit
 from convrewrite.passes.open_batch.states import Counts, Each, Free, Images, Lost, State, Stop
 
 Rule = Callable[["Walk", gs.Node, Sequence[State]], Sequence[State]]
-
-STANDARD = (None, "", "ai.onnx")
-"""Domains of ONNX's own operators."""
 
 
 class Decided(Exception):
@@ -33,8 +31,8 @@ class Decided(Exception):
         self.way = way
 
 
-RANDOM = ("Random", "Multinomial", "Bernoulli")
-"""How operators begin that draw numbers: those of one image would depend on how many there are."""
+RANDOM = chosen("random")
+"""Operators that draw numbers: those of one image would depend on how many there are."""
 
 
 @dataclass
@@ -79,7 +77,7 @@ class Walk:
             seen.add(id(node))
             ahead = [t for t in node.inputs if t.name and t.inputs and t.name not in self.native]
             if not ahead:
-                whose = "" if node.domain in STANDARD else f" of the domain '{node.domain}'"
+                whose = "" if is_standard(node) else f" of the domain '{node.domain}'"
                 return f"shape inference of onnx finds no shape behind {self.label(node)}{whose}"
             node = producer(ahead[0])
         return f"the shape of '{tensor.name}' is not known"
@@ -169,7 +167,7 @@ class Walk:
 
     def _way(self, node: gs.Node) -> bool | None:
         """The condition of an If where it is the same for any number of images, and at every size that is left open."""
-        if node.op != "If" or node.domain not in STANDARD or not isinstance(self.state(node.inputs[0]), Free):
+        if node.op != "If" or not is_standard(node) or not isinstance(self.state(node.inputs[0]), Free):
             return None
         value = (self.written if self.sized else self._at_native).value(node.inputs[0])
         return bool(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
@@ -185,7 +183,7 @@ class Walk:
         """What is known of the outputs."""
         if all(isinstance(state, Free) for state in states):
             return [Free()] * len(node.outputs)
-        key = node.op if node.domain in STANDARD else f"{node.domain}::{node.op}"
+        key = node.op if is_standard(node) else f"{node.domain}::{node.op}"
         some = any(isinstance(state, Counts) for state in states)
         shaped = key in takes_counts and not isinstance(states[0], Counts)
         if key in counting and not shaped and (some or key in ("Shape", "Size")):
@@ -236,4 +234,4 @@ def images_for(native: int, shapes: Mapping[str, Shape]) -> Images:
 
 def _draws(node: gs.Node) -> bool:
     """Whether a node, or one in its subgraphs, draws random numbers."""
-    return node.op.startswith(RANDOM) or any(_draws(inner) for graph in subgraphs(node) for inner in graph.nodes)
+    return node.op in RANDOM or any(_draws(inner) for graph in subgraphs(node) for inner in graph.nodes)

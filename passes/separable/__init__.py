@@ -41,15 +41,14 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Protocol, overload
+from dataclasses import dataclass, replace
+from typing import ClassVar, overload
 
-import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.graph import has_fixed_inputs, infer_shapes
+from convrewrite.engine.graph import has_fixed_inputs
 from convrewrite.engine.layers import LinearLayer
-from convrewrite.engine.rewrite import Declined, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
 from convrewrite.passes.separable.emission import Replacement, emit
 from convrewrite.passes.separable.factors import rounding
 from convrewrite.passes.separable.matrices import read_matrix
@@ -66,17 +65,6 @@ CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 
 FACTOR = re.compile(r"/separable/\d+\.\d+(_\d+)?$")
 """The end of the name of a node that this pass made."""
-
-
-class Responses(Protocol):
-    """What a layer sees and gives on real inputs: how the pipeline hands activations to the pass."""
-
-    def __call__(self, graph: gs.Graph, site: LayerSite) -> Moments | None:
-        """Moments of the inputs of a layer as the graph now computes them, and of what the original gives there.
-
-        None where they would be too large to hold: the factors then stay as the decomposition gives them.
-        """
-        ...
 
 
 class Lazily(Sequence[Plan]):
@@ -105,21 +93,19 @@ def _worth_fitting(site: LayerSite, found: Offers) -> bool:
 
 
 @dataclass(frozen=True)
-class Separable:
+class Separable(Pass):
     """The pass.
 
     Attributes:
         tol: bound on the relative Frobenius error of each kernel; 0 for what rounding costs.
         form: one of FORMS, or "auto".
-        shapes: of the graph's tensors, where they are known already. responses: fit the factors to these.
     """
 
     name: ClassVar[str] = "separable"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
     tol: float = 0.0
     form: str = "auto"
-    shapes: Mapping[str, tuple[int, ...]] | None = field(default=None, compare=False, repr=False)
-    responses: Responses | None = field(default=None, compare=False, repr=False)
+    fits: ClassVar[bool] = True
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Conv and ConvTranspose, and every Gemm and MatMul with one constant factor."""
@@ -128,15 +114,15 @@ class Separable:
             if convolves or LinearLayer.of(node) is not None:
                 yield node
 
-    def plan(self, graph: gs.Graph, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
+    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Find the forms and ranks within the tolerance, the fastest first."""
         label = f"{node.op} '{node.name or node.outputs[0].name}'"
         if FACTOR.search(node.name):
             return Declined(REASONS["separable/already-factored"], label)
         layer = LinearLayer.of(node)
-        shape = self._shape(graph, node.inputs[0 if layer is None else layer.data].name)
+        shape = context.shapes.get(node.inputs[0 if layer is None else layer.data].name)
         rank = None if shape is None else len(shape)
-        site = read_site(graph, node) if layer is None else read_matrix(graph, node, layer, rank)
+        site = read_site(context.graph, node) if layer is None else read_matrix(context.graph, node, layer, rank)
         if isinstance(site, Refusal | Declined):
             return site
         if not site.weight.any():
@@ -145,13 +131,14 @@ class Separable:
         if site.layer is not None:
             size, batch = None, 1 if shape is None else site.layer.rows(shape)
         site = replace(site, size=size)
-        if site.transposed and size is not None and has_fixed_inputs(graph):
+        if site.transposed and size is not None and has_fixed_inputs(context.graph):
             site = replace(site, attrs=explicit(site.attrs, site.kernel, size))
         found = offers(site, self.tol, self._forms(site), batch)
         if found is None:
             return Declined(REASONS["separable/no-form"], f"{label}: {site}")
-        asked = self.responses is not None and site.fits and _worth_fitting(site, found)
-        moments = self.responses(graph, site) if self.responses is not None and asked else None
+        moments: Moments | None = None
+        if context.responses is not None and site.fits and _worth_fitting(site, found):
+            moments = context.responses(context.graph, site)
         return Lazily(found.options, lambda option: self._plan(site, found, option, moments))
 
     def _forms(self, site: LayerSite) -> Sequence[str]:
@@ -189,15 +176,3 @@ class Separable:
             rank=option.rank,
         )
         return Plan((told,), replacement, evidence={"kernels": {site.anchor: replacement.reconstruction}})
-
-    def _shape(self, graph: gs.Graph, name: str) -> tuple[int, ...] | None:
-        """Shape of a tensor, if it is known."""
-        if self.shapes is not None:
-            return self.shapes.get(name)
-        if not has_fixed_inputs(graph):
-            return None
-        given: dict[str, list[Any]] = {t.name: list(t.shape or ()) for t in graph.inputs}
-        try:
-            return infer_shapes(graph, given).get(name)
-        except onnx.shape_inference.InferenceError:
-            return None

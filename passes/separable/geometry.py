@@ -14,14 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from convrewrite.engine import timemodel
 from convrewrite.engine.layers import Sliding
 from convrewrite.passes.separable.factors import Stage
-
-BLOCK = 16
-"""Channels that ONNX Runtime computes together on AVX-512; a part of a block costs as much as the whole."""
-
-TRAFFIC = 12
-"""MACs that take as long as writing an entry of a tensor between two stages and reading it again."""
 
 Chain = tuple[Stage, ...]
 Layout = tuple[Chain, ...]
@@ -92,10 +87,10 @@ def cost(layout: Layout, cells: Sequence[Cells], batch: int = 1) -> Cost:
         for index, (stage, count) in enumerate(zip(chain, cells, strict=True)):
             taps, inputs = math.prod(stage.kernel), stage.inputs // stage.group
             macs += count.computed * stage.out * inputs * taps
-            time += count.computed * taps * _block(inputs) * _block(stage.out)
+            time += count.computed * taps * timemodel.dense(inputs) * timemodel.dense(stage.out)
             parameters += stage.out * inputs * taps
             if index < len(chain) - 1 or branch < len(layout) - 1:
-                time += count.written * _block(stage.out) * TRAFFIC
+                time += count.written * timemodel.dense(stage.out) * timemodel.TRAFFIC
     return Cost(batch * macs, batch * time, parameters)
 
 
@@ -117,7 +112,3 @@ def cells_of(chain: Chain, attrs: Mapping[str, Any], size: Sequence[int] | None)
         counts.append(left)
         left *= math.prod(node.attrs["strides"])
     return [Cells(count, count) for count in reversed(counts)]
-
-
-def _block(channels: int) -> int:
-    return channels if channels < BLOCK else math.ceil(channels / BLOCK) * BLOCK

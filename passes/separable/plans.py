@@ -12,10 +12,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from convrewrite.engine.timemodel import BLOCK
 from convrewrite.passes.separable.decomposition import Decomposition, answers
 from convrewrite.passes.separable.factors import Rank, Stage, rounding
 from convrewrite.passes.separable.forms import decompositions
-from convrewrite.passes.separable.geometry import BLOCK, Cells, Cost, cost
+from convrewrite.passes.separable.geometry import Cells, Cost, cost
 from convrewrite.passes.separable.placing import cells_of
 from convrewrite.passes.separable.site import LayerSite
 

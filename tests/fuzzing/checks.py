@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import typer_once  # noqa: F401
+
 from convrewrite.cli import app as cli
 from fuzzing.cases import REWRITING, Case
 

@@ -17,7 +17,7 @@ import pytest
 
 from convrewrite import model_io
 from convrewrite.engine.graph import infer_shapes, skeleton
-from convrewrite.engine.rewrite import PassResult, run_pass
+from convrewrite.engine.rewrite import Context, PassResult, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.passes.dense import Dense
 from nets import Net, run
@@ -32,7 +32,8 @@ def dense(model: onnx.ModelProto, stride: Sequence[int] | None, size: Sequence[i
     spatial = iter(size)
     dims = [d if isinstance(d, int) else next(spatial) for d in image.shape]
     shapes = infer_shapes(graph, {image.name: dims})
-    return run_pass(Dense(None if stride is None else tuple(stride), shapes), graph)
+    pass_ = Dense(None if stride is None else tuple(stride))
+    return run_pass(pass_, graph, context=Context.of(graph, shapes=shapes))
 
 
 def made(result: PassResult, model: onnx.ModelProto) -> onnx.ModelProto:

@@ -122,6 +122,15 @@ def test_packing_finds_what_was_packed(shapes: list[tuple[int, int]], data: st.D
         assert sum(shapes[m][1] for m in members) <= room[1]
 
 
+@pytest.mark.parametrize(("groups", "room"), [(3000, (1, 1)), (2, (1500, 1500)), (1, (3000, 3000))])
+def test_thousands_of_components_are_packed_without_recursion(groups: int, room: tuple[int, int]) -> None:
+    """A depthwise convolution has as many components as channels; 960 of them were too many."""
+    packed = pack([(1, 1)] * 3000, groups, room)
+    assert packed is not None
+    assert sorted(number for members in packed for number in members) == list(range(3000))
+    assert {len(members) for members in packed} == {3000 // groups}
+
+
 @pytest.mark.parametrize(
     ("out", "inputs", "groups"), [(64, 64, 2), (64, 32, 4), (48, 48, 3), (256, 256, 8), (640, 640, 4)]
 )

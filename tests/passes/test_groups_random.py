@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 from convrewrite import model_io
 from convrewrite.acceptance import with_kernels
 from convrewrite.acceptance.regions import region
+from convrewrite.engine import timemodel
 from convrewrite.engine.graph import infer_shapes
 from convrewrite.engine.rewrite import Declined, Plan
-from convrewrite.passes.groups import Groups, packing, planning
+from convrewrite.passes.groups import Groups
 from groups_nets import assert_equal, conv, ops, planted, rewrite
 from helpers import Net
 
@@ -178,7 +179,7 @@ def test_random_graphs_stay_the_same(seed: int, length: int) -> None:
 def test_random_graphs_with_gathers_stay_the_same(seed: int, length: int, into: int | None) -> None:
     """Where nothing but multiplications counts, gathers and convolutions side by side pay for small nets too."""
     model = drawn(seed, length)
-    with patch.object(planning, "TRAFFIC", 0), patch.object(packing, "TRAFFIC", 0), patch.object(packing, "BLOCK", 1):
+    with patch.multiple(timemodel, TRAFFIC=0, BLOCK=1):
         _, made = rewrite(model, Groups(into=into), judge=check_region)
     for op in ("Gather", "Split"):
         event(f"{op}: {op in ops(made)}")
@@ -191,8 +192,8 @@ def test_random_graphs_with_gathers_stay_the_same(seed: int, length: int, into: 
 def test_random_graphs_within_a_tolerance_are_what_they_say(seed: int, length: int, tol: float, dear: bool) -> None:
     """The original with the kernels that the pass tells is the rewritten net, bit for bit."""
     model = drawn(seed, length)
-    traffic, block = (packing.TRAFFIC, packing.BLOCK) if dear else (0, 1)
-    with patch.multiple(packing, TRAFFIC=traffic, BLOCK=block), patch.object(planning, "TRAFFIC", traffic):
+    traffic, block = (timemodel.TRAFFIC, timemodel.BLOCK) if dear else (0, 1)
+    with patch.multiple(timemodel, TRAFFIC=traffic, BLOCK=block):
         result, made = rewrite(model, Groups(tol=tol))
     kernels = result.evidence.get("kernels", {})
     event(f"{len(kernels)} kernels")

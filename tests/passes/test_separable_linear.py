@@ -365,7 +365,7 @@ def test_a_fit_is_the_reduced_rank_regression(build: str) -> None:
     feeds = {"x": x if build != "left" else np.ascontiguousarray(x.T)}
     loaded = model_io.load(model.SerializeToString())
     seen = responses.Collected.read(loaded, feeds, native.native(loaded, None), "cpu", 0)
-    result, made = rewrite(model, Separable(tol=0.9, responses=seen))
+    result, made = rewrite(model, Separable(tol=0.9), responses=seen)
     (site,) = result.outcome("rewritten")
     rank, answers = site.rank[0], (x - x.mean(0)).astype(np.float64) @ scaled
     values = np.linalg.svd(answers, compute_uv=False)

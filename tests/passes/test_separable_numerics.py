@@ -18,6 +18,7 @@ import pytest
 import scipy.signal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes import HANGS
 
 from convrewrite.passes.separable.decomposition import Decomposition, answers, bisect, highest_corners, lowest_corners
 from convrewrite.passes.separable.factors import Array, Factor, Factorization, Rank, Stage, rounding
@@ -462,7 +463,7 @@ def test_a_far_weight_is_refused_without_a_closer_look(monkeypatch: pytest.Monke
 
 def test_lazy_values_are_computed_once_and_threads_do_not_wait_for_each_other() -> None:
     """functools.cached_property had one lock for all instances until Python 3.12."""
-    barrier = threading.Barrier(2, timeout=10)
+    barrier = threading.Barrier(2, timeout=HANGS)
 
     class Counted:
         calls = 0

@@ -171,7 +171,7 @@ def test_a_given_size_on_an_open_map(form: str) -> None:
     attrs = {"strides": [2, 2], "output_shape": [27, 28]}  # 13 cells are fed
     model = net_of(planted(form, 12, 16, (3, 5), 1), (1, 16, "height", "width"), **attrs)
     assumed = {"x": (1, 16, 9, 9)}  # a size that was tried; it must not be written into the file
-    result, made = rewrite(model, Separable(form=form, shapes=assumed))
+    result, made = rewrite(model, Separable(form=form), shapes=assumed)
     if form in ("channel", "tucker"):
         assert result.changed
         assert_same(model, made)
@@ -282,7 +282,7 @@ def test_a_fit_sees_what_a_cell_sees(group: int, geometry: dict[str, Any]) -> No
     at = native.native(loaded, None)
     collected = responses.Collected.read(loaded, {"x": x}, at, "cpu", 0)
     plain, _ = rewrite(model, Separable(tol=0.6, form="channel"))
-    result, made = rewrite(model, Separable(tol=0.6, form="channel", responses=collected))
+    result, made = rewrite(model, Separable(tol=0.6, form="channel"), responses=collected)
     (site,) = result.outcome("rewritten")
     assert site.error <= 0.6
     assert plain.sites[0].rank == site.rank
