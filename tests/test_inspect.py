@@ -373,13 +373,13 @@ def test_an_inspection_prints_itself() -> None:
 def test_the_tolerance_that_is_printed_suffices(name: str, at: float) -> None:
     """Each is given to the pass, and the layer is rewritten: no tolerance of two digits may be rounded down."""
     model = model_io.load(models.lenet5_path() if name == "lenet5" else models.trained_path(name))
-    told = [line for line in str(inspection.inspect(model, name, tol=at)).splitlines() if "pays from --tol" in line]
+    told = [line for line in str(inspection.inspect(model, name, tol=at)).splitlines() if "pays from tol=" in line]
     assert len(told) > 2
     shapes = native(model, None).tensors
     makes: dict[str, Any] = {"separable": Separable, "groups": Groups}
     for line in told:
         kind, anchor = line.split()[:2]
-        tol = float(line.split("pays from --tol ")[1].split(",")[0].split()[0])
+        tol = float(line.split("pays from tol=")[1].split(",")[0].split()[0])
         asked = makes[kind](tol=tol, shapes=shapes)
         made = run_pass(asked, model.graph, judge=acceptance.smaller, only=(anchor,))
         assert [site.anchor for site in made.outcome("rewritten")] == [anchor], line
