@@ -524,7 +524,7 @@ def test_windows_want_the_fcn_model_second(tmp_path):
     fcn = convert(LENET, tmp_path / "fcn.onnx")
     with pytest.raises(UsageError, match="swap them"):
         bench(fcn, LENET, windows=True)
-    with pytest.raises(UsageError, match="make it with 'convrewrite.fcn'"):
+    with pytest.raises(UsageError, match=r"make it with 'convrewrite\.fcn'"):
         bench(LENET, LENET, windows=True)
 
 

@@ -244,7 +244,7 @@ def _gates(settings: Settings, source: Path, last: Path, data: Any, finding: Fin
             timed: dict[str, Any] = {"seconds": gates.bench_seconds, "min_speedup": gates.min_speedup}
             found = timing.bench(source, last, sizes=sizes, provider=how.provider, **timed)
             finding.note(speedup=None if found.speedup is None else found.speedup.to_dict(), verdict=found.verdict)
-            missed += [f"gate min_speedup: {found.error}"] if found.error is not None else []
+            missed += [f"gate min_speedup: {found.error.text}"] if found.error is not None else []
     if missed:
         raise CheckFailed("; ".join(missed))
 
