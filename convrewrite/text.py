@@ -192,8 +192,10 @@ def parameter(name: str, value: object = None) -> str:
 
 def _plain(value: object) -> Any:
     """The value out of numbers, texts and what holds them, which can be read again; anything else as its text."""
-    if value is None or isinstance(value, bool | str):
+    if value is None or isinstance(value, bool):
         return value
+    if isinstance(value, str):
+        return str(value)  # an entry of an enumeration, too
     if isinstance(value, Mapping):
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, tuple | list):

@@ -15,6 +15,7 @@ from cli_models import padded, plain, run, save, symbolic
 
 import convrewrite as cr
 from convrewrite.batch.words import KEYS
+from convrewrite.cli.options import Softmax
 from convrewrite.cli.words import FLAGS, Flags
 from convrewrite.errors import ConvrewriteError, UsageError, said
 from convrewrite.text import PYTHON, Call, parameter, told, visible
@@ -66,6 +67,7 @@ def test_such_a_text_is_found() -> None:
         (parameter("stride", "4"), "--stride 4", "stride=4", "stride=4"),
         (parameter("tol", "0.05"), "--tol 0.05", "tol=0.05", "tol=0.05"),
         (parameter("accept", "faster"), "--accept faster", "accept='faster'", 'accept="faster"'),
+        (parameter("softmax", Softmax.last), "--softmax last", "softmax='last'", 'softmax="last"'),
         (parameter("chosen", "K"), "--class K", "chosen=K", "chosen=K"),
         (parameter("data", "F.npz"), "--data F.npz", "data", "data"),
         (parameter("verify", False), "--no-verify", "verify=False", "verify=false"),

@@ -198,8 +198,8 @@ def trade(source: str, target: str, pass_: Pass, options: Options, how: Trade) -
 def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, log: Log) -> None:
     runtime.check_installation()
     if isinstance(pass_, Dense | Upsample):
-        option = parameter("stride" if isinstance(pass_, Dense) else "upsample")
-        raise UsageError(f"the pass {pass_.name} is a step of fcn", remedy=f"run {Call('fcn')} with {option}")
+        given = {"stride": "S"} if isinstance(pass_, Dense) else {"upsample": "bilinear"}
+        raise UsageError(f"the pass {pass_.name} is a step of fcn", remedy=f"run {Call('fcn', given=given)}")
     check_provider(options.provider)
     refuse_stream_target(target)
     decisions = Decisions.read(how.timings)
