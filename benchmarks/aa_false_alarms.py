@@ -19,6 +19,7 @@ from pathlib import Path
 import onnx
 
 from convrewrite.models import build
+from convrewrite.options import BenchOptions
 from convrewrite.timing import NO_DIFFERENCE, Bench, bench
 
 BUSY = Path(__file__).with_name("busy.py")
@@ -62,7 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         path = Path(folder) / "model.onnx"
         onnx.save(build(MODEL, **OPTIONS), path)
         for number in range(1, chosen.runs + 1):
-            result = bench(path, path, seconds=chosen.seconds, provider="cpu", memory=False, seed=number).check()
+            how = BenchOptions(seconds=chosen.seconds, provider="cpu", memory=False, seed=number)
+            result = bench(path, path, how).check()
             alarms += result.verdict != NO_DIFFERENCE
             print(line(number, result), flush=True)
     met = alarms <= ALLOWED * chosen.runs

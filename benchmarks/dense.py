@@ -33,9 +33,7 @@ from benchmarks.windows_worker import relative_error
 from convrewrite import pipeline, timing
 from convrewrite.models import trained_path
 from convrewrite.models.builder import NetBuilder
-from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline import Map
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import FcnOptions
 from convrewrite.timing.statistics import Estimate, estimate, ratios
 
 NAME = "dense"
@@ -78,8 +76,9 @@ class Contest:
         original, coarse, dense = (folder / f"{name}.onnx" for name in ("original", "coarse", "dense"))
         onnx.save(common.any_batch(make()), original)
         outcome = None
-        for target, how in ((coarse, Map()), (dense, Map((1,)))):
-            outcome = pipeline.fcn(str(original), str(target), Fcn(), Options("cpu", verify=False), how).check()
+        for target, stride in ((coarse, None), (dense, 1)):
+            how = FcnOptions(provider="cpu", verify=False, stride=stride)
+            outcome = pipeline.fcn(str(original), str(target), how).check()
         assert outcome is not None
         assert outcome.window is not None
         self.window = outcome.window

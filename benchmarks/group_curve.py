@@ -21,8 +21,7 @@ from typing import Any
 from benchmarks import common, pairs
 from benchmarks.trade_off import correct
 from convrewrite import models, pipeline
-from convrewrite.passes.groups import Groups
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import GroupsOptions
 
 NAME = "group_curve"
 MODELS = {"digits_vgg": "small VGG", "digits_dw7": "7x7 depthwise net"}
@@ -37,8 +36,8 @@ def point(model: str, groups: int, folder: Path, seconds: float, sets: int) -> d
     row: dict[str, Any] = {"model": model, "groups": groups, "digits": digits}
     if groups == 1:
         return row | {"sites": 0, "energy": 1.0, "macs_ratio": 1.0, "correct": right, "speedup": None}
-    options = Options(provider="cpu", samples=1)
-    outcome = pipeline.trade(str(source), str(target), Groups(tol=1.0, into=groups), options, pipeline.Trade()).check()
+    options = GroupsOptions(provider="cpu", samples=1, tol=1.0, into=groups)
+    outcome = pipeline.groups(str(source), str(target), options).check()
     sites = [site for site in outcome.sites if site.outcome == "rewritten"]
     if not sites:
         return row | {"sites": 0, "energy": 1.0, "macs_ratio": 1.0, "correct": right, "speedup": None}

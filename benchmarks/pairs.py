@@ -11,6 +11,7 @@ import onnx
 from convrewrite import model_io, timing
 from convrewrite.acceptance import smaller
 from convrewrite.engine.rewrite import Pass, PassResult, run_pass
+from convrewrite.options import BenchOptions
 
 
 def rewritten(model: onnx.ModelProto, pass_: Pass, folder: Path, name: str) -> tuple[Path, Path, PassResult]:
@@ -25,7 +26,8 @@ def rewritten(model: onnx.ModelProto, pass_: Pass, folder: Path, name: str) -> t
 
 def time_pair(source: Path, target: Path, seconds: float, sets: int) -> dict[str, Any]:
     """Milliseconds of both, the speedup, the control, and the verdict."""
-    (cell,) = timing.bench(source, target, seconds=seconds, sets=sets, provider="cpu", memory=False).check().cells
+    how = BenchOptions(seconds=seconds, sets=sets, provider="cpu", memory=False)
+    (cell,) = timing.bench(source, target, how).check().cells
     return {
         "before_ms": cell.a.seconds * 1e3,
         "after_ms": cell.b.seconds * 1e3,

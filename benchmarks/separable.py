@@ -25,8 +25,8 @@ import onnx
 
 from benchmarks import common, pairs, planted
 from convrewrite import models, pipeline, timing
+from convrewrite.options import SeparableOptions
 from convrewrite.passes.separable import Separable
-from convrewrite.pipeline.outcome import Options
 
 NAME = "separable"
 SHARE_GOAL = 0.8
@@ -170,10 +170,8 @@ def accepted(folder: Path, seconds: float, sets: int, quick: bool) -> list[dict[
     rows = []
     for name, (source, tol) in at_hand(folder, quick).items():
         target = folder / "accepted.onnx"
-        options = Options(provider="cpu", samples=1)
-        outcome = pipeline.trade(
-            str(source), str(target), Separable(tol=tol), options, pipeline.Trade("faster")
-        ).check()
+        options = SeparableOptions(provider="cpu", samples=1, tol=tol, accept="faster")
+        outcome = pipeline.separable(str(source), str(target), options).check()
         sites = [site for site in outcome.sites if site.outcome == "rewritten"]
         row: dict[str, Any] = {"model": name, "tol": tol, "sites": len(sites), "of": len(outcome.sites)}
         row |= pairs.time_pair(source, target, seconds, sets) if sites else {}

@@ -23,8 +23,7 @@ import numpy as np
 
 from benchmarks import common
 from convrewrite import models, pipeline, timing
-from convrewrite.passes.separable import Separable
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import BenchOptions, SeparableOptions
 from convrewrite.running.runtime import open_session
 
 NAME = "trade_off"
@@ -49,8 +48,8 @@ def point(source: Path, folder: Path, tol: float, kind: str, seconds: float, set
     target = folder / "smaller.onnx"
     images, _ = models.digit_images("train")
     data = {"image": images[:DIGITS]} if kind == "responses" else None
-    options = Options(provider="cpu", data=data, samples=3)
-    outcome = pipeline.trade(str(source), str(target), Separable(tol=tol), options, pipeline.Trade()).check()
+    options = SeparableOptions(provider="cpu", data=data, samples=3, tol=tol)
+    outcome = pipeline.separable(str(source), str(target), options).check()
     rewritten = [site for site in outcome.sites if site.outcome == "rewritten"]
     row: dict[str, Any] = {"kind": kind, "tol": tol, "sites": len(rewritten), "of": len(outcome.sites)}
     assert outcome.input is not None
@@ -58,7 +57,8 @@ def point(source: Path, folder: Path, tol: float, kind: str, seconds: float, set
     row["macs"] = [outcome.input.macs, outcome.output.macs if rewritten else outcome.input.macs]
     row["correct"], row["digits"] = correct(target)
     if rewritten:
-        (cell,) = timing.bench(source, target, seconds=seconds, sets=sets, provider="cpu", memory=False).check().cells
+        how = BenchOptions(seconds=seconds, sets=sets, provider="cpu", memory=False)
+        (cell,) = timing.bench(source, target, how).check().cells
         row |= {
             "milliseconds": [cell.a.seconds * 1e3, cell.b.seconds * 1e3],
             "speedup": cell.comparison.speedup.to_dict(),

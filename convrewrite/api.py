@@ -18,29 +18,36 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from onnx import ModelProto
 from rich.console import Console
 
 from convrewrite import arguments, inspection, model_io, pipeline, plugins, timing
-from convrewrite.arguments import Given, Size, extents, one_of, spoken, tolerance, yes
-from convrewrite.arguments import options as options_of
+from convrewrite.arguments import Given, spoken
 from convrewrite.engine.rewrite import Pass, Site
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
 from convrewrite.inspection import Inspection
 from convrewrite.model_io import Model
-from convrewrite.passes.fcn import Fcn
-from convrewrite.passes.groups import Groups
-from convrewrite.passes.separable import FORMS, Separable
-from convrewrite.passes.upsample import MODES
-from convrewrite.pipeline import Map, Trade, report
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.options import (
+    ApplyOptions,
+    BenchOptions,
+    FcnOptions,
+    GroupsOptions,
+    InspectOptions,
+    LazyOptions,
+    SeparableOptions,
+    TransformOptions,
+    VerifyOptions,
+    options_of,
+)
+from convrewrite.options.keywords import keywords, keywords_of
+from convrewrite.pipeline import report
+from convrewrite.pipeline.outcome import Outcome
 from convrewrite.system import atomic
 from convrewrite.system.leftovers import Scratch
 from convrewrite.text import PYTHON, Printed, told
@@ -48,9 +55,6 @@ from convrewrite.timing import Bench
 from convrewrite.verification import Verification
 
 __all__ = ["Result", "apply", "bench", "fcn", "groups", "inspect", "load", "separable", "transform", "verify"]
-
-Data = Mapping[str, np.ndarray[Any, Any]]
-"""Real inputs by name; axis 0 is samples."""
 
 
 @dataclass(frozen=True)
@@ -122,156 +126,108 @@ def load(source: Given | bytes) -> Model:
 
 
 @spoken
-def fcn(
-    model: Given,
-    *,
-    window: Size | None = None,
-    size: Size | None = None,
-    stride: Size | None = None,
-    upsample: str = "",
-    softmax: str = "",
-    opset: int | None = None,
-    dynamic_batch: bool = False,
-    **options: Any,
-) -> Result:
+@keywords(FcnOptions)
+def fcn(model: Given, options: FcnOptions) -> Result:
     """Make a classifier run on images of any size.
 
     Args:
-        model: the classifier. window: its own input size, where the file leaves it open. size: fix the new input to it.
-        stride: pixels between cells, where it is to be less than the network's own; 1 is dense.
-        upsample: "bilinear" or "nearest" for a cell at every pixel of the image. softmax: "last" or "none", to
-            interpolate the scores. opset: of the result, where it is to be a later one.
-        dynamic_batch: whether it is to take any number of images at once.
-        options: fields of `outcome.Options`: provider, verify, max_output_error, samples, seed, data, only, skip.
+        model: the classifier.
 
     Raises:
         Refused: it cannot be converted. CheckFailed: it is not equivalent. UsageError: wrong input or options.
     """
-    pass_ = Fcn(window=extents("window", window), size=extents("size", size))
-    wanted = extents("stride", stride)
-    if upsample:
-        one_of("upsample", upsample, MODES)
-    if softmax:
-        one_of("softmax", softmax, ("last", "none"))
-    opset = None if opset is None else arguments.whole("opset", opset, 7)
-    how = Map(wanted, upsample, softmax, opset, yes("dynamic_batch", dynamic_batch))
-    return _rewritten(model, lambda source, target: pipeline.fcn(source, target, pass_, options_of(options), how))
+    return _rewritten(model, lambda source, target: pipeline.fcn(source, target, options))
 
 
 @spoken
-def separable(
-    model: Given,
-    *,
-    tol: float = 0.0,
-    form: str = "auto",
-    accept: str = "smaller",
-    size: Size | None = None,
-    timings: str | None = None,
-    fit: bool = True,
-    **options: Any,
-) -> Result:
+@keywords(SeparableOptions)
+def separable(model: Given, options: SeparableOptions) -> Result:
     """Factor convolutions and linear layers by singular values, within a relative error `tol` of each kernel.
 
     Args:
-        model: the network. form: "auto", "spatial", "depthwise", "channel" or "tucker". accept: "smaller", "faster" or
-            "always". size: of the image, where the file leaves it open. timings: file of timing decisions.
-        fit: with data among the options, fit the factors to the layers' responses. options: as for `fcn`.
+        model: the network.
 
     Raises:
         Refused, CheckFailed, UsageError: as for `fcn`.
     """
-    how = Trade(
-        one_of("accept", accept, pipeline.ACCEPT), extents("size", size), arguments.timings(timings), yes("fit", fit)
-    )
-    return _traded(model, Separable(tol=tolerance(tol), form=one_of("form", form, ("auto", *FORMS))), options, how)
+    return _rewritten(model, lambda source, target: pipeline.separable(source, target, options))
 
 
 @spoken
-def groups(
-    model: Given,
-    *,
-    tol: float = 0.0,
-    into: int | None = None,
-    expand: str | None = None,
-    accept: str = "smaller",
-    size: Size | None = None,
-    timings: str | None = None,
-    **options: Any,
-) -> Result:
+@keywords(GroupsOptions)
+def groups(model: Given, options: GroupsOptions) -> Result:
     """Split convolutions into groups of channels, or with `expand` ("branches", "dense") the opposite.
 
     Args:
-        model: the network. tol: bound on each kernel's relative error. into: this number of groups alone.
-        accept, size, timings, options: as for `separable`.
+        model: the network.
 
     Raises:
         Refused, CheckFailed, UsageError: as for `fcn`.
     """
-    if expand is not None:
-        one_of("expand", expand, ("branches", "dense"))
-    judge = "always" if expand is not None else one_of("accept", accept, pipeline.ACCEPT)
-    into = None if into is None else arguments.whole("into", into, 2)
-    pass_ = Groups(tol=tolerance(tol), into=into, expand=expand)
-    return _traded(model, pass_, options, Trade(judge, extents("size", size), arguments.timings(timings)))
+    return _rewritten(model, lambda source, target: pipeline.groups(source, target, options))
 
 
 @spoken
-def verify(a: Given, b: Given, *, size: Size | None = None, **options: Any) -> Verification:
+@keywords(VerifyOptions)
+def verify(a: Given, b: Given, options: VerifyOptions) -> Verification:
     """Compare two models in ONNX Runtime; a model that `fcn` made is held against its windows.
 
     Args:
-        a: the original. b: the rewritten model. size: of the image, where it is open.
-        options: as for `fcn`; others go to `verification.verify` (sizes, batch, shapes, where, reference).
+        a: the original.
+        b: the rewritten model.
 
     Raises:
         CheckFailed: they are not the same function, or the verification says nothing. UsageError: they do not fit.
     """
-    known = {name: options.pop(name) for name in list(options) if name in Options.__dataclass_fields__}
-    more = arguments.comparison(options)
     with atomic.scratch() as folder:
-        first, second = _path(a, folder, "a"), _path(b, folder, "b")
-        outcome = pipeline.compare(first, second, extents("size", size), options_of(known), **more).check()
+        outcome = pipeline.compare(_path(a, folder, "a"), _path(b, folder, "b"), options).check()
     assert outcome.verification is not None
     return told(outcome.verification, PYTHON)
 
 
 @spoken
-def bench(a: Given, b: Given, **how: Any) -> Bench:
-    """Time two models against each other, beyond the noise; `how` goes to `timing.bench` (sizes, batches, seconds).
+@keywords(BenchOptions)
+def bench(a: Given, b: Given, options: BenchOptions) -> Bench:
+    """Time two models against each other, beyond the noise.
+
+    Args:
+        a: the original.
+        b: the rewritten model.
 
     Raises:
         CheckFailed: `min_speedup` is missed. UsageError: they cannot be timed.
     """
-    arguments.known_only(how, arguments.parameters(timing.bench))
-    how |= arguments.timing(how)
     with atomic.scratch() as folder:
-        found = told(timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), **how).check(), PYTHON)
+        found = told(timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), options).check(), PYTHON)
         return replace(found, a=arguments.placeless(found.a), b=arguments.placeless(found.b))
 
 
 @spoken
-def inspect(model: Given, *, size: Size | None = None, tol: float = 0.0, passes: bool = True) -> Inspection:
+@keywords(InspectOptions)
+def inspect(model: Given, options: InspectOptions) -> Inspection:
     """List the layers of a model with cost and receptive fields, and what each pass would do within `tol`.
+
+    Args:
+        model: the network.
 
     Raises:
         UsageError: the size does not fit.
     """
     loaded = _model(model)
-    at, within = extents("size", size), tolerance(tol)
-    asked = yes("passes", passes)
-    return told(inspection.inspect(loaded, str(loaded.path or "model"), size=at, tol=within, passes=asked), PYTHON)
+    return told(inspection.inspect(loaded, str(loaded.path or "model"), options), PYTHON)
 
 
 @spoken
-def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any) -> Any:
+@keywords_of(ApplyOptions)
+def apply(model: Given, image: Any, target: str | Path | None = None, *, options: ApplyOptions) -> Any:
     """Compute the cells of a fully convolutional model over an image of any size, tile by tile.
 
     Args:
-        model: what `fcn` made, or another fully convolutional one. image: path or address of a Zarr array, TIFF, .npy,
-            PNG or JPEG. target: a Zarr group, .npy, .tif or .png; then the result is a `tiling.Applied`.
-            Without a target, the image is a `dask.array`, and so is the result, [K, *cells] by output name, lazily.
-        how: fields of `tiling.How`, as the command's options; without a target layout, outputs, tile, scale, mean, std
-            and channels.
+        model: what `fcn` made, or another fully convolutional one.
+        image: path or address of a Zarr array, TIFF, .npy, PNG or JPEG.
+        target: a Zarr group, .npy, .tif or .png; then the result is a `tiling.Applied`. Without a target, the image is
+            a `dask.array`, and so is the result, [K, *cells] by output name, lazily; the options are then layout,
+            outputs, tile, scale, mean, std, channels and top1.
 
     Raises:
         Refused: tiles cannot give what one pass gives. CheckFailed: a tile or a comparison failed. UsageError.
@@ -279,47 +235,33 @@ def apply(model: Given, image: Any, target: str | Path | None = None, **how: Any
     from convrewrite import tiling
 
     if target is None:
-        return tiling.lazily(_model(model), image, **how)
-    arguments.known_only(how, tiling.How.__dataclass_fields__)
+        lazy = {option.name for option in options_of(LazyOptions)}
+        whole = [option for option in options_of(ApplyOptions) if option.name not in lazy]
+        if strange := [o.name for o in whole if getattr(options, o.name) != o.default]:
+            raise UsageError(f"without a target there is no option '{strange[0]}'", remedy="give a target, too")
+        return tiling.lazily(_model(model), image, options)
     if not isinstance(image, str | Path):
         raise UsageError("an array has no path", remedy="leave the target out, and store what comes, or give a path")
-    made = tiling.apply(_model(model), str(image), arguments.path("the target", target), tiling.How(**how))
+    made = tiling.apply(_model(model), str(image), arguments.path("the target", target), options)
     return told(made, PYTHON).check()
 
 
 @spoken
-def transform(
-    model: Given,
-    pass_: Pass | str,
-    *,
-    accept: str = "always",
-    size: Size | None = None,
-    timings: str | None = None,
-    fields: Mapping[str, Any] | None = None,
-    **options: Any,
-) -> Result:
+@keywords(TransformOptions)
+def transform(model: Given, pass_: Pass | str, options: TransformOptions) -> Result:
     """Run any pass, a third party's included, with the same judges and the same verification.
 
     Args:
-        model: the network. pass_: the pass, or the name of one (with `fields` as its options).
-        accept, size, timings, options: as for `separable`.
+        model: the network.
+        pass_: the pass, or the name of one (with `fields` as its options).
 
     Raises:
         UsageError: there is no such pass, or it has no such option. Refused, CheckFailed: as for `fcn`.
     """
-    if not isinstance(fields, Mapping | None):
-        raise UsageError(f"fields is {fields!r}", remedy="give options by name, such as fields={'tol': 0.1}")
-    made = plugins.make(pass_, fields or {}) if isinstance(pass_, str) else pass_
+    made = plugins.make(pass_, options.fields or {}) if isinstance(pass_, str) else pass_
     if not isinstance(made, Pass):
         raise UsageError(f"{made!r} is no pass", remedy="give a pass such as Separable(tol=0.1), or the name of one")
-    if isinstance(made, Fcn):
-        return _rewritten(model, lambda source, target: pipeline.fcn(source, target, made, options_of(options)))
-    how = Trade(one_of("accept", accept, pipeline.ACCEPT), extents("size", size), arguments.timings(timings))
-    return _traded(model, made, options, how)
-
-
-def _traded(model: Given, pass_: Pass, options: Mapping[str, Any], how: Trade) -> Result:
-    return _rewritten(model, lambda source, target: pipeline.trade(source, target, pass_, options_of(options), how))
+    return _rewritten(model, lambda source, target: pipeline.transform(source, target, made, options))
 
 
 def _rewritten(given: Given, run: Callable[[str, str], Outcome]) -> Result:

@@ -15,9 +15,9 @@ import difflib
 import inspect
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, get_type_hints
 
-from convrewrite.engine.rewrite import Pass, Reason
+from convrewrite.engine.rewrite import Pass, Reason, option_defaults
 from convrewrite.errors import Terminated, UsageError
 from convrewrite.passes import ALL
 from convrewrite.system.board import doing, mine
@@ -120,25 +120,56 @@ def make(name: str, options: Mapping[str, Any]) -> Pass:
         UsageError: there is no such pass, or it has no such option, or does not take the value.
     """
     pass_: Any = load(name)
-    fields = options_of(pass_)
+    fields = list(option_defaults(pass_))
     for option in options:
+        if option not in fields and option in {field.name for field in dataclasses.fields(pass_)}:
+            raise UsageError(
+                f"the field '{option}' of pass '{name}' is no option",
+                remedy="its authors mark options by option(default)",
+            )
         if option not in fields:
             near = difflib.get_close_matches(option, fields, 1, 0.4)
             known = f"known: {', '.join(fields)}" if fields else "it has none"
             raise UsageError(
                 f"pass '{name}' has no option '{option}'", remedy=f"did you mean '{near[0]}'?" if near else known
             )
+    values = _checked(pass_, options)
     try:
         with no_fork_returns():
-            made: Pass = pass_(**{n: tuple(v) if isinstance(v, list) else v for n, v in options.items()})
+            made: Pass = pass_(**values)
     except (TypeError, ValueError) as error:
         raise UsageError(f"pass '{name}' does not take {dict(options)}: {error}") from error
     return made
 
 
-def options_of(pass_: Any) -> list[str]:
-    """The options of a pass, or of a class of passes: the fields that a user sets."""
-    return [field.name for field in dataclasses.fields(pass_) if field.init and field.repr]
+def _checked(pass_: type[Pass], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options as the types of their fields have them: a list becomes a tuple, a whole number a floating one.
+
+    Raises:
+        UsageError: a value is not of the type of its field.
+    """
+    from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+    try:
+        types = get_type_hints(pass_)
+    except (NameError, TypeError):  # names that are there for type checkers alone
+        types = {}
+    checked: dict[str, Any] = {}
+    for option, value in options.items():
+        checked[option] = tuple(value) if isinstance(value, list) else value
+        try:
+            check = TypeAdapter[Any](types[option])
+        except (KeyError, PydanticUserError):  # a type that says nothing of values
+            continue
+        try:
+            found = check.validate_python(value, strict=not isinstance(value, list))
+        except ValidationError as error:
+            told = error.errors()[0]["msg"]
+            raise UsageError(
+                f"pass '{pass_.name}' does not take {option}={value!r}", remedy=f"{told[:1].lower()}{told[1:]}"
+            ) from None
+        checked[option] = tuple(found) if isinstance(found, list) else found
+    return checked
 
 
 def version(name: str) -> str:

@@ -8,6 +8,7 @@
     file_name        one part of a path that is made out of a name
     json_text        a report as JSON
     enough           a tolerance, rounded up to two digits
+    by, columns      extents, and rows whose cells stand below each other
 
 And from the library itself, which names its parameters and functions for readers of several kinds:
 
@@ -34,7 +35,7 @@ import math
 import numbers
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any, Protocol, TypeVar, runtime_checkable
@@ -79,6 +80,24 @@ def counted(number: int, noun: str) -> str:
     """A number with its noun, in the plural where it is not one: "1 model", "1,000 models", "2 axes", "2 entries"."""
     many = re.sub("axis$", "axe", re.sub("y$", "ie", noun))
     return f"{number:,} {noun if number == 1 else f'{many}s'}"
+
+
+def by(extents: Iterable[object], sign: str = "x") -> str:
+    """Extents as they are written: "224x224"."""
+    return sign.join(map(str, extents))
+
+
+def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[str]:
+    """Rows whose cells stand below each other, safe for a terminal; `right` are columns that end at one place."""
+    rows = [[terminal(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(
+            cell.rjust(width) if i in right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
 
 
 def shortened(text: str, longest: int = 2000) -> str:

@@ -20,11 +20,10 @@ from typing import Any
 import onnx
 
 from convrewrite import models, pipeline
-from convrewrite.passes.fcn import Fcn
+from convrewrite.options import FcnOptions, TradeOptions
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
-from convrewrite.pipeline import Map, Trade
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.pipeline.outcome import Outcome
 
 PAGE = Path(__file__).with_name("architectures.md")
 BEGIN, END = "<!-- table -->", "<!-- end -->"
@@ -60,7 +59,7 @@ def rows(names: Sequence[str] = models.NAMES) -> Iterator[list[str]]:
 def _converted(source: Path) -> list[str]:
     """What fcn makes of it: the class with its reason, the strides at which it is dense, whether it is verified."""
     target = source.with_name("out.onnx")
-    outcome = pipeline.fcn(str(source), str(target), Fcn(), Options("cpu"))
+    outcome = pipeline.fcn(str(source), str(target), FcnOptions(provider="cpu"))
     if outcome.window is None or outcome.error is not None:
         told = (
             "maps already" if outcome.exit_code == 0 else f"refused, `{outcome.error.reason if outcome.error else ''}`"
@@ -72,7 +71,7 @@ def _converted(source: Path) -> list[str]:
     strides = [step for step in (1, own // 2) if 1 <= step < own]
     dense = []
     for step in dict.fromkeys(strides):
-        made = pipeline.fcn(str(source), str(target), Fcn(), Options("cpu"), Map((step,) * len(window.stride)))
+        made = pipeline.fcn(str(source), str(target), FcnOptions(provider="cpu", stride=step))
         dense.append(f"{step} {_verified(made)}" if made.error is None else f"{step} refused")
     return [kind, str(own), ", ".join(dense), _verified(outcome)]
 
@@ -88,8 +87,8 @@ def _verified(outcome: Outcome) -> str:
 
 def _traded(source: Path, pass_: Separable | Groups) -> str:
     """How many layers it rewrites at that tolerance."""
-    how = Trade("smaller")
-    outcome = pipeline.trade(str(source), str(source.with_name("out.onnx")), pass_, Options("cpu"), how)
+    how = TradeOptions(provider="cpu")
+    outcome = pipeline.trade(str(source), str(source.with_name("out.onnx")), pass_, how)
     if outcome.error is not None:
         return f"exit code {outcome.exit_code}"
     done = sum(site.outcome == "rewritten" for site in outcome.sites)

@@ -26,10 +26,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine import quantized
+from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import Constants, maker, position, producer
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.quantized import Stored
-from convrewrite.engine.rewrite import FIXES_SIZE, Context, Declined, Pass, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, FixedSize, Pass, Plan, Reason, Refusal, Site
 from convrewrite.text import Call, parameter
 
 Array = np.ndarray[Any, Any]
@@ -106,7 +107,7 @@ class ConvToFc(Pass):
         text += f", the input fixed at {parameter('size')}" if fixes else ""
         site = Site(self.name, node.outputs[0].name, "Conv", "rewritten", detail=text, equivalence="reassociated")
         layer = _Layer(node.outputs[0].name, matrix, bias, len(extents))
-        return [Plan((site,), layer, evidence={FIXES_SIZE: True} if fixes else {})]
+        return [Plan((site,), layer, evidence=[FixedSize()] if fixes else ())]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put the product between two changes of shape, or join it to what changes the shape already."""
@@ -157,16 +158,15 @@ class _Layer:
         prefix, place = f"{self.output}/conv-to-fc", position(graph, node)
         out, inputs = self.matrix.shape
         dtype = data.dtype if data.dtype is not None else result.dtype
-        rows, product = (gs.Variable(f"{prefix}/{name}", dtype) for name in ("rows", "product"))
+        emit = Emitter(graph.opset, set(graph.tensors()), prefix=prefix, dtype=dtype)
         source, made = data, producer(data)
         if made is not None and made.op == "Reshape" and _numbers(graph, made) is not None:
             source = made.inputs[0]  # what it made of its input does not matter any more: the order of entries stays
-        flat = gs.Constant(f"{prefix}/flat", np.array([-1, inputs], np.int64))
-        nodes = [gs.Node("Reshape", f"{prefix}/rows", {}, [source, flat], [rows])]
-        factors = [rows, quantized.emit(nodes, f"{prefix}/weight", self.matrix)]
+        rows = emit("Reshape", "rows", [source, emit.ints("flat", [-1, inputs])])
         bias = np.zeros(out, self.matrix.dtype) if self.bias is None else self.bias
-        factors.append(quantized.emit(nodes, f"{prefix}/bias", bias))
-        nodes.append(gs.Node("Gemm", f"{prefix}/gemm", {"transB": 1}, factors, [product]))
+        factors = [rows, emit.kept("weight", self.matrix), emit.kept("bias", bias)]
+        output, called = f"{prefix}/product", f"{prefix}/gemm"
+        product = emit.emit("Gemm", factors, {"transB": 1}, output=output, dtype=dtype, node_name=called)
         after = list(result.outputs)
         node.inputs.clear()
         node.outputs.clear()
@@ -175,9 +175,8 @@ class _Layer:
         if inner and self._takes_any_shape(graph, after[0], result):
             after[0].inputs[0] = product
         else:
-            shape = gs.Constant(f"{prefix}/shape", np.array([-1, out, *[1] * self.rank], np.int64))
-            nodes.append(gs.Node("Reshape", f"{prefix}/map", {}, [product, shape], [result]))
-        for offset, fresh in enumerate(nodes):
+            emit("Reshape", "map", [product, emit.ints("shape", [-1, out, *[1] * self.rank])], result=result)
+        for offset, fresh in enumerate(emit.nodes):
             graph.nodes.insert(place + offset, fresh)
 
     def _takes_any_shape(self, graph: gs.Graph, reader: gs.Node, result: gs.Tensor) -> bool:

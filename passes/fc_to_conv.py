@@ -28,6 +28,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine import quantized
+from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import (
     Constants,
     maker,
@@ -121,7 +122,7 @@ class FcToConv(Pass):
             bias = _vector(node.inputs[layer.bias], layer, constants)
             if bias is None:
                 return Declined(REASONS["fc-to-conv/added-matrix"], label)
-        made = _Layer(node.outputs[0].name, layer, kernel, bias, shapes)
+        made = _Layer(node.outputs[0].name, layer, kernel, bias=bias, shapes=shapes)
         text = f"{node.op} [{layer.inputs}, {layer.outputs}] -> Conv {layer.outputs} x {layer.inputs} x 1 x 1"
         site = Site(self.name, node.outputs[0].name, node.op, "rewritten", detail=text, equivalence="reassociated")
         return [Plan((site,), made)]
@@ -194,13 +195,7 @@ class _Layer:
         prefix = f"{self.output}/fc-to-conv"
         place = position(graph, node)
         dtype = data.dtype if data.dtype is not None else result.dtype
-        nodes: list[gs.Node] = []
-
-        def emit(op: str, name: str, inputs: Sequence[gs.Tensor], **attrs: Any) -> gs.Variable:
-            made = gs.Variable(f"{prefix}/{name}", np.int64 if op in ("Shape", "Slice", "Concat") else dtype)
-            nodes.append(gs.Node(op, f"{prefix}/{name}", attrs, list(inputs), [made]))
-            return made
-
+        emit = Emitter(graph.opset, set(graph.tensors()), prefix=prefix, dtype=dtype)
         rows = self.shapes.rows
         pixels, channels = data, None
         if node.op == "Gemm" and self.layer.axis == (-2 if rows else -1):
@@ -208,19 +203,17 @@ class _Layer:
         elif rows:
             pixels, channels = _source(graph, data, move=self.shapes.result is not None)
         if channels != self.layer.inputs:
-            shape = gs.Constant(f"{prefix}/rows-as-images", np.array(self.shapes.pixels, np.int64))
-            pixels = emit("Reshape", "pixels", [pixels, shape])
-        inputs = [pixels, quantized.emit(nodes, f"{prefix}/weight", self.weight)]
-        inputs += [] if bias is None else [quantized.emit(nodes, f"{prefix}/bias", bias)]
+            pixels = emit("Reshape", "pixels", [pixels, emit.ints("rows-as-images", self.shapes.pixels)])
+        inputs = [pixels, emit.kept("weight", self.weight)]
+        inputs += [] if bias is None else [emit.kept("bias", bias)]
         made = emit("Conv", "conv" if rows else "conv-of-columns", inputs, kernel_shape=[1, 1])
         node.inputs.clear()
         node.outputs.clear()
         result.inputs.clear()
         del graph.nodes[position(graph, node)]
         if not _taken_on(graph, result, made, self.shapes.result or ()):
-            shape = self._shape(emit, data, prefix, graph.opset)
-            nodes.append(gs.Node("Reshape", f"{prefix}/back", {}, [made, shape], [result]))
-        for offset, fresh in enumerate(nodes):
+            emit("Reshape", "back", [made, self._shape(emit, data)], result=result)
+        for offset, fresh in enumerate(emit.nodes):
             graph.nodes.insert(place + offset, fresh)
 
     def _with_bias(self, graph: gs.Graph, node: gs.Node, result: gs.Tensor) -> tuple[Array | Stored | None, gs.Tensor]:
@@ -241,18 +234,18 @@ class _Layer:
         del graph.nodes[position(graph, add)]
         return bias, given
 
-    def _shape(self, emit: Any, data: gs.Tensor, prefix: str, opset: int) -> gs.Tensor:
+    def _shape(self, emit: Emitter, data: gs.Tensor) -> gs.Tensor:
         """The shape of the result: numbers where at most one is open, else computed from what is read."""
         if self.shapes.result is not None:
-            return gs.Constant(f"{prefix}/shape", np.array(self.shapes.result, np.int64))
-        whole = emit("Shape", "shape-of-rows", [data])
-        ends = [gs.Constant(f"{prefix}/{n}", np.array([v], np.int64)) for n, v in (("first", 0), ("last", -1))]
-        old = {"starts": [0], "ends": [-1], "axes": [0]} if opset < 10 else {}
-        rows = emit("Slice", "rows-of-it", [whole] if old else [whole, *ends], **old)
-        columns = gs.Constant(f"{prefix}/columns", np.array([self.layer.outputs], np.int64))
-        ones = gs.Constant(f"{prefix}/ones", np.ones(self.shapes.ones, np.int64))
-        shape: gs.Tensor = emit("Concat", "shape", [*([ones] if self.shapes.ones else []), rows, columns], axis=0)
-        return shape
+            return emit.ints("shape", self.shapes.result)
+        whole = emit("Shape", "shape-of-rows", [data], dtype=np.int64)
+        old = {"starts": [0], "ends": [-1], "axes": [0]} if emit.opset < 10 else {}
+        ends = [] if old else [emit.ints("first", [0]), emit.ints("last", [-1])]
+        rows = emit("Slice", "rows-of-it", [whole, *ends], dtype=np.int64, **old)
+        parts = [rows, emit.ints("columns", [self.layer.outputs])]
+        if self.shapes.ones:
+            parts.insert(0, emit.ints("ones", [1] * self.shapes.ones))
+        return emit("Concat", "shape", parts, dtype=np.int64, axis=0)
 
 
 def _source(graph: gs.Graph, data: gs.Tensor, *, move: bool) -> tuple[gs.Tensor, int | None]:

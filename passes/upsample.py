@@ -35,7 +35,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import position
-from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site, option
 from convrewrite.engine.windows import Window
 from convrewrite.text import parameter
 
@@ -79,8 +79,9 @@ class Upsample(Pass):
 
     name: ClassVar[str] = "upsample"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    mode: str = "bilinear"
-    softmax: str = ""
+    step_of: ClassVar[tuple[str, str] | None] = ("fcn", "upsample")
+    mode: str = option("bilinear")
+    softmax: str = option("")
     window: Window | None = None
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
@@ -112,7 +113,7 @@ class Upsample(Pass):
         axes = tuple(_Axis.of(*axis) for axis in zip(window.size, window.stride, window.offset, strict=True))
         text = f"{self.mode} by {'x'.join(str(axis.stride) for axis in axes)}{where}"
         site = Site(self.name, output.name, node.op, "rewritten", detail=text, equivalence="reassociated")
-        return [Plan((site,), _Work(output.name, self.mode, moved, axes, window))]
+        return [Plan((site,), _Work(output.name, self.mode, moved, axes=axes, window=window))]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put Pad, Resize and Slice between the output and what gave it."""
@@ -140,8 +141,10 @@ class _Axis:
         half = size % 2 == 0 and stride % 2 == 0
         start = 2 * stride * before - twice + (stride - 1 if half else 0)
         if size % 2 or half:
-            return cls(stride, before, after, stride, start // 2, 1, half)
-        return cls(stride, before, after, 2 * stride, start, 2, False)
+            return cls(
+                stride=stride, before=before, after=after, scale=stride, start=start // 2, step=1, half_pixel=half
+            )
+        return cls(stride=stride, before=before, after=after, scale=2 * stride, start=start, step=2, half_pixel=False)
 
 
 @dataclass(frozen=True)
@@ -164,7 +167,7 @@ class _Work:
         dtype = data.dtype if data.dtype is not None else output.dtype
         result = gs.Variable(self.output, output.dtype, self._shape(graph, output))
         whole = dtype is not None and np.dtype(dtype).kind != "f"
-        emit = Emitter(graph, f"{self.output}/upsample", np.int32 if whole else dtype)
+        emit = Emitter.into(graph, f"{self.output}/upsample", np.int32 if whole else dtype)
         if whole:  # ONNX Runtime resizes no int64, which the classes of an ArgMax are
             data = emit("Cast", "as-int32", [data], to=np.int32)
         rank = len(self.axes)
@@ -192,7 +195,7 @@ class _Work:
         if self.softmax == "last":
             moved = gs.Variable(f"{self.output}/upsampled", dtype)
             final.outputs[0] = moved
-            graph.nodes.append(gs.Node(last.op, last.name, dict(last.attrs), [moved], [result]))
+            graph.nodes.append(gs.Node(last.op, last.name, dict(last.attrs), [moved], outputs=[result]))
         else:
             final.outputs[0] = result
         if self.softmax:
@@ -207,8 +210,8 @@ class _Work:
         if self.mode == "nearest":
             attrs["nearest_mode"] = "round_prefer_floor"
         name = f"resized-{'half' if half else 'whole'}"
-        empty = gs.Constant(f"{emit.prefix}/{name}/roi", np.zeros(0, np.float32))
-        factors = gs.Constant(f"{emit.prefix}/{name}/scales", scales)
+        empty = emit.constant(f"{name}/roi", np.zeros(0, np.float32))
+        factors = emit.constant(f"{name}/scales", scales)
         return emit("Resize", name, [data, empty, factors], **attrs)
 
     def _cut(self, graph: gs.Graph, emit: Emitter, data: gs.Tensor, dims: Sequence[int]) -> gs.Tensor:

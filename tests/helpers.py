@@ -19,9 +19,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from convrewrite import model_io
-from convrewrite.engine.rewrite import Context, Pass, PassResult, run_pass
+from convrewrite import model_io, timing, verification
+from convrewrite.engine.rewrite import Context, Lifting, Pass, PassResult, run_pass
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
+from convrewrite.options import BenchOptions, VerifyOptions
 from convrewrite.passes.fcn import Fcn
 from nets import Array, Feeds, Net, dims_of, image_and_vectors, run, session
 
@@ -31,12 +32,26 @@ __all__ = [
     "Feeds",
     "Net",
     "assert_exact",
+    "bench",
     "check_lifted",
     "convert",
     "run",
     "session",
     "submodel",
+    "verify",
 ]
+
+
+def verify(a, b, *, fixed=None, twins=False, least=(0.0, 0.0), tolerance=None, **options):
+    """Compare two models; the options by name."""
+    how = VerifyOptions(max_output_error=tolerance, **options)
+    return verification.verify(a, b, how, fixed=fixed, twins=twins, least=least)
+
+
+def bench(a, b, **options):
+    """Time two models; the options by name."""
+    return timing.bench(a, b, BenchOptions(**options))
+
 
 FCN = Fcn()
 INPUT_BOUND = 3
@@ -200,7 +215,7 @@ def check_lifted(
         assert_exact(model)
     result, new = convert(model, Fcn(window=window, size=size))
     assert result.changed, f"not rewritten: {result}"
-    conversion = Conversion(result, result.evidence["window"], result.evidence["cut"], new)
+    conversion = Conversion(result, result.evidence_of(Lifting).window, result.evidence_of(Lifting).cut, new)
     onnx.checker.check_model(new)
     claim = conversion.window
     assert claim == Window.from_json(result.metadata["convrewrite.window"])

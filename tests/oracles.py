@@ -23,7 +23,7 @@ import onnxruntime as ort
 from onnx import helper
 
 from convrewrite import model_io
-from convrewrite.engine.rewrite import PassResult, Site, run_pass
+from convrewrite.engine.rewrite import Lifting, PassResult, Site, run_pass
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.fcn.reasons import REASONS
@@ -89,10 +89,10 @@ def left_alone(result: PassResult) -> Site:
 def opened(model: onnx.ModelProto, converted: onnx.ModelProto, result: PassResult) -> Lift:
     """Check a converted model and what is said about it, and open both."""
     onnx.checker.check_model(converted, full_check=True)
-    window: Window = result.evidence["window"]
+    window: Window = result.evidence_of(Lifting).window
     assert window == Window.from_json(result.metadata["convrewrite.window"])
     assert [o.name for o in converted.graph.output] == [o.name for o in model.graph.output]
-    return Lift(model, converted, window, result.evidence["cut"], session(model), session(converted))
+    return Lift(model, converted, window, result.evidence_of(Lifting).cut, session(model), session(converted))
 
 
 # Images -------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from convrewrite import model_io
 from convrewrite.acceptance import smaller, with_kernels
 from convrewrite.engine import costs
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Context, Pass, PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Kernels, Pass, PassResult, run_pass
 from helpers import Array, Feeds, run
 
 ROUNDING = 2e-6
@@ -37,7 +37,7 @@ def rewrite(
 
 def reference_of(model: onnx.ModelProto, result: PassResult) -> onnx.ModelProto:
     """The original with the kernels that a rewrite amounts to."""
-    graph = with_kernels(model_io.load(model.SerializeToString()).graph, result.evidence["kernels"])
+    graph = with_kernels(model_io.load(model.SerializeToString()).graph, result.evidence_of(Kernels))
     return onnx.load_model_from_string(model_io.to_bytes(model_io.Model(graph, model.ir_version)))
 
 

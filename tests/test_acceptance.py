@@ -28,7 +28,18 @@ from convrewrite.acceptance import (
 )
 from convrewrite.acceptance.regions import region
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Context, Declined, Judge, Pass, PassResult, Plan, Refusal, Site, run_pass
+from convrewrite.engine.rewrite import (
+    Context,
+    Declined,
+    Judge,
+    Kernels,
+    Pass,
+    PassResult,
+    Plan,
+    Refusal,
+    Site,
+    run_pass,
+)
 from convrewrite.errors import UsageError
 from convrewrite.passes.separable import Separable
 from helpers import Net, run
@@ -298,7 +309,7 @@ def test_the_reference_holds_the_new_kernels() -> None:
     model = three_convs(0.05)
     graph, _ = loaded(model)
     result = run_pass(Separable(tol=0.9, form="spatial"), graph, judge=smaller)
-    reference = with_kernels(graph, result.evidence["kernels"])
+    reference = with_kernels(graph, result.evidence_of(Kernels))
     assert [node.op for node in reference.nodes] == [node.op for node in graph.nodes]
     models = [onnx.load_model_from_string(model_io.to_bytes(model_io.Model(g, 8))) for g in (reference, result.graph)]
     feeds = {"x": np.random.default_rng(0).standard_normal((1, 16, 12, 13)).astype(np.float32)}

@@ -22,13 +22,14 @@ MAX_LINES = 400
 
 GROUND = frozenset({"errors", "system", "text"})
 FILES = GROUND | {"engine", "model_io"}
-PROOFS = FILES | {"running", "verification", "timing", "acceptance"}
+PROOFS = FILES | {"options", "running", "verification", "timing", "acceptance"}
 COMMANDS = PROOFS | {"pipeline", "passes", "models"}
 
 # What each folder of convrewrite/ may import from it. "convrewrite" is the package itself (its public names).
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset({"text"}),
     "text": frozenset(),
+    "options": frozenset({"errors", "text"}),
     "system": frozenset({"errors"}),
     "engine": GROUND,
     "passes": GROUND | {"engine"},
@@ -37,8 +38,8 @@ ALLOWED: dict[str, frozenset[str]] = {
     "plugins": GROUND | {"engine", "passes"},
     "model_io": GROUND | {"engine"},
     "running": FILES,
-    "verification": FILES | {"running"},
-    "timing": FILES | {"running"},
+    "verification": FILES | {"running", "options"},
+    "timing": FILES | {"running", "options"},
     "acceptance": PROOFS,
     "pipeline": PROOFS | {"passes", "models", "convrewrite"},
     "inspection": COMMANDS,

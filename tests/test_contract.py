@@ -1,76 +1,26 @@
-"""The contract of a pass, held for every pass of the project; and the runner, which no pass can get around."""
+"""The contract of a pass, held for every pass of the project on an example that it rewrites (`pass_examples`)."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 import pytest
+from pass_examples import CHECKS, EXAMPLES, Example
 
-from convrewrite import model_io
-from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site, run_pass
-from convrewrite.engine.windows import OutputGrid, Window
+from convrewrite.engine.rewrite import Context, Declined, Pass, Plan
 from convrewrite.errors import ConvrewriteError
 from convrewrite.passes import ALL
-from helpers import Net, convert
+from helpers import convert
 
 PICTURE = re.compile(r"^Before +After$", re.MULTILINE)
 
 
-def classifier(dead: bool = False) -> onnx.ModelProto:
-    """`dead`: one channel of the convolution is zero, so that every pass has something to do."""
-    net = Net(1, 2, 9, 12)
-    weight = net.numbers_of(3, 2, 3, 3)
-    weight[0] *= not dead
-    first = net.Conv("x", net.const(weight), net.ints(3), name="first")
-    map_ = net.MaxPool(net.Relu(first), kernel_shape=[2, 2], strides=[2, 2])
-    return net.model(net.Softmax(net.fc(net.Relu(net.fc(net.Flatten(map_), 6)), 4), axis=1))
-
-
-def strided() -> onnx.ModelProto:
-    """Fully convolutional, with a stride to remove."""
-    net = Net(1, 2, 9, 12)
-    return net.model(net.node("MaxPool", net.conv("x", 4, 3, 3), outputs=["y"], kernel_shape=[2, 2], strides=[2, 2]))
-
-
-def whole_map() -> onnx.ModelProto:
-    """A convolution whose kernel is its map."""
-    net = Net(1, 2, 3, 4)
-    return net.model(net.Relu(net.conv("x", 4, 3, 4)))
-
-
-WINDOW = Window("x", "NCHW", (4, 4), (2, 2), (0, 0), (4, 4), "windows", outputs={"y": OutputGrid((2, 2), (1, 1))})
-"""Of `strided`."""
-
-
-def vectors() -> onnx.ModelProto:
-    net = Net(1, 16)
-    return net.model(net.fc("x", 4))
-
-
-def convolutional() -> onnx.ModelProto:
-    net = Net(1, 2, "height", "width")
-    return net.model(net.conv("x", 4, 3, 3))
-
-
-MODELS: dict[str, Callable[[], onnx.ModelProto]] = {
-    "classifier": classifier,
-    "vectors": vectors,
-    "convolutional": convolutional,
-    "strided": strided,
-    "whole map": whole_map,
-}
 EVERY = pytest.mark.parametrize("pass_", ALL, ids=lambda p: p.name)
-
-
-def load(model: onnx.ModelProto) -> gs.Graph:
-    return model_io.load(model.SerializeToString()).graph
 
 
 @EVERY
@@ -111,212 +61,97 @@ def test_reasons_carry_the_name_of_the_pass(pass_: type[Any]) -> None:
         assert reason.remedy
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@EVERY
-def test_plan_is_pure_and_the_input_is_left_alone(pass_: type[Any], kind: str) -> None:
-    """`convert` compares the contents of the graph before and after plan and run_pass."""
-    result, _ = convert(MODELS[kind](), pass_())
-    for site in result.sites:
-        assert site.pass_name == pass_.name
-        assert site.outcome in ("rewritten", "declined", "refused")
-        assert (site.reason == "") == (site.outcome == "rewritten")
-        assert site.to_dict()["pass"] == pass_.name
-        assert site.anchor in str(result)
+def test_every_pass_has_an_example() -> None:
+    assert {type(example.pass_) for example in EXAMPLES} == set(ALL)
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.pass_.name)
+def test_the_example_keeps_the_contract(example: Example, check: Callable[[Example], None]) -> None:
+    check(example)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.pass_.name)
 @EVERY
-def test_a_pass_is_idempotent(pass_: type[Any], kind: str) -> None:
-    result, model = convert(MODELS[kind](), pass_())
+def test_a_pass_keeps_its_hands_off_what_is_not_for_it(pass_: type[Any], example: Example) -> None:
+    """On the examples of the others, too, plan is pure, and what was rewritten is not rewritten again."""
+    result, model = convert(example.model(), pass_())
     again, _ = convert(model, pass_())
     assert not again.changed or not result.changed
 
 
-@pytest.mark.parametrize("kind", MODELS)
-@EVERY
-def test_two_runs_agree(pass_: type[Any], kind: str) -> None:
-    first, one = convert(MODELS[kind](), pass_())
-    second, two = convert(MODELS[kind](), pass_())
-    assert first.sites == second.sites
-    assert one.SerializeToString(deterministic=True) == two.SerializeToString(deterministic=True)
+# The checks themselves: what breaks the contract fails one of them ------------------------------------------------
 
 
-@EVERY
-def test_the_judge_has_the_last_word(pass_: type[Any]) -> None:
-    slow = Reason("test/slow", "it is slower", "nothing")
-    models = {"dense": strided, "upsample": strided, "conv-to-fc": whole_map}
-    graph = load(models[pass_.name]() if pass_.name in models else classifier(dead=True))
-    made = pass_(window=WINDOW) if pass_.name == "upsample" else pass_()
-    judged: list[Plan] = []
-
-    def judge(_: gs.Graph, plan: Plan) -> Declined:
-        judged.append(plan)
-        return Declined(slow, "1.3 times slower")
-
-    result = run_pass(made, graph, judge=judge)
-    assert judged
-    assert not result.changed
-    assert {(s.outcome, s.reason, s.detail, s.remedy) for s in result.sites} == {
-        ("declined", "test/slow", "1.3 times slower", "nothing")
-    }
-    assert not result.metadata
+def fails(check: Callable[[Example], None], example: Example) -> bool:
+    try:
+        check(example)
+    except (AssertionError, ConvrewriteError):
+        return True
+    return False
 
 
-@pytest.mark.parametrize(
-    ("options", "rewritten"),
-    [
-        ({"only": ["fir*"]}, True),
-        ({"only": ["t2"]}, True),
-        ({"only": ["nothing", "t?"]}, True),
-        ({"only": ["second"]}, False),
-        ({"skip": ["first"]}, False),
-        ({"skip": ["t*"]}, False),
-        ({"skip": ["FIRST"]}, True),
-        ({"only": ["first"], "skip": ["t2"]}, False),
-    ],
+def mutant(example: Example, **methods: Any) -> Example:
+    """The example with some methods of its pass replaced."""
+    kind = type(example.pass_)
+    made = type(kind.__name__, (kind,), methods)
+    pass_ = made(**{field.name: getattr(example.pass_, field.name) for field in dataclasses.fields(kind)})
+    return dataclasses.replace(example, pass_=pass_)
+
+
+def does_nothing(example: Example) -> dict[str, Any]:
+    return {"apply": lambda self, graph, plan: None}
+
+
+def declines_all(example: Example) -> dict[str, Any]:
+    reason = next(iter(example.pass_.reasons.values()))
+    return {"plan": lambda self, context, node: Declined(reason, "no")}
+
+
+def has_no_candidates(example: Example) -> dict[str, Any]:
+    return {"candidates": lambda self, graph: iter(())}
+
+
+def changes_while_it_plans(example: Example) -> dict[str, Any]:
+    def plan(self: Pass, context: Context, node: gs.Node) -> Any:
+        context.graph.nodes[-1].attrs["planned"] = 1
+        return type(example.pass_).plan(self, context, node)
+
+    return {"plan": plan}
+
+
+def changes_an_initializer(example: Example) -> dict[str, Any]:
+    def apply(self: Pass, graph: gs.Graph, plan: Plan) -> None:
+        for tensor in graph.tensors().values():
+            if isinstance(tensor, gs.Constant):
+                tensor.values += 1
+        type(example.pass_).apply(self, graph, plan)
+
+    return {"apply": apply}
+
+
+def is_different_each_time(example: Example) -> dict[str, Any]:
+    names = itertools.count()
+
+    def apply(self: Pass, graph: gs.Graph, plan: Plan) -> None:
+        type(example.pass_).apply(self, graph, plan)
+        graph.nodes[0].name = f"node{next(names)}"
+
+    return {"apply": apply}
+
+
+MUTATIONS = (
+    does_nothing,
+    declines_all,
+    has_no_candidates,
+    changes_while_it_plans,
+    changes_an_initializer,
+    is_different_each_time,
 )
-def test_patterns_choose_the_sites(options: dict[str, Sequence[str]], rewritten: bool) -> None:
-    (fcn,) = (pass_ for pass_ in ALL if pass_.name == "fcn")
-    result = run_pass(fcn(), load(classifier()), **options)
-    assert result.changed == rewritten
-    if not rewritten:
-        assert [site.reason for site in result.sites] == ["rewrite/left-out"]
 
 
-# A pass that breaks the contract ------------------------------------------------------------------------------------
-
-NONE = Reason("toy/none", "nothing", "nothing")
-
-
-@dataclass(frozen=True)
-class Toy(Pass):
-    """A pass whose plan and apply are given: for tests of the runner alone."""
-
-    name: ClassVar[str] = "toy"
-    reasons: ClassVar[Mapping[str, Reason]] = {NONE.code: NONE}
-    change: Callable[[gs.Graph], None] = lambda graph: None
-    answer: Callable[[gs.Node], Sequence[Plan] | Declined | Refusal] | None = None
-    last: bool = False
-
-    def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
-        yield from graph.nodes
-
-    def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
-        if self.answer is not None:
-            return self.answer(node)
-        return [Plan((Site("toy", node.outputs[0].name, node.op, "rewritten"),), node.name, last=self.last)]
-
-    def apply(self, graph: gs.Graph, plan: Plan) -> None:
-        self.change(graph)
-
-
-def rename_output(graph: gs.Graph) -> None:
-    graph.outputs[0].name = "renamed"
-
-
-def change_type(graph: gs.Graph) -> None:
-    graph.outputs[0].dtype = np.dtype(np.float64)
-
-
-def forget_output(graph: gs.Graph) -> None:
-    graph.outputs = graph.outputs[:0]
-
-
-def rename_input(graph: gs.Graph) -> None:
-    graph.inputs[0].name = "other"
-
-
-def add_input(graph: gs.Graph) -> None:
-    graph.inputs.append(gs.Variable("more", np.dtype(np.float32), [1]))
-
-
-def unknown_operator(graph: gs.Graph) -> None:
-    graph.nodes[0].op = "NoSuchOperator"
-
-
-def missing_attribute(graph: gs.Graph) -> None:
-    next(node for node in graph.nodes if node.op == "MaxPool").attrs.clear()
-
-
-def wrong_shape(graph: gs.Graph) -> None:
-    conv = next(node for node in graph.nodes if node.op == "Conv")
-    conv.inputs[1] = gs.Constant("wrong", np.zeros((3, 2, 3), np.float32))
-
-
-def wrong_type(graph: gs.Graph) -> None:
-    conv = next(node for node in graph.nodes if node.op == "Conv")
-    conv.inputs[1] = gs.Constant("wrong", np.zeros((3, 2, 3, 3), np.float64))
-
-
-def dangling_tensor(graph: gs.Graph) -> None:
-    graph.nodes[2].inputs[0] = gs.Variable("from-nowhere", np.dtype(np.float32))
-
-
-BREAKS = [
-    (rename_output, "outputs"),
-    (change_type, "outputs"),
-    (forget_output, "outputs"),
-    (rename_input, "inputs"),
-    (add_input, "inputs"),
-    (unknown_operator, "not valid ONNX"),
-    (missing_attribute, "not valid ONNX"),
-    (wrong_shape, "not valid ONNX"),
-    (wrong_type, "not valid ONNX"),
-    (dangling_tensor, "not valid ONNX"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), BREAKS, ids=lambda v: getattr(v, "__name__", ""))
-def test_a_pass_that_breaks_the_graph_is_an_internal_error(change: Callable[[gs.Graph], None], message: str) -> None:
-    model = model_io.load(classifier().SerializeToString())
-    before = model_io.to_bytes(model)
-    with pytest.raises(ConvrewriteError, match=message) as error:
-        run_pass(Toy(change=change, last=True), model.graph)
-    assert "toy" in str(error.value)
-    assert error.value.exit_code == 70
-    assert "\n" not in str(error.value)
-    assert model_io.to_bytes(model) == before, "the input was changed"
-
-
-def test_a_pass_without_plan_or_reason_is_an_internal_error() -> None:
-    with pytest.raises(ConvrewriteError, match="no plan"):
-        run_pass(Toy(answer=lambda node: []), load(classifier()))
-
-
-def test_a_pass_that_never_ends_is_stopped() -> None:
-    """Every candidate is looked at once, also where a pass makes new ones."""
-    made = []
-
-    def grow(graph: gs.Graph) -> None:
-        made.append(len(made))
-        source = graph.outputs[0]
-        extra = gs.Variable(f"extra{len(made)}", np.dtype(np.float32))
-        graph.nodes.append(gs.Node("Relu", f"extra{len(made)}", inputs=[source], outputs=[extra]))
-
-    graph = load(classifier())
-    result = run_pass(Toy(change=grow), graph)
-    assert len(result.sites) <= 2 * len(graph.nodes) + 16
-
-
-def test_outcomes_become_sites() -> None:
-    answers = {"Conv": Refusal(NONE, "no"), "Relu": Declined(NONE, "not worth it")}
-    plan = Plan((Site("toy", "elsewhere", "Gemm", "rewritten"),), None)
-    result = run_pass(Toy(answer=lambda node: answers.get(node.op, [plan])), load(classifier()))
-    outcomes = {site.op: site.outcome for site in result.sites}
-    assert (outcomes["Conv"], outcomes["Relu"], outcomes["Gemm"]) == ("refused", "declined", "rewritten")
-    assert [site.remedy for site in result.outcome("refused")] == ["nothing"]
-
-
-def test_the_first_accepted_plan_is_applied() -> None:
-    plans = [Plan((Site("toy", f"plan{i}", "Conv", "rewritten"),), i) for i in range(3)]
-
-    def judge(_: gs.Graph, plan: Plan) -> Declined | None:
-        return None if plan.payload == 1 else Declined(NONE, "slow")
-
-    result = run_pass(Toy(answer=lambda node: plans), load(classifier()), judge=judge, only=["first"])
-    assert [site.anchor for site in result.outcome("rewritten")] == ["plan1"]
-
-
-def test_the_toy_is_a_pass() -> None:
-    toy: Pass = Toy()
-    assert toy.name == "toy"
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.pass_.name)
+def test_the_checks_bite(example: Example, mutation: Callable[[Example], dict[str, Any]]) -> None:
+    made = mutant(example, **mutation(example))
+    assert any(fails(check, made) for check in CHECKS)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from convrewrite import models, pipeline
-from convrewrite.passes.separable import Separable
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.options import SeparableOptions
+from convrewrite.pipeline.outcome import Outcome
 from convrewrite.running.runtime import open_session
 
 pytestmark = pytest.mark.slow
@@ -39,8 +39,8 @@ def rewritten(target: Path, tol: float, *, fit: bool, form: str = "spatial") -> 
     """The small VGG at a tolerance, with factors fitted to training digits or as the decomposition gives them."""
     images, _ = models.digit_images("train")
     data = {"image": images[:DIGITS]} if fit else None
-    options = Options(provider="cpu", data=data)
-    return pipeline.trade(str(SOURCE), str(target), Separable(tol=tol, form=form), options, pipeline.Trade()).check()
+    options = SeparableOptions(provider="cpu", data=data, tol=tol, form=form)
+    return pipeline.separable(str(SOURCE), str(target), options).check()
 
 
 @pytest.mark.parametrize("tol", [0.05, 0.3, 0.5])

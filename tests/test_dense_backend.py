@@ -23,7 +23,7 @@ from test_traded_backend import with_weights
 
 from convrewrite import model_io
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Context, Pass, PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Density, Pass, PassResult, run_pass
 from convrewrite.engine.windows import OutputGrid, Window
 from convrewrite.errors import UsageError
 from convrewrite.passes.conv_to_fc import ConvToFc
@@ -85,7 +85,7 @@ def check_dense(model: onnx.ModelProto, feeds: Feeds) -> str:
     result, new = made
     want, got = run(model, feeds), run(new, feeds)
     for name, values in want.items():
-        steps = result.evidence["factors"].get(name, {})
+        steps = result.evidence_of(Density).factors.get(name, {})
         cells = got[name][tuple(slice(None, None, steps.get(dim, 1)) for dim in range(values.ndim))]
         same(cells, values, name)
     return "rewritten"

@@ -110,12 +110,13 @@ def faked(monkeypatch, tmp_path):
     """Every measurement gives one cell at once; `calls` are the arguments, and what was saved before."""
     calls: list[dict] = []
 
-    def bench(a, b, **options):
+    def bench(a, b, how):
+        options = vars(how)
         file = tmp_path / "device.json"
         before = json.loads(file.read_text())["models"] if file.exists() else []
         calls.append({**options, "saved": sum(len(entry["cells"]) for entry in before)})
-        windows = 9 if options.get("windows") else 0
-        size = options.get("sizes", [(224, 224)])[0]
+        windows = 9 if how.windows else 0
+        size = (how.sizes or [(224, 224)])[0]
         found = cell(windows=windows, size=size, batch=options["batches"][0])
         return Bench(str(a), str(b), "cpu", False, 1, 0.1, (found,))
 
@@ -254,7 +255,7 @@ def failing_first(monkeypatch, error: BaseException) -> None:
     """The first measurement raises; the others run out of memory."""
     errors = [error]
 
-    def bench(a, b, **options):
+    def bench(a, b, how):
         if errors:
             raise errors.pop()
         return Bench(str(a), str(b), "", False, 1, 0.1, (), (Missed("3x3", "out of memory"),))
@@ -285,7 +286,7 @@ def test_another_provider_than_the_one_asked_for_is_an_error(tmp_path, monkeypat
 
 
 def test_ctrl_c_keeps_what_was_measured_and_says_what_was_not(tmp_path, monkeypatch):
-    def bench(a, b, **options):
+    def bench(a, b, how):
         return Bench(str(a), str(b), "cpu", False, 1, 0.1, (cell(complete=False),), error=Interrupted("interrupted"))
 
     monkeypatch.setattr(work, "bench", bench)

@@ -149,7 +149,13 @@ def test_a_result_is_not_saved_over_its_own_weights(folder: Path) -> None:
 
 def test_a_pipe_is_not_read_before_its_time(folder: Path) -> None:
     os.mkfifo("pipe")
-    Files({"IN": "pipe"}, writes={"OUT": "o.onnx"}).keep_apart()  # would wait for ever
+    opened = os.open("pipe", os.O_RDWR | os.O_NONBLOCK)  # so that a reader would not wait for ever
+    try:
+        os.write(opened, b"model")
+        Files({"IN": "pipe"}, writes={"OUT": "o.onnx"}).keep_apart()
+        assert os.read(opened, 10) == b"model", "what the pipe holds is still there for the command"
+    finally:
+        os.close(opened)
 
 
 def test_what_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

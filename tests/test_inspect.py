@@ -21,11 +21,12 @@ from convrewrite import acceptance, inspection, model_io, models
 from convrewrite.engine.fields import Reach, receptive_fields
 from convrewrite.engine.image_axes import image_input
 from convrewrite.engine.layers import Sliding
-from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.rewrite import Context, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.inspection import table
 from convrewrite.inspection.matrices import layer_matrix
 from convrewrite.inspection.toeplitz import toeplitz
+from convrewrite.options import InspectOptions
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.native import native
@@ -334,7 +335,7 @@ def test_bad_usage(words: list[str], text: str) -> None:
 
 
 def head_of(model: onnx.ModelProto) -> tuple[dict[str, list[int]], list[str]] | None:
-    found = inspection.inspect(model_io.load(model.SerializeToString()), "m", passes=False).head
+    found = inspection.inspect(model_io.load(model.SerializeToString()), "m", InspectOptions(passes=False)).head
     return None if found is None else (found["maps"], found["operators"])
 
 
@@ -373,13 +374,17 @@ def test_an_inspection_prints_itself() -> None:
 def test_the_tolerance_that_is_printed_suffices(name: str, at: float) -> None:
     """Each is given to the pass, and the layer is rewritten: no tolerance of two digits may be rounded down."""
     model = model_io.load(models.lenet5_path() if name == "lenet5" else models.trained_path(name))
-    told = [line for line in str(inspection.inspect(model, name, tol=at)).splitlines() if "pays from tol=" in line]
+    told = [
+        line
+        for line in str(inspection.inspect(model, name, InspectOptions(tol=at))).splitlines()
+        if "pays from --tol" in line
+    ]
     assert len(told) > 2
-    shapes = native(model, None).tensors
+    context = Context.of(model.graph, shapes=native(model, None).tensors)
     makes: dict[str, Any] = {"separable": Separable, "groups": Groups}
     for line in told:
         kind, anchor = line.split()[:2]
         tol = float(line.split("pays from tol=")[1].split(",")[0].split()[0])
-        asked = makes[kind](tol=tol, shapes=shapes)
-        made = run_pass(asked, model.graph, judge=acceptance.smaller, only=(anchor,))
+        asked = makes[kind](tol=tol)
+        made = run_pass(asked, model.graph, judge=acceptance.smaller, only=(anchor,), context=context)
         assert [site.anchor for site in made.outcome("rewritten")] == [anchor], line

@@ -10,8 +10,8 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper
 
-from convrewrite.engine.layers import ConvLayer, LinearLayer, PoolLayer, Sliding
-from helpers import session
+from convrewrite.engine.layers import ConvLayer, LinearLayer, PoolLayer, Sliding, TransposedLayer
+from helpers import Net, session
 
 GEOMETRIES = [
     {"strides": [s, s + 1], "dilations": [d, 1], "pads": list(pads)}
@@ -119,9 +119,26 @@ def test_average_over_the_whole_map(attrs: dict[str, int], counted: int) -> None
 def test_conv_layer() -> None:
     node = gs.Node("Conv", attrs={"group": 2, "strides": [2, 1]})
     layer = ConvLayer.from_node(node, (6, 2, 3, 5), (9, 12))
-    assert (layer.out_channels, layer.group, layer.sliding.kernel, layer.sliding.output) == (6, 2, (3, 5), (4, 8))
-    node = gs.Node("ConvTranspose", attrs={"group": 2})
-    assert ConvLayer.from_node(node, (6, 2, 3, 5), (9, 12)).out_channels == 4
+    assert (layer.out_channels, layer.sliding.kernel, layer.sliding.output) == (6, (3, 5), (4, 8))
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [
+        {},
+        {"strides": [2, 1], "pads": [1, 0, 2, 1]},
+        {"strides": [2, 3], "dilations": [1, 2], "output_padding": [1, 2]},
+        {"strides": [2, 2], "auto_pad": "SAME_UPPER"},
+        {"strides": [2, 2], "output_shape": [18, 25]},
+    ],
+    ids=str,
+)
+def test_transposed_layer(attrs: dict[str, Any]) -> None:
+    """ONNX Runtime is the oracle of the output's extents."""
+    net = Net(1, 6, 9, 12)
+    want = net.shape(net.ConvTranspose("x", net.ints(6, 2, 3, 5), group=2, **attrs))
+    layer = TransposedLayer.from_node(gs.Node("ConvTranspose", attrs={"group": 2, **attrs}), (6, 2, 3, 5), (9, 12))
+    assert (layer.out_channels, *layer.spreading.output) == want[1:]
 
 
 X = np.arange(6.0).reshape(2, 3)

@@ -14,9 +14,7 @@ from cli_models import run
 import convrewrite as cr
 from convrewrite import models, pipeline
 from convrewrite.engine.windows import Window
-from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline import Map
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import FcnOptions
 
 LENET = str(models.lenet5_path())
 
@@ -63,8 +61,8 @@ def test_every_cell_is_the_original_on_its_crop(tmp_path: Path, stride: tuple[in
 def test_built_networks_become_denser(tmp_path: Path, name: str) -> None:
     """Padded ones against their own map: every fourth cell, in ONNX Runtime, beside what the command verifies."""
     onnx.save(models.build(name, **SMALL[name]), tmp_path / "m.onnx")
-    for how, target in ((Map(), "coarse.onnx"), (Map((8, 8)), "o.onnx")):
-        outcome = pipeline.fcn(str(tmp_path / "m.onnx"), str(tmp_path / target), Fcn(), Options(), how).check()
+    for how, target in ((FcnOptions(), "coarse.onnx"), (FcnOptions(stride=8), "o.onnx")):
+        outcome = pipeline.fcn(str(tmp_path / "m.onnx"), str(tmp_path / target), how).check()
         assert outcome.verification is not None
         assert outcome.verification.verdict == "verified"
     window = outcome.window
@@ -80,7 +78,7 @@ def test_built_networks_become_denser(tmp_path: Path, name: str) -> None:
 
 def test_corpus_model_becomes_dense(corpus_model: Path, tmp_path: Path) -> None:
     """Each model that fcn converts is verified at a finer stride, or refused by name; none fails."""
-    outcome = pipeline.fcn(str(corpus_model), str(tmp_path / "c.onnx"), Fcn(), Options(verify=False))
+    outcome = pipeline.fcn(str(corpus_model), str(tmp_path / "c.onnx"), FcnOptions(verify=False))
     if outcome.error is not None:
         assert outcome.exit_code == 3
         return
@@ -90,8 +88,9 @@ def test_corpus_model_becomes_dense(corpus_model: Path, tmp_path: Path) -> None:
     own = next(entry.version for entry in original.opset_import if entry.domain in ("", "ai.onnx"))
     constant = any(node.op_type == "ConstantOfShape" for node in original.graph.node)  # weights that say nothing
     opset = None if own >= 13 else 13
-    for how in (Map(half, opset=opset), Map(half, "bilinear", opset=opset)):
-        made = pipeline.fcn(str(corpus_model), str(tmp_path / "o.onnx"), Fcn(), Options(verify=not constant), how)
+    for upsample in ("", "bilinear"):
+        how = FcnOptions(stride=half, upsample=upsample, opset=opset, verify=not constant)
+        made = pipeline.fcn(str(corpus_model), str(tmp_path / "o.onnx"), how)
         told = str(made.error)
         assert made.error is None or made.exit_code == 3 or "cannot bring the model to opset" in told, told
 

@@ -20,10 +20,11 @@ from cli_models import call, padded, plain, save, snapshot
 
 from convrewrite.engine.layers import PoolLayer
 from convrewrite.errors import CheckFailed
-from convrewrite.passes.fcn import Fcn, lifter, linear, outputs, walk
-from convrewrite.passes.fcn.views import Emitter
+from convrewrite.options import FcnOptions
+from convrewrite.passes.fcn import lifter, linear, outputs, walk
+from convrewrite.passes.fcn.views import Layouts
 from convrewrite.pipeline import fcn
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.pipeline.outcome import Outcome
 from helpers import Net
 
 Patch = Callable[[pytest.MonkeyPatch], None]
@@ -103,12 +104,12 @@ def softmax_over_rows(patch: pytest.MonkeyPatch) -> None:
 
 def softmax_over_everything(patch: pytest.MonkeyPatch) -> None:
     """Below opset 13 it runs over all axes from 1 on: the native size never shows it."""
-    original = Emitter.split_off
+    original = Layouts.split_off
 
     def split_off(emitter: Any, view: Any, axis: Any, *, last: bool = False, letters: Any = ()) -> Any:
         return original(emitter, view, axis, letters=letters)
 
-    patch.setattr(Emitter, "split_off", split_off)
+    patch.setattr(Layouts, "split_off", split_off)
 
 
 def pool_with_its_own_kernel(patch: pytest.MonkeyPatch) -> None:
@@ -178,7 +179,7 @@ FAULTS = {
 
 
 def convert(folder: Path) -> Outcome:
-    return fcn(str(folder / "in.onnx"), str(folder / "out.onnx"), Fcn(), Options())
+    return fcn(str(folder / "in.onnx"), str(folder / "out.onnx"), FcnOptions())
 
 
 @pytest.mark.parametrize("name", FAULTS)

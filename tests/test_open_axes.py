@@ -16,14 +16,16 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from convrewrite import model_io, pipeline, verification
+from convrewrite import model_io, pipeline
 from convrewrite.engine.graph import fixed_extents
 from convrewrite.engine.rewrite import Context, Pass, Plan, Reason, Site
 from convrewrite.errors import CheckFailed
+from convrewrite.options import TransformOptions
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.fc_to_conv import FcToConv
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.pipeline.outcome import Outcome
 from convrewrite.text import PYTHON, told
+from helpers import verify
 from nets import Net, run
 
 Dims = Sequence[int | str]
@@ -35,8 +37,8 @@ def images(shape: Sequence[int], seed: int = 0) -> np.ndarray:
 
 def rewritten(folder: Path, pass_: Any, model: onnx.ModelProto, size: tuple[int, ...] | None = None) -> Outcome:
     onnx.save(model, folder / "a.onnx")
-    how = pipeline.Trade("always", size)
-    return pipeline.trade(str(folder / "a.onnx"), str(folder / "b.onnx"), pass_, Options(provider="cpu"), how)
+    how = TransformOptions(provider="cpu", size=size)
+    return pipeline.trade(str(folder / "a.onnx"), str(folder / "b.onnx"), pass_, how)
 
 
 def check_equal(folder: Path, shapes: Sequence[Sequence[int]]) -> None:
@@ -170,7 +172,7 @@ def test_a_size_that_decides_is_fixed_in_the_file(tmp_path: Path) -> None:
     dims = onnx.load(tmp_path / "b.onnx").graph.input[0].type.tensor_type.shape.dim
     assert [d.dim_param or d.dim_value for d in dims] == ["N", 3, 11, 9]
     check_equal(tmp_path, [(1, 3, 11, 9), (3, 3, 11, 9)])
-    found = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    found = verify(tmp_path / "a.onnx", tmp_path / "b.onnx")
     assert found.passed
     assert found.warnings == ("input 'x' takes [N, 3, 11, 9] alone, the original [N, 3, H, W]",)
 
@@ -259,12 +261,12 @@ def test_a_fault_at_other_extents_is_found(tmp_path: Path, name: str) -> None:
     dims, a, b, check = FAULTS[name]
     pair(tmp_path, dims, a, b)
     size = (224,) if len(dims) == 3 else None
-    found = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=size)
+    found = verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=size)
     assert {case.name for case in found.cases if case.status == "failed"} == {check}
     assert "ONNXRuntime" not in found.message()
     assert "/onnxruntime" not in found.message()
     pair(tmp_path, dims, a, a)
-    same = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=size)
+    same = verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=size)
     assert same.passed
     assert check in {case.name for case in same.cases if case.status == "passed"}
 
@@ -275,7 +277,7 @@ def test_one_symbol_has_one_extent(tmp_path: Path) -> None:
         net = Net("N", "T", 4)
         net.input("other", "N", "T", 1)
         onnx.save(net.model(net.node("Add", "x", "other", outputs=["y"])), tmp_path / name)
-    found = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=(6,))
+    found = verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=(6,))
     assert {case.name: case.status for case in found.cases} == {
         "outputs": "passed",
         "other extents of N": "passed",
@@ -285,10 +287,10 @@ def test_one_symbol_has_one_extent(tmp_path: Path) -> None:
 
 def test_extents_at_which_the_original_does_not_run_are_skipped_by_name(tmp_path: Path) -> None:
     pair(tmp_path, ("N", "T", 4), *[lambda net: net.Reshape(product(net), net.const([-1, 24]))] * 2)
-    found = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=(8,))
+    found = verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=(8,))
     assert found.passed  # 16 and 24 are multiples of 8, too
     pair(tmp_path, ("N", "T", 4), *[lambda net: net.Add(product(net), net.ints(2, 8, 3))] * 2)
-    found = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=(8,), batch=2)
+    found = verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=(8,), batch=2)
     skipped = {case.name: case.note for case in found.cases if case.status == "skipped"}
     assert found.passed
     assert skipped == {"other extents of T": "the original runs at no other that was tried"}
@@ -301,7 +303,7 @@ def test_an_unnamed_state_grows_with_its_images(tmp_path: Path) -> None:
         net.input("state", 1, "", 4)
         y = net.Add("x", net.Squeeze("state", net.const([0])))
         onnx.save(net.model(net.node("Identity", y, outputs=["y"]), shapes={"y": ["", 4]}), tmp_path / name)
-    found = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=(1,))
+    found = verify(tmp_path / "a.onnx", tmp_path / "b.onnx", size=(1,))
     assert found.passed
     assert "other extents of the number of images" in {c.name for c in found.cases if c.status == "passed"}
 
@@ -309,7 +311,7 @@ def test_an_unnamed_state_grows_with_its_images(tmp_path: Path) -> None:
 def test_the_users_data_are_widened(tmp_path: Path) -> None:
     pair(tmp_path, ("N", "T", 4), product, first_of_each)
     data = {"x": images((5, 6, 4))}
-    found = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx", data=data)
+    found = verify(tmp_path / "a.onnx", tmp_path / "b.onnx", data=data)
     assert {case.name for case in found.cases if case.status == "failed"} == {"other extents of N"}
 
 
@@ -321,7 +323,7 @@ def test_a_scalar_beside_the_users_data_stays_a_scalar(tmp_path: Path) -> None:
         y = net.Mul("x", net.Cast("rate", to=onnx.TensorProto.FLOAT))
         onnx.save(net.model(net.node("Identity", y, outputs=["y"]), shapes={"y": ["N", "T"]}), tmp_path / name)
     data = {"x": images((2, 1, 6)), "rate": np.full(2, 16000)}
-    found = verification.verify(tmp_path / "a.onnx", tmp_path / "b.onnx", data=data)
+    found = verify(tmp_path / "a.onnx", tmp_path / "b.onnx", data=data)
     assert {case.name: case.status for case in found.cases}["other extents of T"] == "passed"
 
 
@@ -331,11 +333,11 @@ def test_an_input_that_is_narrowed_without_a_word_fails(tmp_path: Path, axis: in
     narrow = [1 if i == axis == 0 else 6 if i == axis else dim for i, dim in enumerate(dims)]
     pair(tmp_path, dims, product, product, narrow)
     paths = tmp_path / "a.onnx", tmp_path / "b.onnx"
-    found = verification.verify(*paths, size=(6,), fixed={})
+    found = verify(*paths, size=(6,), fixed={})
     assert [case.name for case in found.cases if case.status == "failed"] == ["what the inputs accept"]
     assert f"takes [{', '.join(map(str, narrow))}] alone, the original [N, T, 4]" in found.message()
-    assert verification.verify(*paths, size=(6,), fixed={"x": narrow}).passed
-    by_hand = verification.verify(*paths, size=(6,))
+    assert verify(*paths, size=(6,), fixed={"x": narrow}).passed
+    by_hand = verify(*paths, size=(6,))
     assert by_hand.passed
     assert len(by_hand.warnings) == 1
 

@@ -11,9 +11,9 @@ import pytest
 import valid_nets
 from onnx import helper, numpy_helper
 
-from convrewrite.verification import verify
 from convrewrite.verification.precision import roundings
 from convrewrite.verification.values import flattened
+from helpers import verify
 
 
 def test_numbers_come_in_the_order_of_the_structure() -> None:

@@ -21,13 +21,14 @@ from convrewrite.engine.rewrite import Site, run_pass
 from convrewrite.engine.windows import Window
 from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.model_io import load
+from convrewrite.options import FcnOptions
 from convrewrite.page import charts
 from convrewrite.page.class_map import class_map, read_image
 from convrewrite.page.render import pads, render
 from convrewrite.page.surgery import drawing, surgeries
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.separable import Separable
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.pipeline.outcome import Outcome
 from pages import LENET, NAMES, make_pages
 
 
@@ -60,14 +61,14 @@ def test_sections_of_each_page(folder: Path) -> None:
 def test_the_same_outcome_gives_the_same_bytes(tmp_path: Path) -> None:
     texts = []
     for _ in range(2):
-        outcome = pipeline.fcn(LENET, str(tmp_path / "o.onnx"), Fcn(), Options())
+        outcome = pipeline.fcn(LENET, str(tmp_path / "o.onnx"), FcnOptions())
         texts.append(render(page.outcome_view(outcome)))
     assert texts[0] == texts[1]
 
 
 def test_a_view_is_plain_data(tmp_path: Path) -> None:
     """A worker process hands it over as JSON."""
-    outcome = pipeline.fcn(LENET, str(tmp_path / "o.onnx"), Fcn(), Options())
+    outcome = pipeline.fcn(LENET, str(tmp_path / "o.onnx"), FcnOptions())
     view = page.outcome_view(outcome)
     assert render(json.loads(json.dumps(view))) == render(view)
 
@@ -82,7 +83,7 @@ def test_names_are_escaped() -> None:
 
 def test_cost_by_layer_adds_up(folder: Path, tmp_path: Path) -> None:
     """Before and after, against the lecture's formula k^2 C O R^2 by hand."""
-    outcome = pipeline.fcn(LENET, str(tmp_path / "o.onnx"), Fcn(), Options())
+    outcome = pipeline.fcn(LENET, str(tmp_path / "o.onnx"), FcnOptions())
     layers = {row["name"]: row for row in page.outcome_view(outcome)["layers"]}
     by_hand = {"c1": 25 * 1 * 6 * 28**2, "c3": 25 * 6 * 16 * 10**2, "c5": 400 * 120, "f6": 120 * 84, "logits": 84 * 11}
     assert {name: (row["before"], row["after"]) for name, row in layers.items()} == {
@@ -137,7 +138,7 @@ def test_an_image_that_cannot_be_read(tmp_path: Path, content: bytes) -> None:
 @pytest.fixture(scope="module")
 def any_size(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("any") / "any.onnx"
-    assert pipeline.fcn(LENET, str(target), Fcn(), Options()).exit_code == 0
+    assert pipeline.fcn(LENET, str(target), FcnOptions()).exit_code == 0
     return target
 
 
@@ -171,8 +172,8 @@ def test_a_cell_lies_over_the_middle_of_its_window(any_size: Path) -> None:
 
 def test_a_map_of_pixels_covers_the_image(tmp_path: Path) -> None:
     target = tmp_path / "p.onnx"
-    assert pipeline.fcn(LENET, str(target), Fcn(), Options(), pipeline.Map(upsample="nearest")).exit_code == 0
-    outcome = pipeline.fcn(LENET, str(target), Fcn(), Options(), pipeline.Map((1,), "nearest"))
+    assert pipeline.fcn(LENET, str(target), FcnOptions(upsample="nearest")).exit_code == 0
+    outcome = pipeline.fcn(LENET, str(target), FcnOptions(stride=1, upsample="nearest"))
     drawn = page.outcome_view(outcome)["map"]
     assert drawn["cells"] == drawn["size"]
     assert drawn["place"] == {"left": 0, "top": 0, "width": 100, "height": 100}

@@ -11,8 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from convrewrite import pipeline
 from convrewrite.engine.windows import Window
-from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import FcnOptions
 
 
 def net(path: Path, head: list[onnx.NodeProto], constants: dict[str, np.ndarray], outputs: list[int | str]) -> Path:
@@ -53,7 +52,7 @@ HEADS = {
 def test_outputs_with_two_channel_axes_are_verified(name: str, tmp_path: Path) -> None:
     head, shape = HEADS[name]
     source = net(tmp_path / "in.onnx", head, {"s": SPLIT}, shape)
-    outcome = pipeline.fcn(str(source), str(tmp_path / "out.onnx"), Fcn(), Options(provider="cpu")).check()
+    outcome = pipeline.fcn(str(source), str(tmp_path / "out.onnx"), FcnOptions(provider="cpu")).check()
     assert outcome.verification is not None
     assert outcome.verification.verdict == "verified"
     assert outcome.window is not None
@@ -87,7 +86,7 @@ def test_a_slice_with_a_baked_end_is_held_against_its_own_features(tmp_path: Pat
     )
     source, target = tmp_path / "in.onnx", tmp_path / "out.onnx"
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8), source)
-    outcome = pipeline.fcn(str(source), str(target), Fcn(), Options(provider="cpu")).check()
+    outcome = pipeline.fcn(str(source), str(target), FcnOptions(provider="cpu")).check()
     assert outcome.verification is not None
     cases = [case for case in outcome.verification.cases if case.name.startswith("original's trunk and head")]
     assert cases

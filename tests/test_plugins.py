@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 import numpy as np
 import onnx_graphsurgeon as gs
-from convrewrite.rewrite import Declined, Pass, Plan, Reason, Site
+from convrewrite.rewrite import Declined, Pass, Plan, Reason, Site, option
 
 DONE = Reason("scale/done", "it is scaled already", "nothing")
 
@@ -38,8 +38,9 @@ DONE = Reason("scale/done", "it is scaled already", "nothing")
 class Scale(Pass):
     name: ClassVar[str] = "scale"
     reasons: ClassVar[dict] = {DONE.code: DONE}
-    by: float = 0.0
-    claim: str = "exact"
+    by: float = option(0.0)
+    claim: str = option("exact")
+    unmarked: int = 0
 
     def candidates(self, graph):
         yield from [node for node in graph.nodes if node.op == "Conv"][:1]
@@ -256,6 +257,11 @@ def test_explain_lists_the_others_where_one_is_broken(
     [
         (("scale", "m.onnx", "o.onnx", "--set", "bye=1"), "did you mean 'by'?"),
         (("scale", "m.onnx", "o.onnx", "--set", "by"), "is no setting"),
+        (("scale", "m.onnx", "o.onnx", "--set", "by=much"), "does not take by='much'; input should be a valid number"),
+        (("scale", "m.onnx", "o.onnx", "--set", "claim=1"), "does not take claim=1; input should be a valid string"),
+        (("scale", "m.onnx", "o.onnx", "--set", "unmarked=1"), "the field 'unmarked' of pass 'scale' is no option"),
+        (("separable", "m.onnx", "o.onnx", "--set", "form=round"), "'channel' or 'tucker'"),
+        (("fcn", "m.onnx", "o.onnx", "--set", "size=64"), "input should be a valid tuple"),
         (("skale", "m.onnx", "o.onnx"), "did you mean 'scale'?"),
         (("fcn", "m.onnx", "o.onnx", "--set", "tol=1"), "has no option 'tol'"),
     ],

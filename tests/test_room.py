@@ -14,7 +14,6 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from processes import HANGS
 
-from convrewrite import verification
 from convrewrite.cli.words import FLAGS
 from convrewrite.engine import memory
 from convrewrite.engine.graph import infer_shapes
@@ -23,6 +22,7 @@ from convrewrite.model_io import load, save
 from convrewrite.running.runtime import DeviceFailed
 from convrewrite.text import told
 from convrewrite.verification import room, slices, specimens
+from helpers import verify
 
 BATCH = 12
 CPU = ["CPUExecutionProvider"]
@@ -186,7 +186,7 @@ def test_a_large_batch_is_verified_in_slices(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(specimens.Specimen, "run", counting)
     path = classifier(tmp_path)
-    found = verification.verify(path, path)
+    found = verify(path, path)
     assert found.passed
     assert seen
     assert max(seen) < BATCH
@@ -197,11 +197,11 @@ def test_a_large_batch_is_verified_in_slices(tmp_path: Path, monkeypatch: pytest
 def test_a_wrong_model_is_found_in_slices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     paths = classifier(tmp_path), classifier(tmp_path, name="wrong.onnx", change=0.01)
     monkeypatch.setattr(room, "SLICED_ABOVE", 1.0)
-    found = verification.verify(*paths)
+    found = verify(*paths)
     assert found.verdict == "failed"
     assert found.failing.inputs["image"].shape == (BATCH, 3, 6, 6)  # --data takes it
     monkeypatch.undo()
-    again = verification.verify(*paths, data=dict(found.failing.inputs))
+    again = verify(*paths, data=dict(found.failing.inputs))
     assert again.verdict == "failed"
 
 
@@ -211,11 +211,11 @@ def test_data_is_sliced_and_has_to_be_whole_batches(tmp_path: Path, monkeypatch:
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((3 * BATCH, 3, 6, 6)).astype(np.float32)
     for array in (rows, rows.reshape(3, BATCH, 3, 6, 6)):
-        found = verification.verify(path, path, data={"image": array})
+        found = verify(path, path, data={"image": array})
         assert found.passed
         assert any("in slices of" in line for line in found.warnings)
     with pytest.raises(UsageError, match=f"holds 13 samples, no multiple of the batch {BATCH}"):
-        verification.verify(path, path, data={"image": rows[:13]})
+        verify(path, path, data={"image": rows[:13]})
 
 
 def test_where_memory_is_short_no_session_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,11 +230,11 @@ def test_where_memory_is_short_no_session_is_kept(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(specimens.Specimen, "run", looking)
     least = 3 * BATCH * 3 * 36 * 4.0
     monkeypatch.setattr(memory, "available", lambda: 1.5 * least)
-    assert verification.verify(path, path).passed
+    assert verify(path, path).passed
     assert set(kinds) == {"OnDemand"}
     monkeypatch.setattr(memory, "available", lambda: least / 4)
     with pytest.raises(DeviceFailed, match=r"not enough memory: .* need about .* GB") as caught:
-        verification.verify(path, path)
+        verify(path, path)
     assert caught.value.exit_code == 2
     assert "verify=False" in str(caught.value)
 
@@ -258,7 +258,7 @@ def test_constants_beyond_all_measure_are_told_before_a_session_is_made(
     path = saved(tmp_path, nodes, operands, output=[BATCH, 3, 6, 6])
     monkeypatch.setattr(specimens, "open_session", lambda *_, **__: pytest.fail("a session was made"))
     with pytest.raises(UsageError, match=r"its constants expand to 12\.0 GB, 'big' to 12\.0 GB"):
-        verification.verify(path, path)
+        verify(path, path)
 
 
 def test_the_peak_counts_what_is_held_at_once(tmp_path: Path) -> None:

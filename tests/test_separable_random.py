@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from onnx import numpy_helper
 
 from convrewrite.acceptance import smaller
-from convrewrite.engine.rewrite import Judge, accept_all
+from convrewrite.engine.rewrite import Judge, Kernels, accept_all
 from convrewrite.passes.separable import FORMS, Separable
 from helpers import Array, Feeds, run
 from random_convs import PlantedGraph, RandomConv, convs, planted_graphs
@@ -101,7 +101,7 @@ def check_conv(conv: RandomConv, tol: float, form: str, judge: Judge) -> None:
         return
     eps = float(np.finfo(conv.dtype).eps)
     limit = max(tol, EXACT * eps)
-    kernel, shift = result.evidence["kernels"]["y"]()
+    kernel, shift = result.evidence_of(Kernels).made["y"]()
     true = conv.error(kernel)
     assert shift is None
     assert abs(site.error - true) <= 0.01 * true + eps

@@ -14,12 +14,12 @@ from valid_nets import CLASSES, info
 from convrewrite import inspection, model_io, pipeline
 from convrewrite.engine import costs
 from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.options import InspectOptions, TradeOptions
 from convrewrite.passes.fc_to_conv import FcToConv
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.open_batch import OpenBatch
 from convrewrite.passes.separable import Separable
-from convrewrite.pipeline.outcome import Options
 
 
 def graph_of(model: onnx.ModelProto):
@@ -151,7 +151,9 @@ def test_macs_of_subgraphs_are_not_taken_for_none():
 
 
 def inspected(model: onnx.ModelProto) -> list[str]:
-    return str(inspection.inspect(model_io.load(model.SerializeToString()), "m.onnx", passes=False)).splitlines()
+    return str(
+        inspection.inspect(model_io.load(model.SerializeToString()), "m.onnx", InspectOptions(passes=False))
+    ).splitlines()
 
 
 def test_inspect_says_what_it_does_not_count():
@@ -171,8 +173,8 @@ def test_macs_without_a_size_are_unknown_and_not_zero():
 
 def traded(pass_, model: onnx.ModelProto, tmp_path: Path, *, accept: str = "smaller") -> str:
     onnx.save(model, tmp_path / "in.onnx")
-    how = pipeline.Trade(accept)
-    done = pipeline.trade(str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), pass_, Options(samples=1), how)
+    how = TradeOptions(samples=1, accept=accept)
+    done = pipeline.trade(str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), pass_, how)
     assert done.error is None, done.error
     return done.advice
 

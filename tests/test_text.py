@@ -165,8 +165,10 @@ def test_names_that_are_fine_stay_and_long_ones_stay_apart() -> None:
 @given(st.recursive(HOSTILE, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(HOSTILE, inner, max_size=3)))
 def test_a_report_is_json_that_every_reader_takes(data: object) -> None:
     content = text.json_text(data)
-    content.encode("ascii")
-    json.dumps(json.loads(content), ensure_ascii=False).encode()
+    assert content.isascii()
+    again = json.loads(content)
+    assert json.dumps(again, ensure_ascii=False).encode().decode() == json.dumps(again, ensure_ascii=False)
+    assert text.json_text(again) == content
 
 
 def test_a_report_has_no_number_that_json_lacks() -> None:

@@ -14,7 +14,7 @@ from tiled_nets import check_tiles, loaded, open_net, opened, padded, run, sessi
 
 import convrewrite as cr
 from convrewrite import models
-from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.rewrite import Lifting, run_pass
 from convrewrite.engine.windows import Field
 from convrewrite.errors import Refused, UsageError
 from convrewrite.model_io import Model
@@ -188,7 +188,7 @@ def test_random_networks(padded: bool, data: st.DataObject) -> None:
     if not result.changed:
         return
     model = replace(original, graph=result.graph, metadata=dict(result.metadata))
-    window = result.evidence["window"]
+    window = result.evidence_of(Lifting).window
     size = window.image_size((4, 5))
     step = data.draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
     try:

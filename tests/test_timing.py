@@ -27,13 +27,14 @@ from convrewrite.cli import bench as bench_command
 from convrewrite.errors import CheckFailed, Interrupted, UsageError
 from convrewrite.models import build, lenet5_path
 from convrewrite.pipeline.report import SCHEMA_FILE
-from convrewrite.timing import FASTER, NO_DIFFERENCE, SLOWER, Bench, CellFailed, Rounds, bench, compare, plot
+from convrewrite.timing import FASTER, NO_DIFFERENCE, SLOWER, Bench, CellFailed, Rounds, compare, plot
 from convrewrite.timing import process as worker_process
 from convrewrite.timing.protocol import Part, Subject, Task
 from convrewrite.timing.result import Cell, Cost
 from convrewrite.timing.statistics import Estimate, estimate, exchange_test, tells_apart
 from convrewrite.timing.subjects import Candidate, extents, shapes_at, sliding
 from convrewrite.timing.worker import node_seconds
+from helpers import bench
 
 LENET = lenet5_path()
 

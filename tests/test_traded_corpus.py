@@ -14,19 +14,21 @@ from test_corpus import load
 
 from convrewrite import models, pipeline
 from convrewrite.engine.rewrite import Pass
+from convrewrite.options import TradeOptions
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.pipeline.outcome import Outcome
 
 pytestmark = pytest.mark.slow
 
 WIDTH = 0.125
 BUILT = ("alexnet", "vgg16", "resnet18", "mobilenet_v1")
-OPTIONS = Options(provider="cpu", samples=2)
 
 
 def go(source: Path, target: Path, pass_: Pass, accept: str = "smaller") -> Outcome:
-    return pipeline.trade(str(source), str(target), pass_, OPTIONS, pipeline.Trade(accept)).check()
+    return pipeline.trade(
+        str(source), str(target), pass_, TradeOptions(provider="cpu", samples=2, accept=accept)
+    ).check()
 
 
 def checked(source: Path, folder: Path) -> None:

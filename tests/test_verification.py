@@ -18,12 +18,14 @@ from onnx import helper, numpy_helper
 from convrewrite.cli.words import FLAGS
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.errors import CheckFailed, UsageError
+from convrewrite.options import VerifyOptions
 from convrewrite.running.sampling import InputSpec, cut_data, read_data
 from convrewrite.text import told
-from convrewrite.verification import verify, verify_fcn
+from convrewrite.verification import verify_fcn
 from convrewrite.verification.comparison import Ledger, floor, relative_error
 from convrewrite.verification.verdicts import Verification
 from exported import NETWORKS
+from helpers import verify
 
 FLOAT, INT64 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT64
 
@@ -56,8 +58,9 @@ class Pair:
         onnx.save(self.original, folder / "a.onnx")
         onnx.save(self.converted, folder / "b.onnx")
         window = Window.from_json(self.window.to_json())
-        cut = options.pop("cut", self.cut)
-        return verify_fcn(folder / "a.onnx", folder / "b.onnx", window, cut, **options)
+        cut, limit = options.pop("cut", self.cut), options.pop("tolerance", None)
+        how = VerifyOptions(max_output_error=limit, **options)
+        return verify_fcn(folder / "a.onnx", folder / "b.onnx", window, how, cut=cut)
 
 
 def pair(  # noqa: PLR0915 - one builder, read from top to bottom

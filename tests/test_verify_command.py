@@ -19,8 +19,7 @@ from convrewrite.cli import verify as verify_command
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.models import build
-from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import FcnOptions, VerifyOptions
 from convrewrite.running import runtime
 from convrewrite.text import told
 
@@ -34,7 +33,7 @@ def folder(tmp_path):
         if tensor.name == "c3.weight":
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor) * np.float32(1.001), tensor.name))
     onnx.save(model, tmp_path / "b.onnx")
-    pipeline.fcn(str(tmp_path / "a.onnx"), str(tmp_path / "fcn.onnx"), Fcn(), Options("cpu")).check()
+    pipeline.fcn(str(tmp_path / "a.onnx"), str(tmp_path / "fcn.onnx"), FcnOptions(provider="cpu")).check()
     converted = onnx.load(tmp_path / "fcn.onnx")
     for tensor in converted.graph.initializer:
         if tensor.name == "c3.weight":
@@ -163,7 +162,7 @@ def test_tolerances(folder):
         (["--mean", "0.5"], "belong to --images"),
         (["--images", ".", "--std", "nan"], "not a list of numbers"),
         (["--images", ".", "--data", "x.npz"], "exclude each other"),
-        (["--reference", "torch"], "unknown reference"),
+        (["--reference", "torch"], "torch"),
         (["--data", "nosuch.npz"], "cannot read"),
     ],
 )
@@ -199,7 +198,7 @@ def test_the_reference_evaluator(folder):
     model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
     onnx.save(model, folder / "custom.onnx")
     with pytest.raises(UsageError, match="reference evaluator cannot run"):
-        verification.verify(folder / "custom.onnx", folder / "custom.onnx", reference="onnx")
+        verification.verify(folder / "custom.onnx", folder / "custom.onnx", VerifyOptions(reference="onnx"))
 
 
 def test_memory_that_runs_out_on_a_large_image_names_what_ran(folder, monkeypatch):
@@ -245,7 +244,7 @@ def test_a_batch_of_a_fully_convolutional_form(folder):
     for value in (*model.graph.input, *model.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "N"
     onnx.save(model, folder / "free.onnx")
-    pipeline.fcn(str(folder / "free.onnx"), str(folder / "free_fcn.onnx"), Fcn(), Options("cpu")).check()
+    pipeline.fcn(str(folder / "free.onnx"), str(folder / "free_fcn.onnx"), FcnOptions(provider="cpu")).check()
     code, text = verify(folder / "free.onnx", folder / "free_fcn.onnx", "--batch", "2", "--where")
     assert code == 0, text
     assert "where: all" in text
@@ -369,7 +368,7 @@ def test_what_was_given_is_not_overwritten(folder, option, target):
 
 @pytest.mark.parametrize("size", [None, (48, 48)], ids=["any size", "one size"])
 def test_the_form_ahead_of_its_original_says_to_swap_the_two(folder, size):
-    pipeline.fcn(str(folder / "a.onnx"), str(folder / "form.onnx"), Fcn(size=size), Options("cpu")).check()
+    pipeline.fcn(str(folder / "a.onnx"), str(folder / "form.onnx"), FcnOptions(size=size, provider="cpu")).check()
     code, text = verify(folder / "form.onnx", folder / "a.onnx")
     assert code in (1, 2)
     assert "swap the two" in text

@@ -18,8 +18,8 @@ from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.running.runtime import DeviceFailed, Session
 from convrewrite.running.sampling import Images, InputSpec, read_data
 from convrewrite.text import told
-from convrewrite.verification import verify
 from exported import NETWORKS
+from helpers import verify
 
 Weights = dict[str, np.ndarray]
 

@@ -18,8 +18,8 @@ from onnx import numpy_helper
 
 import convrewrite as cr
 from convrewrite.errors import CheckFailed
-from convrewrite.verification import Verification, verify
-from helpers import Net, run
+from convrewrite.verification import Verification
+from helpers import Net, run, verify
 
 Array = np.ndarray[Any, Any]
 Change = Callable[[Array], Array]

@@ -12,15 +12,13 @@ import pytest
 from cli_models import call
 from onnx import TensorProto, helper, numpy_helper
 
-from convrewrite import timing
 from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.options import VerifyOptions
 from convrewrite.pipeline import compare
-from convrewrite.pipeline.outcome import Options
 from convrewrite.running.sampling import cut_data
-from convrewrite.verification import verify
 from convrewrite.verification.interface import InputSpec
 from convrewrite.verification.twins import computed_in
-from helpers import Net, run
+from helpers import Net, bench, run, verify
 
 Array = np.ndarray[Any, Any]
 
@@ -61,7 +59,7 @@ def files(folder: Path, a: onnx.ModelProto, b: onnx.ModelProto) -> tuple[str, st
 @pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS.keys())
 def test_a_twin_is_the_same_function(tmp_path: Path, twin: dict[str, Any], turned: bool) -> None:
     pair = (network(), network(**twin))
-    outcome = compare(*files(tmp_path, *(pair[::-1] if turned else pair)), None, Options())
+    outcome = compare(*files(tmp_path, *(pair[::-1] if turned else pair)), VerifyOptions())
     assert outcome.exit_code == 0, outcome.error
     found = outcome.verification
     assert found is not None
@@ -75,14 +73,14 @@ def test_a_twin_is_the_same_function(tmp_path: Path, twin: dict[str, Any], turne
 @pytest.mark.parametrize("twin", TWINS.values(), ids=TWINS.keys())
 def test_a_wrong_twin_is_found(tmp_path: Path, twin: dict[str, Any]) -> None:
     """One class of five is off by a twentieth."""
-    outcome = compare(*files(tmp_path, network(), network(**twin, scale=1.05)), None, Options())
+    outcome = compare(*files(tmp_path, network(), network(**twin, scale=1.05)), VerifyOptions())
     assert outcome.exit_code == 1
 
 
 def test_ends_alone_may_differ(tmp_path: Path) -> None:
     """Both compute in float16; one takes float32."""
     twin = network(np.float16, keep_ends=True)
-    outcome = compare(*files(tmp_path, network(np.float16), twin), None, Options())
+    outcome = compare(*files(tmp_path, network(np.float16), twin), VerifyOptions())
     assert outcome.exit_code == 0, outcome.error
     assert computed_in(twin) == computed_in(network(np.float16)) == "float16"
 
@@ -97,11 +95,11 @@ def test_float64(tmp_path: Path) -> None:
         net.nodes[-1].output[0] = "y"
         return net.model("y")
 
-    outcome = compare(*files(tmp_path, model(np.float32), model(np.float64)), None, Options())
+    outcome = compare(*files(tmp_path, model(np.float32), model(np.float64)), VerifyOptions())
     assert outcome.exit_code == 0, outcome.error
     assert outcome.verification is not None
     assert outcome.verification.cases[0].tolerance == pytest.approx(1e-5, rel=0.5)
-    assert compare(*files(tmp_path, model(np.float32), model(np.float64, 1.001)), None, Options()).exit_code == 1
+    assert compare(*files(tmp_path, model(np.float32), model(np.float64, 1.001)), VerifyOptions()).exit_code == 1
 
 
 def test_what_overflows_in_the_twin_is_left_out(tmp_path: Path) -> None:
@@ -109,7 +107,7 @@ def test_what_overflows_in_the_twin_is_left_out(tmp_path: Path) -> None:
     pair = files(tmp_path, network(gain=20.0), network(np.float16, gain=20.0))
     bright = {"x": np.full((1, 3, 6, 5), 255.0, np.float16)}
     assert not np.isfinite(run(network(np.float16, gain=20.0), bright)["y"]).all()
-    outcome = compare(*pair, None, Options())
+    outcome = compare(*pair, VerifyOptions())
     assert outcome.exit_code == 0, outcome.error
     assert outcome.verification is not None
     assert outcome.verification.passed
@@ -125,10 +123,10 @@ def integers(dtype: Any, least: int = 0) -> onnx.ModelProto:
 
 def test_integers_of_two_widths(tmp_path: Path) -> None:
     pair = files(tmp_path, integers(np.int64), integers(np.int32))
-    assert compare(*pair, None, Options()).exit_code == 0
+    assert compare(*pair, VerifyOptions()).exit_code == 0
     data = {"ids": np.array([[0, 3, 9, 1]], np.int64)}
-    assert compare(*pair, None, Options(), data=data).exit_code == 0
-    assert compare(*files(tmp_path, integers(np.int64), integers(np.int32, 1)), None, Options()).exit_code == 1
+    assert compare(*pair, VerifyOptions(data=data)).exit_code == 0
+    assert compare(*files(tmp_path, integers(np.int64), integers(np.int32, 1)), VerifyOptions()).exit_code == 1
 
 
 def test_an_integer_that_the_narrower_type_lacks_is_refused() -> None:
@@ -142,7 +140,7 @@ def test_an_integer_that_the_narrower_type_lacks_is_refused() -> None:
 def test_other_types_are_refused_with_a_remedy(tmp_path: Path) -> None:
     pair = files(tmp_path, integers(np.int64), integers(np.uint8))
     signed = files(tmp_path, integers(np.int8), integers(np.uint8))
-    outcome = compare(*signed, None, Options())
+    outcome = compare(*signed, VerifyOptions())
     assert outcome.exit_code == 2
     assert isinstance(outcome.error, ConvrewriteError)
     assert "is tensor(int8) in one model and tensor(uint8) in the other" in str(outcome.error)
@@ -159,7 +157,7 @@ def test_a_rewrite_may_not_change_the_precision(tmp_path: Path) -> None:
 
 
 def test_bench_takes_both(tmp_path: Path) -> None:
-    found = timing.bench(*files(tmp_path, network(), network(np.float16)), seconds=0.2, min_speedup=1e-6, memory=False)
+    found = bench(*files(tmp_path, network(), network(np.float16)), seconds=0.2, min_speedup=1e-6, memory=False)
     found.check()
     assert any("float32" in line and "float16" in line for line in found.warnings)
 
@@ -182,7 +180,7 @@ def test_the_same_numbers_for_both(tmp_path: Path) -> None:
         net.nodes[-1].output[0] = "y"
         return net.model("y")
 
-    outcome = compare(*files(tmp_path, model(np.float32), model(np.float16)), None, Options())
+    outcome = compare(*files(tmp_path, model(np.float32), model(np.float16)), VerifyOptions())
     assert outcome.verification is not None
     assert outcome.verification.cases[0].error == 0.0
     assert numpy_helper is not None

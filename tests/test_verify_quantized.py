@@ -16,9 +16,9 @@ from onnx import helper, numpy_helper
 
 from convrewrite.cli.words import FLAGS
 from convrewrite.text import told
-from convrewrite.verification import Verification, surrogate, verify
+from convrewrite.verification import Verification, surrogate
 from convrewrite.verification.comparison import ONE_STEP
-from helpers import Net, run
+from helpers import Net, run, verify
 
 Array = np.ndarray[Any, Any]
 

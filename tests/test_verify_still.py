@@ -13,9 +13,9 @@ from cli_models import call
 from onnx import TensorProto
 
 from convrewrite.running.sampling import InputSpec
-from convrewrite.verification import Verification, verify
+from convrewrite.verification import Verification
 from convrewrite.verification.suggested import by_name, suggested
-from helpers import Net
+from helpers import Net, verify
 
 Array = np.ndarray[Any, Any]
 

@@ -11,8 +11,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from convrewrite.verification import Verification, verify
-from helpers import Net
+from convrewrite.verification import Verification
+from helpers import Net, verify
 
 Array = np.ndarray[Any, Any]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import enum
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -15,14 +16,20 @@ from cli_models import padded, plain, run, save, symbolic
 
 import convrewrite as cr
 from convrewrite.batch.words import KEYS
-from convrewrite.cli.options import Softmax
 from convrewrite.cli.words import FLAGS, Flags
 from convrewrite.errors import ConvrewriteError, UsageError, said
 from convrewrite.text import PYTHON, Call, parameter, told, visible
 
 ROOT = Path(__file__).resolve().parent.parent
-FLAG = re.compile(r"(?<!-)--(?:[a-z]|$)")
+FLAG = re.compile(r"(?<!-)--(?:(?!help\b)[a-z]|$)")
 PLACE = re.compile(r"convrewrite-[0-9a-f]{16}")
+
+
+class Word(enum.StrEnum):
+    """A choice, as the command line reads it."""
+
+    last = "last"
+
 
 FOREIGN = {"--query-gpu=name", "--format=csv,noheader"}
 """Options of nvidia-smi."""
@@ -36,9 +43,18 @@ def texts(folder: str) -> Iterator[tuple[str, str]]:
     for path in sorted((ROOT / folder).rglob("*.py")):
         if (ROOT / "convrewrite" / "cli") in path.parents:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        declared = set(declarations(tree)) if path.parent.name == "options" else set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in declared:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
+
+
+def declarations(tree: ast.Module) -> Iterator[int]:
+    """Texts of options as they are declared, `size: Extents = Sizes(None, "...", flag="--size")`: --help prints them."""
+    for statement in ast.walk(tree):
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Call):
+            yield from (id(node) for node in ast.walk(statement.value))
 
 
 @pytest.mark.parametrize("folder", ["convrewrite", "passes", "models"])
@@ -67,7 +83,7 @@ def test_such_a_text_is_found() -> None:
         (parameter("stride", "4"), "--stride 4", "stride=4", "stride=4"),
         (parameter("tol", "0.05"), "--tol 0.05", "tol=0.05", "tol=0.05"),
         (parameter("accept", "faster"), "--accept faster", "accept='faster'", 'accept="faster"'),
-        (parameter("softmax", Softmax.last), "--softmax last", "softmax='last'", 'softmax="last"'),
+        (parameter("softmax", Word.last), "--softmax last", "softmax='last'", 'softmax="last"'),
         (parameter("chosen", "K"), "--class K", "chosen=K", "chosen=K"),
         (parameter("data", "F.npz"), "--data F.npz", "data", "data"),
         (parameter("verify", False), "--no-verify", "verify=False", "verify=false"),

@@ -11,8 +11,8 @@ from benchmarks import common
 from benchmarks.gpu.work import Batch, Job
 from convrewrite import model_io, pipeline
 from convrewrite.engine.windows import Window
-from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.options import FcnOptions, VerifyOptions
+from convrewrite.pipeline.outcome import Outcome
 
 NAME = "fcn"
 MODELS = {"alexnet": "AlexNet", "resnet18": "ResNet-18", "mobilenet_v1": "MobileNetV1", "vgg16": "VGG-16"}
@@ -62,8 +62,8 @@ class Converted:
     def make(self, original: Path, rewritten: Path, provider: str) -> Outcome:
         """Write the model, convert it, and verify that on the provider."""
         common.save_model(self.model, original, self.width)
-        pipeline.fcn(str(original), str(rewritten), Fcn(), Options(provider, verify=False)).check()
-        return pipeline.compare(str(original), str(rewritten), None, Options(provider))
+        pipeline.fcn(str(original), str(rewritten), FcnOptions(provider=provider, verify=False)).check()
+        return pipeline.compare(str(original), str(rewritten), VerifyOptions(provider=provider))
 
 
 def works(quick: bool) -> list[Converted]:

@@ -13,7 +13,8 @@ from benchmarks.gpu.work import Batch, Job
 from convrewrite import pipeline
 from convrewrite.engine.rewrite import Pass
 from convrewrite.errors import CheckFailed
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.options import TradeOptions
+from convrewrite.pipeline.outcome import Outcome
 
 JOBS = (Batch(1), Batch(8))
 
@@ -41,7 +42,7 @@ class Traded:
     def make(self, original: Path, rewritten: Path, provider: str) -> Outcome:
         """Write the model, and let the pipeline rewrite it and verify that on the provider."""
         onnx.save(common.any_batch(self.build()), original)
-        outcome = pipeline.trade(str(original), str(rewritten), self.rewrite, Options(provider), pipeline.Trade())
+        outcome = pipeline.trade(str(original), str(rewritten), self.rewrite, TradeOptions(provider=provider))
         if outcome.error is None and outcome.status != "rewritten":
             raise CheckFailed(f"the pass did not find what the model holds: {outcome.advice}")
         return outcome

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from benchmarks.gpu.budget import Budget
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
+from convrewrite.options import BenchOptions
 from convrewrite.pipeline.outcome import Outcome
 from convrewrite.timing import Cell, bench
 from convrewrite.verification import Verification
@@ -181,9 +182,7 @@ def _do(plan: Plan, work: Work, entry: dict[str, Any]) -> None:
 
 def _measure(plan: Plan, original: Path, rewritten: Path, job: Job, entry: dict[str, Any]) -> None:
     """Time one job; what fails is recorded as missed, and the others go on."""
-    found = bench(
-        original,
-        rewritten,
+    how = BenchOptions(
         provider=plan.provider,
         tf32=plan.tf32,
         seconds=plan.seconds,
@@ -191,6 +190,7 @@ def _measure(plan: Plan, original: Path, rewritten: Path, job: Job, entry: dict[
         memory=False,
         **job.options(rewritten),
     )
+    found = bench(original, rewritten, how)
     entry["missed"] += [{"job": job.label, "reason": missed.reason} for missed in found.missed]
     entry["warnings"] = list(dict.fromkeys([*entry.get("warnings", []), *found.warnings]))
     if found.provider not in ("", plan.provider):

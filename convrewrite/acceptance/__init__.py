@@ -13,6 +13,7 @@ from __future__ import annotations
 from convrewrite.acceptance.budget import within
 from convrewrite.acceptance.decisions import Decision, Decisions, device
 from convrewrite.acceptance.judges import (
+    COUNTING,
     NOT_FASTER,
     NOT_SMALLER,
     OVER_BUDGET,
@@ -21,11 +22,12 @@ from convrewrite.acceptance.judges import (
     Faster,
     smaller,
 )
-from convrewrite.acceptance.reference import Kernels, shaken, with_kernels
+from convrewrite.acceptance.reference import shaken, with_kernels
 from convrewrite.acceptance.regions import structure_key
 from convrewrite.engine.rewrite import accept_all
 
 __all__ = [
+    "COUNTING",
     "NOT_FASTER",
     "NOT_SMALLER",
     "OVER_BUDGET",
@@ -34,7 +36,6 @@ __all__ = [
     "Decision",
     "Decisions",
     "Faster",
-    "Kernels",
     "accept_all",
     "device",
     "shaken",

@@ -76,5 +76,5 @@ def within(
 
 def _rank(site: Site) -> tuple[float, str]:
     """The most saved per error first; names settle what is equal."""
-    saved = site.macs_before - site.macs_after
+    saved = (site.macs_before or 0) - (site.macs_after or 0)
     return (-(saved / site.error) if site.error else -math.inf), site.anchor

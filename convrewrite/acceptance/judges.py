@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,8 @@ import onnx_graphsurgeon as gs
 from convrewrite import model_io, timing
 from convrewrite.acceptance.decisions import Decision, Decisions, device
 from convrewrite.acceptance.regions import Shapes, region
-from convrewrite.engine.rewrite import Declined, Pass, Plan, Reason
+from convrewrite.engine.rewrite import Declined, Judge, JudgeName, Pass, Plan, Reason, accept_all
+from convrewrite.options import BenchOptions
 from convrewrite.system import atomic
 from convrewrite.text import parameter
 
@@ -44,18 +46,26 @@ TRIES = 4
 """Plans that are timed per site: they come ranked, the one that should be fastest first."""
 
 
-def macs(plan: Plan) -> tuple[int, int]:
-    """Multiply-accumulates before and after, over all sites of a plan."""
-    return sum(site.macs_before for site in plan.sites), sum(site.macs_after for site in plan.sites)
+def macs(plan: Plan) -> tuple[int, int] | None:
+    """Multiply-accumulates before and after, over the sites of a plan that count them; None where none does."""
+    counted = [(s.macs_before, s.macs_after) for s in plan.sites if s.macs_before is not None]
+    return (sum(before for before, _ in counted), sum(after or 0 for _, after in counted)) if counted else None
 
 
 def smaller(graph: gs.Graph, plan: Plan) -> Declined | None:
     """Accept what has fewer multiply-accumulates, or as many with fewer parameters."""
-    before, after = macs(plan)
+    known = macs(plan)
+    before, after = known or (0, 0)
     fewer = sum(site.params_after - site.params_before for site in plan.sites) < 0
     if after < before or (after == before and fewer):
         return None
+    if known is None:
+        return Declined(NOT_SMALLER, "the pass does not say how many multiply-accumulates it would save")
     return Declined(NOT_SMALLER, f"{before:,} multiply-accumulates would become {after:,}")
+
+
+COUNTING: Mapping[JudgeName, Judge] = {"smaller": smaller, "always": accept_all}
+"""The judges that time nothing, by name."""
 
 
 @dataclass
@@ -86,7 +96,7 @@ class Faster:
         self._tried[anchor] += 1
         if self._tried[anchor] > TRIES:
             return Declined(NOT_FASTER, f"{TRIES} forms were timed; the last: {self._last[anchor]}")
-        parts = region(graph, self.pass_, plan, self.shapes, self.ir_version)
+        parts = region(graph, self.pass_, plan, self.shapes, ir_version=self.ir_version)
         where = device(self.provider, self.threads)
         decision = self.decisions.get(where, parts.key)
         if decision is None:
@@ -102,5 +112,5 @@ class Faster:
 
     def _time(self, a: Path, b: Path) -> Decision:
         """Time two model files; raises what `timing.bench` raises."""
-        found = timing.bench(a, b, seconds=self.seconds, sets=self.sets, provider=self.provider, memory=False)
-        return Decision.of(found.check())
+        how = BenchOptions(seconds=self.seconds, sets=self.sets, provider=self.provider, memory=False)
+        return Decision.of(timing.bench(a, b, how).check())

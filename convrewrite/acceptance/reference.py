@@ -9,32 +9,28 @@ reference  x ── Conv W~ ── BatchNormalization ── Relu ── ...    
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.evidence import Kernel, Kernels
 from convrewrite.engine.graph import Constants, unique_name
 from convrewrite.engine.layers import LinearLayer
 
 Array = np.ndarray[Any, Any]
-Kernels = Mapping[str, Callable[[], tuple[Array, Array | None]]]
-"""By the name of a layer's output: gives its weight in the rewritten model, and what is added to its bias, or None.
-
-For a Gemm or MatMul, what is added to its result; shaped for that.
-"""
 
 
 def shaken(kernels: Kernels, seed: int = 0) -> Kernels:
     """The kernels with each entry moved by up to one unit in its last place, at random: what rounding alone can do."""
 
-    def moved(place: int, give: Callable[[], tuple[Array, Array | None]]) -> tuple[Array, Array | None]:
+    def moved(place: int, give: Kernel) -> tuple[Array, Array | None]:
         weight, shift = give()
         noise = np.random.default_rng([seed, place]).uniform(-1.0, 1.0, weight.shape)
         return (weight * (1.0 + np.finfo(weight.dtype).eps * noise)).astype(weight.dtype), shift
 
-    return {name: functools.partial(moved, place, give) for place, (name, give) in enumerate(kernels.items())}
+    pairs = enumerate(kernels.made.items())
+    return Kernels({name: functools.partial(moved, place, give) for place, (name, give) in pairs})
 
 
 def with_kernels(graph: gs.Graph, kernels: Kernels) -> gs.Graph:
@@ -43,9 +39,9 @@ def with_kernels(graph: gs.Graph, kernels: Kernels) -> gs.Graph:
     constants, taken = Constants(work), set(work.tensors())
     for node in list(work.nodes):
         anchor = node.outputs[0].name if node.outputs else ""
-        if anchor not in kernels:
+        if anchor not in kernels.made:
             continue
-        weight, shift = kernels[anchor]()
+        weight, shift = kernels.made[anchor]()
         layer = LinearLayer.of(node)
         place = 1 if layer is None else layer.weight
         node.inputs[place] = gs.Constant(unique_name(f"{anchor}/kernel", taken), np.ascontiguousarray(weight))
@@ -69,4 +65,4 @@ def _added(graph: gs.Graph, node: gs.Node, shift: Array, taken: set[str]) -> Non
     node.outputs = [product]
     more = gs.Constant(unique_name(f"{result.name}/shift", taken), shift)
     name = unique_name(f"{result.name}/shifted", taken)
-    graph.nodes.insert(graph.nodes.index(node) + 1, gs.Node("Add", name, {}, [product, more], [result]))
+    graph.nodes.insert(graph.nodes.index(node) + 1, gs.Node("Add", name, {}, [product, more], outputs=[result]))

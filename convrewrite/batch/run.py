@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from convrewrite.batch.results import Batch, Result
 from convrewrite.batch.settings import Settings
 from convrewrite.batch.words import KEYS
 from convrewrite.errors import ConvrewriteError
+from convrewrite.options import RunOptions
 from convrewrite.system import atomic
 from convrewrite.text import PYTHON, Words, told
 
@@ -27,37 +27,33 @@ SEVERITY = (130, 70, 2, 1, 3)
 """Exit codes, the most severe first."""
 
 
-@dataclass(frozen=True)
-class How:
-    """Options of the command: redo what is unchanged, write nothing, so many processes at a time.
-
-    `config` is the file of settings, which nothing may overwrite.
-    """
-
-    force: bool = False
-    check: bool = False
-    jobs: int | None = None
-    config: Path | None = None
-
-
 Tell = Callable[[str, int, int], None]
+
+DEFAULT = RunOptions()
 
 
 def run(
-    settings: Settings, folder: Path, how: How, tell: Tell = lambda text, done, total: None, words: Words = PYTHON
+    settings: Settings,
+    folder: Path,
+    options: RunOptions = DEFAULT,
+    *,
+    config: Path | None = None,
+    tell: Tell = lambda text, done, total: None,
+    words: Words = PYTHON,
 ) -> Batch:
     """Optimize every model, and write the lock file and the reports.
 
     Args:
-        settings: what the file says. folder: that its paths are relative to. tell: called as models end.
-        words: how the caller calls the options in `how`; the rest is in the words of the file.
+        settings: what the file says. folder: that its paths are relative to. options: of the command.
+        config: the file of settings, which nothing may overwrite. tell: called as models end.
+        words: how the caller calls the options of the command; the rest is in the words of the file.
 
     Raises:
         UsageError: what concerns all models: a glob without matches, a path that is written outside of the folder or
             over another file, a damaged lock file, a report that cannot be written. What concerns one is in its result.
     """
     every = jobs(settings, folder)
-    paths.refuse(settings, folder, every, how.config)
+    paths.refuse(settings, folder, every, config)
     lock = Lock.read(folder / settings.lock)
     _check_reports(settings, folder)
     found: dict[str, Result] = {}
@@ -66,7 +62,7 @@ def run(
     for job in every:
         try:
             keys[job.name] = key(job, settings)
-            entry = None if how.force or how.check else lock.fresh(job, keys[job.name])
+            entry = None if options.force or options.check else lock.fresh(job, keys[job.name])
         except ConvrewriteError as error:
             found[job.name] = Result(job.name, job.target, _failed(error))
             continue
@@ -76,9 +72,9 @@ def run(
             facts = {**entry.result.model_dump(exclude_unset=True), "note": summary.FROM_LOCK}
             found[job.name] = Result(job.name, job.target, facts, cached=True)
     try:
-        _work(todo, settings, how, lock, keys, found, tell)
+        _work(todo, settings, options, lock, keys=keys, found=found, tell=tell)
     finally:
-        if not how.check:
+        if not options.check:
             lock.save()  # what passed is kept, also where Ctrl-C ends the rest
     results = tuple(told(found[job.name], words) for job in every)
     batch = Batch(results, exit_code(results, settings.allow_refused))
@@ -89,25 +85,26 @@ def run(
 def _work(
     todo: Sequence[Job],
     settings: Settings,
-    how: How,
+    options: RunOptions,
     lock: Lock,
+    *,
     keys: dict[str, str],
     found: dict[str, Result],
     tell: Tell,
 ) -> None:
-    many = processes(settings, how.jobs, len(todo))
+    many = processes(settings, options.jobs, len(todo))
     with atomic.scratch() as scratch:
-        tasks = [_task(job, settings, how, lock, Path(scratch) / f"{i}.json") for i, job in enumerate(todo)]
+        tasks = [_task(job, settings, options, lock, timings=Path(scratch) / f"{i}.json") for i, job in enumerate(todo)]
 
         def started(index: int) -> None:
             tell(todo[index].name, len(found), len(found) + len(todo))
 
         done = 0
-        for index, facts in run_all(tasks, many, max(1, timing.cores() // many), started, settings.timeout):
+        for index, facts in run_all(tasks, many, max(1, timing.cores() // many), started, limit=settings.timeout):
             job, done = todo[index], done + 1
             try:
                 lock.learn(Path(tasks[index]["timings"]))
-                if facts["exit_code"] == 0 and not how.check:
+                if facts["exit_code"] == 0 and not options.check:
                     lock.keep(job, keys[job.name], facts)
             except ConvrewriteError as error:
                 facts = {**facts, **_failed(error)}
@@ -124,9 +121,9 @@ def processes(settings: Settings, asked: int | None, todo: int) -> int:
     return max(1, min(chosen, todo))
 
 
-def _task(job: Job, settings: Settings, how: How, lock: Lock, timings: Path) -> dict[str, Any]:
+def _task(job: Job, settings: Settings, options: RunOptions, lock: Lock, *, timings: Path) -> dict[str, Any]:
     devices = dict(lock.timings)
-    if how.check:  # what was timed on another machine decides here too: it is not checked who was right
+    if options.check:  # what was timed on another machine decides here too: it is not checked who was right
         devices[ANY] = {key: decision for known in lock.timings.values() for key, decision in known.items()}
     timings.write_text(json.dumps({"schema": TIMINGS, "devices": devices}), encoding="utf-8")
     return {
@@ -134,7 +131,7 @@ def _task(job: Job, settings: Settings, how: How, lock: Lock, timings: Path) -> 
         "target": str(job.target),
         "data": None if job.data is None else str(job.data),
         "timings": str(timings),
-        "check": how.check,
+        "check": options.check,
         "settings": settings.model_dump(mode="json", by_alias=True),
     }
 

@@ -9,16 +9,28 @@ import re
 import reprlib
 import string
 import tomllib
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import pydantic
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, create_model
 
 from convrewrite import plugins
 from convrewrite.errors import UsageError
+from convrewrite.options import (
+    CheckOptions,
+    FcnOptions,
+    GroupsOptions,
+    SeparableOptions,
+    TransformOptions,
+    kinds,
+)
+from convrewrite.options.kinds import TOML, Option, options_of
 
 DEFAULT = "convrewrite.toml"
+
+Made = TypeVar("Made")
 
 MOST = 4 << 20
 """Bytes of the file."""
@@ -69,6 +81,8 @@ def _template(value: str) -> str:
 LARGEST = 10**9
 """No count, extent or number of samples is larger."""
 
+MOST_SEEDS = 2**63
+
 LONGEST = 255
 """Bytes of a name in a path."""
 
@@ -78,65 +92,88 @@ Count = Annotated[int, Field(ge=1, lt=LARGEST)]
 FilePath = Annotated[str, AfterValidator(_path)]
 Template = Annotated[str, AfterValidator(_template)]
 Tolerance = Annotated[float, Field(ge=0), AfterValidator(_finite)]
+Positive = Annotated[float, Field(gt=0), AfterValidator(_finite)]
 Size = Annotated[list[int], AfterValidator(_size)]
-Accept = Literal["smaller", "faster", "always"]
 Class = Literal["exact", "reassociated", "approximate"]
 
 
-class _Section(BaseModel):
+class Section(BaseModel):
+    """A table of the file."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-class _Step(_Section):
-    only: list[str] = []
-    skip: list[str] = []
+def key_of(option: Option[Any, Any]) -> tuple[Any, Any]:
+    """An option as a key of the file: its type and its default; what is "" elsewhere is left out here."""
+    kind: Any
+    match option:
+        case kinds.Sizes():
+            kind = Size
+        case kinds.Whole():
+            kind = Annotated[int, Field(ge=option.at_least, lt=MOST_SEEDS if option.at_least == 0 else LARGEST)]
+        case kinds.Tolerance():
+            kind = Tolerance
+        case kinds.Choice():
+            kind = option.of
+        case kinds.Flag():
+            kind = bool
+        case kinds.Patterns():
+            kind = list[str]
+        case kinds.Arrays():
+            kind = Template
+        case _:
+            kind = str
+    default = list(option.default) if isinstance(option.default, tuple) else option.default or None
+    default = option.default if isinstance(option.default, bool | int | float) else default
+    return (kind if default is not None else kind | None), default
 
 
-class FcnStep(_Step):
-    """As the command `fcn`."""
-
-    name: Literal["fcn"] = Field("fcn", alias="pass")
-    window: Size | None = None
-    size: Size | None = None
-    stride: Size | None = None
-    upsample: Literal["bilinear", "nearest"] | None = None
-    softmax: Literal["last", "none"] | None = None
-    opset: Annotated[int, Field(ge=7, lt=LARGEST)] | None = None
-    dynamic_batch: bool = False
+def keys(title: str, options: type, /, *, but: Collection[str] = (), base: type[Section] = Section, **more: Any) -> Any:
+    """A table whose keys are those of a dataclass of options, with some more, and without those named in `but`."""
+    own = {
+        option.name: key_of(option) for option in options_of(options) if TOML in option.on and option.name not in but
+    }
+    fields: dict[str, Any] = {**more, **own}
+    return create_model(title, __base__=base, **fields)
 
 
-class SeparableStep(_Step):
-    """As the command `separable`; `max_output_error` here rewrites only as many layers as stay within it."""
-
-    name: Literal["separable"] = Field("separable", alias="pass")
-    tol: Tolerance = 0.0
-    form: Literal["auto", "spatial", "depthwise", "channel", "tucker"] = "auto"
-    accept: Accept = "smaller"
-    fit: bool = True
-    size: Size | None = None
-    max_output_error: Tolerance | None = None
+CHECKED = ("provider", "samples", "seed", "data")
+"""What the table [verification] says for all steps."""
 
 
-class GroupsStep(_Step):
-    """As the command `groups`."""
+class Step(Section):
+    """A step: what the options of its command are, but for those that [verification] says."""
 
-    name: Literal["groups"] = Field("groups", alias="pass")
-    tol: Tolerance = 0.0
-    into: Annotated[int, Field(ge=2, lt=LARGEST)] | None = None
-    expand: Literal["branches", "dense"] | None = None
-    accept: Accept = "smaller"
-    size: Size | None = None
-    max_output_error: Tolerance | None = None
+    name: str = Field(alias="pass")
+
+    def options(self, kind: type[Made], checked: CheckOptions, **more: Any) -> Made:
+        """The options object of that kind, which is `checked` as all are."""
+        known = {option.name for option in options_of(kind)} & set(type(self).model_fields)
+        shared = {name: getattr(checked, name) for name in (*CHECKED, "data_path")}
+        return kind(**shared, **{name: value for name, value in self if name in known and value is not None}, **more)
 
 
-class PluginStep(_Step):
+def _step(name: str, options: type, told: str) -> Any:
+    """The table of a command."""
+    title = options.__name__.replace("Options", "Step")
+    made = keys(title, options, but=CHECKED, base=Step, name=(Literal[name], Field(name, alias="pass")))
+    made.__doc__ = told
+    return made
+
+
+FcnStep = _step("fcn", FcnOptions, "As the command `fcn`.")
+SeparableStep = _step(
+    "separable",
+    SeparableOptions,
+    "As the command `separable`; `max_output_error` here rewrites only as many layers as stay within it.",
+)
+GroupsStep = _step("groups", GroupsOptions, "As the command `groups`.")
+
+
+class PluginStep(keys("PluginKeys", TransformOptions, but=CHECKED, base=Step)):  # type: ignore[misc]
     """A pass of another package; further keys are its own options."""
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
-    name: str = Field(alias="pass")
-    accept: Accept = "always"
-    size: Size | None = None
-    max_output_error: Tolerance | None = None
 
 
 def _kind(step: Any) -> str | None:
@@ -145,37 +182,40 @@ def _kind(step: Any) -> str | None:
     return None if not isinstance(name, str) else name if name in ("fcn", "separable", "groups") else "plugin"
 
 
-Step = Annotated[
-    Annotated[FcnStep, Tag("fcn")]
-    | Annotated[SeparableStep, Tag("separable")]
-    | Annotated[GroupsStep, Tag("groups")]
-    | Annotated[PluginStep, Tag("plugin")],
-    Discriminator(_kind),
-]
+if TYPE_CHECKING:
+    AnyStep = Step
+else:
+    AnyStep = Annotated[
+        Annotated[FcnStep, Tag("fcn")]
+        | Annotated[SeparableStep, Tag("separable")]
+        | Annotated[GroupsStep, Tag("groups")]
+        | Annotated[PluginStep, Tag("plugin")],
+        Discriminator(_kind),
+    ]
 
 
-class Verification(_Section):
+class Verification(keys("CheckKeys", CheckOptions, size=(Size | None, None))):  # type: ignore[misc]
     """How results are checked."""
 
-    data: Template | None = None
-    samples: Count = 3
-    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    provider: Literal["auto", "cpu", "cuda", "tensorrt"] = "auto"
-    size: Size | None = None
+    def options(self, data: Any, path: str | None = None) -> CheckOptions:
+        """What holds for every step, with the data that was read."""
+        return CheckOptions(
+            provider=self.provider, samples=self.samples, seed=self.seed, data=data, data_path=path or "F.npz"
+        )
 
 
-class Gates(_Section):
+class Gates(Section):
     """What every model has to pass, its steps taken together."""
 
     equivalence: Class | None = None
     max_output_error: Tolerance | None = None
     min_top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
     max_bytes: Annotated[int, Field(ge=1, lt=2**63)] | None = None
-    min_speedup: Annotated[float, Field(gt=0), AfterValidator(_finite)] | None = None
-    bench_seconds: Annotated[float, Field(gt=0), AfterValidator(_finite)] = 5.0
+    min_speedup: Positive | None = None
+    bench_seconds: Positive = 5.0
 
 
-class Reports(_Section):
+class Reports(Section):
     """Where the results go."""
 
     json_: FilePath | None = Field(None, alias="json")
@@ -184,14 +224,14 @@ class Reports(_Section):
     html: FilePath | None = None
 
 
-class Settings(_Section):
+class Settings(Section):
     """The whole file; paths in it are relative to its folder."""
 
     models: Annotated[list[FilePath], Field(min_length=1)]
     output: Template = "optimized/{name}.onnx"
-    steps: Annotated[list[Step], Field(min_length=1)]
+    steps: Annotated[list[AnyStep], Field(min_length=1)]
     jobs: Count | None = None
-    timeout: Annotated[float, Field(gt=0), AfterValidator(_finite)] = 3600.0
+    timeout: Positive = 3600.0
     allow_refused: bool = False
     lock: FilePath = "convrewrite.lock"
     verification: Verification = Verification()

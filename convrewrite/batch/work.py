@@ -16,15 +16,19 @@ from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, SeparableStep
 from convrewrite.batch.settings import Verification as Verified
 from convrewrite.batch.words import KEYS
 from convrewrite.engine import costs
-from convrewrite.engine.rewrite import Pass
 from convrewrite.engine.windows import METADATA_KEY, UPSAMPLED_KEY
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
-from convrewrite.passes.fcn import Fcn
-from convrewrite.passes.groups import Groups
-from convrewrite.passes.separable import Separable
+from convrewrite.options import (
+    BenchOptions,
+    CheckOptions,
+    FcnOptions,
+    GroupsOptions,
+    SeparableOptions,
+    TransformOptions,
+)
 from convrewrite.pipeline import report
 from convrewrite.pipeline.native import native
-from convrewrite.pipeline.outcome import FAILURES, Options, Outcome
+from convrewrite.pipeline.outcome import FAILURES, Outcome
 from convrewrite.pipeline.steps import without_writing
 from convrewrite.running.sampling import read_data
 from convrewrite.system import atomic
@@ -98,7 +102,8 @@ def _do(task: Mapping[str, Any], finding: Finding) -> None:
     views: list[dict[str, Any]] = []
     for index, step in enumerate(settings.steps):
         made = Path(task["folder"]) / f"{index}.onnx"
-        outcome = _step(step, last, made, _options(settings, step, data if _fits(last, data) else None, task), task)
+        checked = settings.verification.options(data if _fits(last, data) else None, task["data"])
+        outcome = _step(step, (str(last), str(made)), checked, task["timings"])
         if outcome.error is not None:
             without_writing(outcome.error)
         outcome = outcome.told(KEYS)
@@ -111,7 +116,7 @@ def _do(task: Mapping[str, Any], finding: Finding) -> None:
     changed = any(told["outcome"] == "rewritten" for told in reports)
     finding.note(**_sizes(source, last), equivalence=_class(reports), macs_left=_macs_left(reports))
     if changed:
-        _gates(settings, source, last, data, finding)
+        _gates(settings, (source, last), data, finding)
     elif too_large := _too_large(settings.gates, finding):
         raise CheckFailed(too_large[0])
     if task["check"]:
@@ -147,39 +152,16 @@ def _fits(model: Path, data: Mapping[str, Any] | None) -> bool:
     return data is None or {t.name for t in model_io.load(model).graph.inputs} <= set(data)
 
 
-def _options(settings: Settings, step: Step, data: Any, task: Mapping[str, Any]) -> Options:
-    how = settings.verification
-    return Options(
-        provider=how.provider,
-        samples=how.samples,
-        seed=how.seed,
-        data=data,
-        data_path=str(task["data"]),
-        max_output_error=None if isinstance(step, FcnStep) else step.max_output_error,
-        only=tuple(step.only),
-        skip=tuple(step.skip),
-    )
-
-
-def _step(step: Step, source: Path, target: Path, options: Options, task: Mapping[str, Any]) -> Outcome:
+def _step(step: Step, ends: tuple[str, str], checked: CheckOptions, timings: str) -> Outcome:
+    """Run one step; what [verification] says holds for every one."""
     if isinstance(step, FcnStep):
-        fcn = Fcn(window=_extents(step.window), size=_extents(step.size))
-        map_ = pipeline.Map(
-            _extents(step.stride), step.upsample or "", step.softmax or "", step.opset, step.dynamic_batch
-        )
-        return pipeline.fcn(str(source), str(target), fcn, options, map_)
-    pass_: Pass
-    accept = step.accept
+        return pipeline.fcn(*ends, step.options(FcnOptions, checked))
     if isinstance(step, GroupsStep):
-        pass_ = Groups(tol=step.tol, into=step.into, expand=step.expand)
-        accept = "always" if step.expand is not None else accept
-    elif isinstance(step, SeparableStep):
-        pass_ = Separable(tol=step.tol, form=step.form)
-    else:
-        pass_ = plugins.make(step.name, step.model_extra or {})
-    fit = isinstance(step, SeparableStep) and step.fit
-    how = pipeline.Trade(accept, _extents(step.size), task["timings"], fit)
-    return pipeline.trade(str(source), str(target), pass_, options, how)
+        return pipeline.groups(*ends, step.options(GroupsOptions, checked, timings=timings))
+    if isinstance(step, SeparableStep):
+        return pipeline.separable(*ends, step.options(SeparableOptions, checked, timings=timings))
+    pass_ = plugins.make(step.name, step.model_extra or {})
+    return pipeline.trade(*ends, pass_, step.options(TransformOptions, checked, timings=timings))
 
 
 def _extents(size: Sequence[int] | None) -> tuple[int, ...] | None:
@@ -221,7 +203,7 @@ def _sizes(source: Path, last: Path) -> dict[str, Any]:
     }
 
 
-def _gates(settings: Settings, source: Path, last: Path, data: Any, finding: Finding) -> None:
+def _gates(settings: Settings, ends: tuple[Path, Path], data: Any, finding: Finding) -> None:
     """Hold the result of all steps against the original. Raises CheckFailed, which names every gate that is missed.
 
     Timing takes long: where another gate was missed, nothing is timed, and the error says so.
@@ -232,28 +214,31 @@ def _gates(settings: Settings, source: Path, last: Path, data: Any, finding: Fin
     if gates.equivalence is not None and CLASSES.index(equivalence) > CLASSES.index(gates.equivalence):
         missed.append(f"gate equivalence: the result is {equivalence}, and {gates.equivalence} was asked for")
     missed += _too_large(gates, finding)
-    if UPSAMPLED_KEY in model_io.load(last).metadata:  # no output has the original's shape: each step was proved
+    if UPSAMPLED_KEY in model_io.load(ends[1]).metadata:  # no output has the original's shape: each step was proved
         unfit = [n for n in ("max_output_error", "min_top1_agreement", "min_speedup") if getattr(gates, n) is not None]
         missed += [f"gate {gate} has no meaning for a class map at every pixel, leave it out" for gate in unfit]
     else:
-        missed += _too_far(settings, source, last, data, finding)
+        missed += _too_far(settings, ends, data, finding)
         if gates.min_speedup is not None and missed:
             missed.append("gate min_speedup: not measured, since another gate was missed")
         elif gates.min_speedup is not None:
-            sizes = [] if how.size is None else [how.size]
-            timed: dict[str, Any] = {"seconds": gates.bench_seconds, "min_speedup": gates.min_speedup}
-            found = timing.bench(source, last, sizes=sizes, provider=how.provider, **timed)
+            timed = BenchOptions(
+                sizes=[] if how.size is None else [how.size],
+                provider=how.provider,
+                seconds=gates.bench_seconds,
+                min_speedup=gates.min_speedup,
+            )
+            found = timing.bench(*ends, timed)
             finding.note(speedup=None if found.speedup is None else found.speedup.to_dict(), verdict=found.verdict)
             missed += [f"gate min_speedup: {found.error.text}"] if found.error is not None else []
     if missed:
         raise CheckFailed("; ".join(missed))
 
 
-def _too_far(settings: Settings, source: Path, last: Path, data: Any, finding: Finding) -> list[str]:
+def _too_far(settings: Settings, ends: tuple[Path, Path], data: Any, finding: Finding) -> list[str]:
     """How far the outputs are from the original's; a line for each gate on that which is missed."""
     gates, how = settings.gates, settings.verification
-    size = _compared_at(source, last, how, data)
-    stated = state(source, last, samples=how.samples, seed=how.seed, data=data, provider=how.provider, size=size)
+    stated = state(*ends, how.options(data).comparing(size=_compared_at(*ends, how, data)))
     error = output_error(stated)
     shares = [c.metrics.top1_agreement for c in stated.cases if c.metrics and c.metrics.top1_agreement is not None]
     same = min(shares, default=None)

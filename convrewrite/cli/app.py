@@ -11,7 +11,6 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,38 +20,10 @@ from convrewrite import __version__, text
 from convrewrite.cli import apply as apply_command
 from convrewrite.cli import bench as bench_command
 from convrewrite.cli import inspect as inspect_command
-from convrewrite.cli import linear as linear_commands
+from convrewrite.cli import rewriting as rewriting_commands
 from convrewrite.cli import run as run_command
-from convrewrite.cli import trade as trade_commands
 from convrewrite.cli import verify as verify_command
-from convrewrite.cli.options import (
-    MAKE,
-    TELL,
-    DataOption,
-    DebugOption,
-    ErrorOption,
-    HtmlOption,
-    In,
-    OnlyOption,
-    Out,
-    Provider,
-    ProviderOption,
-    QuietOption,
-    ReportOption,
-    SamplesOption,
-    SeedOption,
-    Size,
-    SkipOption,
-    Softmax,
-    Upsample,
-    VerboseOption,
-    VerifyOption,
-    Words,
-    files_of,
-    options_of,
-    parse_size,
-    paths_of,
-)
+from convrewrite.cli.options import DebugOption, Line, TellOptions, Words
 from convrewrite.cli.telling import errors, say, settle_output, tell, tell_usage
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
@@ -90,100 +61,6 @@ def _root(
     debug: Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")] = False,
 ) -> None:
     """Nothing to do here: the options above act by themselves."""
-
-
-@app.command()
-def fcn(
-    source: In = None,
-    target: Out = None,
-    window: Annotated[
-        Size | None,
-        typer.Option(
-            parser=parse_size,
-            metavar="HxW",
-            rich_help_panel=MAKE,
-            help="Name the classifier's own input size, where the file leaves it open.",
-        ),
-    ] = None,
-    size: Annotated[
-        Size | None,
-        typer.Option(
-            parser=parse_size,
-            metavar="HxW",
-            rich_help_panel=MAKE,
-            help="Fix the new input to this size. Left out: it takes images of any size.",
-        ),
-    ] = None,
-    stride: Annotated[
-        Size | None,
-        typer.Option(
-            parser=parse_size,
-            metavar="S|SxS",
-            rich_help_panel=MAKE,
-            help="Give a cell every S pixels, where the network's strides multiply to more: later layers are dilated.",
-        ),
-    ] = None,
-    dense: Annotated[
-        bool, typer.Option("--dense", metavar="", rich_help_panel=MAKE, help="The same as --stride 1.")
-    ] = False,
-    upsample: Annotated[
-        Upsample | None,
-        typer.Option(
-            metavar="HOW",
-            rich_help_panel=MAKE,
-            help="Bring the class map to the size of the image: 'bilinear' or 'nearest' between the windows' centres.",
-        ),
-    ] = None,
-    softmax: Annotated[
-        Softmax | None,
-        typer.Option(
-            metavar="WHERE",
-            rich_help_panel=MAKE,
-            help="With --upsample, interpolate the scores, not the probabilities: the Softmax comes 'last', or 'none'.",
-        ),
-    ] = None,
-    opset: Annotated[
-        int | None,
-        typer.Option(min=7, metavar="N", rich_help_panel=MAKE, help="Convert the model to this operator set first."),
-    ] = None,
-    dynamic_batch: Annotated[
-        bool,
-        typer.Option(
-            "--dynamic-batch", metavar="", rich_help_panel=MAKE, help="Take any number of images, where one was fixed."
-        ),
-    ] = False,
-    only: OnlyOption = None,
-    skip: SkipOption = None,
-    verify: VerifyOption = True,
-    provider: ProviderOption = Provider.auto,
-    max_output_error: ErrorOption = None,
-    samples: SamplesOption = 3,
-    seed: SeedOption = 0,
-    data: DataOption = None,
-    report: ReportOption = None,
-    html: HtmlOption = None,
-    image: Annotated[
-        Path | None,
-        typer.Option(metavar="F.png", rich_help_panel=TELL, help="Draw the class map of this image on the page."),
-    ] = None,
-    quiet: QuietOption = False,
-    verbose: VerboseOption = False,
-    debug: DebugOption = False,
-) -> None:
-    """Make a classifier run on images of any size: its head becomes convolutions."""
-    if dense and stride is not None and set(stride) != {1}:
-        raise UsageError("--dense is --stride 1, and --stride says otherwise", remedy="leave one of them out")
-
-    def work(tell: Tell | None) -> Outcome:
-        from convrewrite import pipeline
-        from convrewrite.passes.fcn import Fcn
-
-        options = options_of(provider, verify, max_output_error, samples, seed, data, only, skip, tell)
-        how = pipeline.Map((1,) if dense else stride, upsample or "", softmax or "", opset, dynamic_batch)
-        return pipeline.fcn(*paths_of(source, target), Fcn(window=window, size=size), options, how)
-
-    files = files_of(source, target, data)
-    _run("fcn", provider, work, report, files, quiet=quiet, verbose=verbose, html=html, image=image)
 
 
 @app.command()
@@ -233,32 +110,23 @@ def _answer(lines: list[str]) -> None:
     print("\n".join(lines), flush=True)
 
 
-def _run(
-    command: str,
-    provider: Provider,
-    work: Callable[[Tell | None], Outcome],
-    report_path: str | None,
-    files: Files,
-    *,
-    quiet: bool,
-    verbose: bool,
-    html: str | None = None,
-    image: Path | None = None,
-) -> None:
+def _run(command: str, line: Line, work: Callable[[Tell | None], Outcome], files: Files) -> None:
     """Do the work, write the reports whatever came of it, print the text, and let an error set the exit code."""
     from convrewrite.pipeline import report
     from convrewrite.pipeline.outcome import Outcome
     from convrewrite.system import board
 
-    if report_path is not None:
-        report.check_target(report_path, files.writes.get("OUT"))
-    files.reading(image=image).writing(report=report_path, html=html).check_targets()
-    if image is not None and html is None:
+    told, image = line.options(TellOptions), line.values.get("image")
+    provider = line.values["provider"] or "auto"
+    if told.report is not None:
+        report.check_target(told.report, files.writes.get("OUT"))
+    files.reading(image=image).writing(report=told.report, html=told.html).check_targets()
+    if image is not None and told.html is None:
         raise UsageError("--image is drawn on the page of --html", remedy="name a page with --html")
-    nothing = Outcome(command, provider.value, "error")
-    board.mine().facts = {"command": command, "provider": provider.value, "report": report_path, "html": html}
+    nothing = Outcome(command, provider, "error")
+    board.mine().facts = {"command": command, "provider": provider, "report": told.report, "html": told.html}
     try:
-        with _progress(quiet) as tell:
+        with _progress(told.quiet) as tell:
             outcome = work(tell)
     except ConvrewriteError as error:
         outcome = nothing.stopped(error)
@@ -274,16 +142,16 @@ def _run(
     if outcome.error is not None:
         outcome = replace(outcome, error=theirs(outcome.error))
     outcome = outcome.told(FLAGS)
-    if report_path is not None:
-        report.write(outcome, report_path)
-    if html is not None:
-        _write_page(outcome, html, image)
-    if not quiet:
-        report.show(outcome, errors, FLAGS, verbose=verbose)
+    if told.report is not None:
+        report.write(outcome, told.report)
+    if told.html is not None:
+        _write_page(outcome, told.html, image)
+    if not told.quiet:
+        report.show(outcome, errors, FLAGS, verbose=told.verbose)
     outcome.check()
 
 
-def _write_page(outcome: Outcome, target: str, image: Path | None) -> None:
+def _write_page(outcome: Outcome, target: str, image: str | None) -> None:
     """The page; what it cannot show must not hide an error of the command itself."""
     from convrewrite import page
     from convrewrite.page.class_map import read_image
@@ -320,8 +188,7 @@ def _progress(quiet: bool) -> Iterator[Tell | None]:
         yield tell
 
 
-trade_commands.register(app, _run)
-linear_commands.register(app, _run)
+rewriting_commands.register(app, _run)
 verify_command.register(app, _run)
 bench_command.register(app, _run)
 inspect_command.register(app, _answer)

@@ -1,82 +1,38 @@
-"""What commands share: options, each declared once with its help and its parser, and how a command is run."""
+"""The command line's rendering of options: what typer is told of each, and how its words become an options object."""
 
 from __future__ import annotations
 
-import enum
+import functools
+import inspect
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, get_args
 
 import typer
 from typer.core import TyperGroup
 
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.options import kinds
+from convrewrite.options.kinds import CLI, TELL, FilePath, Flag, Option, Value, option_class, options_of
 
 if TYPE_CHECKING:
     from convrewrite.model_io.guards import Files
-    from convrewrite.pipeline.outcome import Options, Outcome
+    from convrewrite.pipeline.outcome import Outcome
     from convrewrite.verification import Progress
 
-
-class Provider(enum.StrEnum):
-    """Where ONNX Runtime runs the models."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
-    tensorrt = "tensorrt"
-
-
-class Accept(enum.StrEnum):
-    """What makes a rewrite worth it."""
-
-    smaller = "smaller"
-    faster = "faster"
-    always = "always"
-
-
-class Form(enum.StrEnum):
-    """How `separable` may factor a kernel."""
-
-    auto = "auto"
-    spatial = "spatial"
-    depthwise = "depthwise"
-    channel = "channel"
-    tucker = "tucker"
-
-
-class Expand(enum.StrEnum):
-    """What a grouped convolution becomes."""
-
-    branches = "branches"
-    dense = "dense"
-
-
-class Fit(enum.StrEnum):
-    """What factors are to come near to."""
-
-    responses = "responses"
-    weights = "weights"
-
-
-class Upsample(enum.StrEnum):
-    """How `fcn` brings a class map to the size of the image."""
-
-    bilinear = "bilinear"
-    nearest = "nearest"
-
-
-class Softmax(enum.StrEnum):
-    """Where `fcn --upsample` has a final Softmax."""
-
-    last = "last"
-    none = "none"
+Made = TypeVar("Made")
 
 
 class Size(tuple[int, ...]):
     """Extents per spatial axis. (A class of its own: a plain tuple would be an option with several values.)"""
+
+
+class Many(tuple[Any, ...]):
+    """Several values in one word."""
 
 
 class Words(TyperGroup):
@@ -101,6 +57,185 @@ class Words(TyperGroup):
             raise
 
 
+In = Annotated[str | None, typer.Argument(metavar="IN", help="The ONNX model; - or nothing is standard input.")]
+Out = Annotated[str | None, typer.Argument(metavar="OUT", help="Where it goes; - or nothing is standard output.")]
+
+
+DebugOption = Annotated[
+    bool, typer.Option("--debug", metavar="", rich_help_panel=TELL, help="Show the traceback of an error.")
+]
+
+
+@option_class
+class TellOptions:
+    """What a command tells, and where."""
+
+    report: Value[str | None] = FilePath(
+        None, "Write a report as JSON, on failure too; - is stdout.", metavar="F.json", panel=TELL
+    )
+    html: Value[str | None] = FilePath(
+        None, "Write a page for people, on failure too: one file.", metavar="F.html", panel=TELL
+    )
+    quiet: Value[bool] = Flag(False, "Print nothing but errors.", flag=("--quiet", "-q"), panel=TELL)
+    verbose: Value[bool] = Flag(False, "Print every site and every comparison.", flag=("--verbose", "-v"), panel=TELL)
+    debug: Value[bool] = Flag(False, "Show the traceback of an error.", panel=TELL)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One command line, read: a value for every option, or None where it was left out."""
+
+    values: Mapping[str, Any]
+
+    def options(self, kind: Callable[..., Made], **more: Any) -> Made:
+        """The options object of that kind. Files of data are read now. Raises UsageError."""
+        given: dict[str, Any] = {}
+        for option in options_of(kind):  # type: ignore[arg-type]
+            value = self.values.get(option.name)
+            if value is None or value == []:
+                continue
+            if isinstance(option, kinds.Arrays):
+                from convrewrite.running.sampling import read_data
+
+                given |= {"data": read_data(value), "data_path": str(value)}
+            elif isinstance(option, kinds.ManySizes):
+                given[option.name] = [size for word in value for size in word]
+            elif isinstance(option, kinds.Shapes) or getattr(option, "named", False):
+                given[option.name] = dict(value)
+            elif isinstance(option, Flag) and option.words is not None:
+                given[option.name] = value == get_args(option.words)[0]
+            else:
+                given[option.name] = value
+        return kind(**given, **more)
+
+
+def written(options: Any) -> dict[str, list[str]]:
+    """An options object as the words of a command line, by option: whatever is not as it is where it is left out."""
+    words: dict[str, list[str]] = {}
+    for option in options_of(type(options)):
+        value = getattr(options, option.name)
+        if CLI not in option.on or value == option.default:
+            continue
+        flag = (*option.flags, f"--{option.name.replace('_', '-')}")[0]
+        words[option.name] = [word for text in _texts(option, value, options) for word in (flag, *text)]
+    return words
+
+
+def _texts(option: Option[Any, Any], value: Any, options: Any) -> list[list[str]]:
+    """The words after a flag, once for each time that it is given."""
+    match option:
+        case kinds.Arrays():
+            return [[options.data_path]] if value is not None else []
+        case Flag(words=None):
+            return [[]] if value else []
+        case Flag():
+            return [[get_args(option.words)[not value]]]
+        case kinds.Sizes():
+            return [["x".join(map(str, value))]]
+        case kinds.ManySizes():
+            return [[",".join("x".join(map(str, size)) for size in value)]]
+        case kinds.Wholes() | kinds.ManyNumbers():
+            return [[",".join(map(str, value))]]
+        case kinds.Shapes():
+            return [[f"{name}={'x'.join(map(str, shape))}"] for name, shape in value.items()]
+        case kinds.Tolerance():
+            limits = value if isinstance(value, Mapping) else {"": value}
+            return [[f"{name}={_number(limit)}".removeprefix("=")] for name, limit in limits.items()]
+        case kinds.Patterns():
+            return [[pattern] for pattern in value]
+    return [[str(value)]]
+
+
+def _number(value: float) -> str:
+    """A number as people write it: 1e-5, not 1e-05."""
+    return re.sub(r"e([+-])0+(?=\d)", r"e\1", repr(value))
+
+
+def declared(
+    app: typer.Typer, *groups: type, name: str | None = None, but: Sequence[str] = ()
+) -> Callable[[Callable[..., None]], None]:
+    """Add a command whose options are those of some dataclasses, in their order, but for those named in `but`.
+
+    The function is called with its own parameters, which are typer's arguments, and with the `Line` as `line`.
+    """
+
+    def declare(function: Callable[..., None]) -> None:
+        own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "line"]
+        every = [option for group in groups for option in options_of(group)]
+        more = [parameter(option) for option in every if CLI in option.on and option.name not in but]
+
+        @functools.wraps(function)
+        def command(**values: Any) -> None:
+            words = {p.name: values.pop(p.name) for p in own}
+            function(**words, line=Line(values))
+
+        del command.__wrapped__
+        command.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in (*own, *more)}
+        app.command(name)(command)
+
+    return declare
+
+
+def parameter(option: Option[Any, Any]) -> inspect.Parameter:
+    """An option as typer takes it; what --help does not show as a default is None where it is left out."""
+    kind, how = _typed(option)
+    default = option.default if _has_default(option) else None
+    flags = option.flags
+    if isinstance(option, Flag) and option.words is None and not option.default:
+        flags = flags or (f"--{option.name.replace('_', '-')}",)
+    made = typer.Option(
+        *flags,
+        metavar=option.metavar,
+        rich_help_panel=option.panel,
+        help=option.help,
+        show_default=option.shown,
+        **how,
+    )
+    annotation: Any = Annotated[kind if _has_default(option) else kind | None, made]
+    return inspect.Parameter(option.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _has_default(option: Option[Any, Any]) -> bool:
+    numbers = (kinds.Whole, kinds.Tolerance, kinds.Positive)
+    shown = isinstance(option, numbers) and option.shown and option.default is not None
+    return shown or (isinstance(option, Flag) and option.words is None)
+
+
+def _typed(option: Option[Any, Any]) -> tuple[Any, dict[str, Any]]:
+    """The type that typer reads, and what else it is told of it."""
+    match option:
+        case Flag():
+            return (bool if option.words is None else option.words), {}
+        case kinds.Choice():
+            return option.of, {}
+        case kinds.Whole():
+            return int, {"min": option.at_least}
+        case kinds.Tolerance(named=True):
+            return list[Many], {"parser": parse_limit}
+        case kinds.Tolerance():
+            return float, {"callback": finite}
+        case kinds.Positive():
+            return float, {"callback": _positive}
+        case kinds.Number():
+            return float, {}
+        case kinds.Sizes():
+            return Size, {"parser": parse_size}
+        case kinds.ManySizes():
+            return list[Many], {"parser": parse_sizes}
+        case kinds.Wholes():
+            return Many, {"parser": parse_batches}
+        case kinds.Shapes():
+            return list[Many], {"parser": parse_shape}
+        case kinds.ManyNumbers():
+            return Many, {"parser": parse_places if option.of is int else parse_numbers}
+        case kinds.Patterns():
+            return list[str], {}
+        case kinds.Arrays():
+            return Path, {}
+    return str, {}
+
+
 def parse_size(text: str) -> Size:
     """Read `L`, `HxW` or `DxHxW`: one parser for every option that takes a size."""
     parts = text.lower().split("x")
@@ -110,6 +245,55 @@ def parse_size(text: str) -> Size:
     return Size(int(part) for part in parts)
 
 
+def parse_sizes(text: str) -> Many:
+    """Read `224,512x512,1024`."""
+    return Many(parse_size(part.strip()) for part in text.split(","))
+
+
+def parse_batches(text: str) -> Many:
+    """Read `1,8`."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() and len(part) < 7 and int(part) > 0 for part in parts):
+        raise typer.BadParameter(f"'{text}' is no list of batches; write 1,8")
+    return Many(int(part) for part in parts)
+
+
+def parse_numbers(text: str) -> Many:
+    """Read `0.5` or `0.485,0.456,0.406`."""
+    try:
+        return Many(float(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"'{text}' is no list of numbers; write 0.485,0.456,0.406") from None
+
+
+def parse_places(text: str) -> Many:
+    """Read `2,1,0`."""
+    if not all(part.isascii() and part.isdecimal() for part in text.split(",")):
+        raise typer.BadParameter(f"'{text}' is no list of channels; write 0,1,2")
+    return Many(int(part) for part in text.split(","))
+
+
+def parse_limit(text: str) -> Many:
+    """Read `E` or `NAME=E`; the name of all outputs is ""."""
+    name, _, number = text.rpartition("=")
+    try:
+        limit = float(number)
+    except ValueError:
+        limit = math.nan
+    if not (math.isfinite(limit) and limit >= 0):
+        raise typer.BadParameter(f"'{text}' is not a tolerance; write E or NAME=E, such as 1e-4 or prob=1e-4")
+    return Many((name, limit))
+
+
+def parse_shape(text: str) -> Many:
+    """Read `NAME=1x3x512x512`."""
+    name, _, dims = text.rpartition("=")
+    parts = dims.lower().split("x")
+    if not name or not all(part.isascii() and part.isdecimal() and 0 < int(part) < 10**9 for part in parts):
+        raise UsageError(f"'{text}' is not a shape", remedy="write --shape NAME=1x3x512x512")
+    return Many((name, tuple(int(part) for part in parts)))
+
+
 def finite(value: float | None) -> float | None:
     """The value, where it can be a tolerance."""
     if value is not None and not (math.isfinite(value) and value >= 0):
@@ -117,165 +301,13 @@ def finite(value: float | None) -> float | None:
     return value
 
 
-MAKE, CHECK, TELL = "What is made", "How it is checked", "What is told"
-
-In = Annotated[str | None, typer.Argument(metavar="IN", help="The ONNX model; - or nothing is standard input.")]
-Out = Annotated[str | None, typer.Argument(metavar="OUT", help="Where it goes; - or nothing is standard output.")]
-ProviderOption = Annotated[
-    Provider,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=CHECK,
-        help="Run the models on [bold]auto[/], cpu, cuda or tensorrt.",
-        show_default=False,
-    ),
-]
-VerifyOption = Annotated[
-    bool, typer.Option(metavar="", rich_help_panel=CHECK, help="Run both models and compare them before writing.")
-]
-ErrorOption = Annotated[
-    float | None,
-    typer.Option(
-        "--max-output-error",
-        metavar="E",
-        callback=finite,
-        rich_help_panel=CHECK,
-        help="Allow max|a-b| / max|b| up to E for every output. Left out: 1e-5, or 10 times the model's own noise.",
-    ),
-]
-SamplesOption = Annotated[
-    int, typer.Option(min=1, metavar="N", rich_help_panel=CHECK, help="Compare on N random inputs, at several scales.")
-]
-SeedOption = Annotated[int, typer.Option(min=0, metavar="N", rich_help_panel=CHECK, help="Draw them from this seed.")]
-DataOption = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="F.npz", rich_help_panel=CHECK, help="Use real inputs: one array per input name, axis 0 is samples."
-    ),
-]
-ReportOption = Annotated[
-    str | None,
-    typer.Option(metavar="F.json", rich_help_panel=TELL, help="Write a report as JSON, on failure too; - is stdout."),
-]
-HtmlOption = Annotated[
-    str | None,
-    typer.Option(metavar="F.html", rich_help_panel=TELL, help="Write a page for people, on failure too: one file."),
-]
-QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", metavar="", rich_help_panel=TELL, help="Print nothing but errors.")
-]
-VerboseOption = Annotated[
-    bool,
-    typer.Option("--verbose", "-v", metavar="", rich_help_panel=TELL, help="Print every site and every comparison."),
-]
-DebugOption = Annotated[
-    bool, typer.Option("--debug", metavar="", rich_help_panel=TELL, help="Show the traceback of an error.")
-]
-OnlyOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", rich_help_panel=MAKE, help="Rewrite only nodes or tensors of these names."),
-]
-SkipOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="GLOB", rich_help_panel=MAKE, help="Leave nodes or tensors of these names alone."),
-]
-
-
-AcceptOption = Annotated[
-    Accept,
-    typer.Option(
-        metavar="NAME",
-        rich_help_panel=MAKE,
-        help="Rewrite a layer if it has [bold]smaller[/] cost (fewer multiply-accumulates), if it is measured to be "
-        "faster and so is the whole model, or always.",
-        show_default=False,
-    ),
-]
-TimingsOption = Annotated[
-    str | None,
-    typer.Option(
-        metavar="F.json", rich_help_panel=MAKE, help="Keep what --accept faster has timed in this file, and reuse it."
-    ),
-]
-TradeSizeOption = Annotated[
-    Size | None,
-    typer.Option(
-        parser=parse_size,
-        metavar="HxW",
-        rich_help_panel=MAKE,
-        help="Count, time and verify at this size, where the file leaves it open.",
-    ),
-]
-BudgetOption = Annotated[
-    float | None,
-    typer.Option(
-        "--max-output-error",
-        metavar="E",
-        callback=finite,
-        rich_help_panel=CHECK,
-        help="Rewrite only as many layers as keep max|a-b| / max|b| of every output within E of the original.",
-    ),
-]
-
-
-def paths_of(source: str | None, target: str | None) -> tuple[str, str]:
-    """IN and OUT of a rewriting command; both left out is a pipe."""
-    if source is not None and target is None:
-        raise UsageError(
-            f"nothing says where the result of '{source}' goes", remedy="give IN and OUT, or neither for a pipe"
-        )
-    return source or "-", target or "-"
-
-
-def files_of(source: str | None, target: str | None, data: Path | None = None, timings: str | None = None) -> Files:
-    """What a rewriting command reads and writes, apart from its report and its page."""
-    from convrewrite.model_io.guards import Files
-
-    return Files({"IN": source}, {"--data": data}, writes={"OUT": target or "-", "--timings": timings})
-
-
-def options_of(
-    provider: Provider,
-    verify: bool,
-    max_output_error: float | None,
-    samples: int,
-    seed: int,
-    data: Path | None,
-    only: list[str] | None,
-    skip: list[str] | None,
-    progress: Progress | None,
-) -> Options:
-    """What every rewriting command takes, read."""
-    from convrewrite.pipeline.outcome import Options
-    from convrewrite.running.sampling import read_data
-
-    return Options(
-        provider=provider.value,
-        verify=verify,
-        max_output_error=max_output_error,
-        samples=samples,
-        seed=seed,
-        data=None if data is None else read_data(data),
-        data_path=str(data),
-        only=tuple(only or ()),
-        skip=tuple(skip or ()),
-        progress=progress,
-    )
+def _positive(value: float | None) -> float | None:
+    if value is not None and not (math.isfinite(value) and value > 0):
+        raise typer.BadParameter(f"{value} is not a number above 0")
+    return value
 
 
 class Run(Protocol):
     """Does the work of a command, writes its report and prints its text."""
 
-    def __call__(
-        self,
-        command: str,
-        provider: Provider,
-        work: Callable[[Progress | None], Outcome],
-        report_path: str | None,
-        files: Files,
-        *,
-        quiet: bool,
-        verbose: bool,
-        html: str | None = None,
-        image: Path | None = None,
-    ) -> None: ...
+    def __call__(self, command: str, line: Line, work: Callable[[Progress | None], Outcome], files: Files) -> None: ...

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convrewrite.cli.options import CHECK, MAKE, DebugOption, QuietOption
+from convrewrite.cli.options import DebugOption, Line, TellOptions, declared
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
+from convrewrite.options import RunOptions
 
 if TYPE_CHECKING:
     from convrewrite.batch.results import Batch
@@ -31,45 +32,28 @@ def register(
 ) -> None:
     """Add the commands. `answer` prints what was asked for, `say` a line for a person, `progress` opens the bar."""
 
-    @app.command()
+    @declared(app, RunOptions, TellOptions, but=("report", "html", "verbose"))
     def run(
         config: Annotated[Path, typer.Argument(metavar="[convrewrite.toml]", show_default=False)] = Path(CONFIG),
-        force: Annotated[
-            bool, typer.Option("--force", metavar="", rich_help_panel=MAKE, help="Do unchanged models again.")
-        ] = False,
-        check: Annotated[
-            bool,
-            typer.Option(
-                "--check",
-                metavar="",
-                rich_help_panel=CHECK,
-                help="Write no model; fail (exit 1) where an output is not what would be written.",
-            ),
-        ] = False,
-        dry_run: Annotated[
-            bool, typer.Option("--dry-run", metavar="", rich_help_panel=CHECK, help="Show what would be done.")
-        ] = False,
-        jobs: Annotated[
-            int | None, typer.Option(min=1, metavar="N", rich_help_panel=MAKE, help="Do N models at a time.")
-        ] = None,
-        quiet: QuietOption = False,
-        debug: DebugOption = False,
+        *,
+        line: Line,
     ) -> None:
         """Optimize the models that a file names, and fail where one of them misses a gate."""
         from convrewrite.batch import settings as file
-        from convrewrite.batch.run import How
         from convrewrite.batch.run import run as run_batch
 
-        settings, folder = file.read(config), config.absolute().parent
-        how = How(force, check, jobs, config)
-        if dry_run:
+        settings, options, quiet = file.read(config), line.options(RunOptions), line.options(TellOptions).quiet
+        folder = config.absolute().parent
+        if options.dry_run:
             answer(_plan(settings, folder, config))
             return
         with progress(quiet) as tell:
-            batch = run_batch(settings, folder, how, tell or (lambda text, done, total: None), FLAGS)
+            batch = run_batch(
+                settings, folder, options, config=config, tell=tell or (lambda text, done, total: None), words=FLAGS
+            )
         if not quiet:
-            for line in _lines(batch):
-                say(line)
+            for told in _lines(batch):
+                say(told)
         raise typer.Exit(batch.exit_code)
 
     @app.command()
@@ -90,8 +74,7 @@ def register(
 def _lines(batch: Batch) -> list[str]:
     """One line per model, and the sum."""
     from convrewrite.batch.summary import HEADER, row
-    from convrewrite.pipeline.report import columns
-    from convrewrite.text import counted
+    from convrewrite.text import columns, counted
 
     rows = [row(result) for result in batch.results]
     used = [i for i in range(len(HEADER)) if i < 2 or any(cells[i] for cells in rows)]
@@ -113,8 +96,7 @@ def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:
     from convrewrite.batch.jobs import jobs, key
     from convrewrite.batch.lock import Lock
     from convrewrite.errors import ConvrewriteError
-    from convrewrite.pipeline.report import columns
-    from convrewrite.text import terminal
+    from convrewrite.text import columns, terminal
 
     every = jobs(settings, folder)
     paths.refuse(settings, folder, every, config)

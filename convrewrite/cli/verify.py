@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,23 +18,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from convrewrite.cli.options import (
-    CHECK,
-    TELL,
-    DataOption,
-    DebugOption,
-    HtmlOption,
-    Provider,
-    ProviderOption,
-    QuietOption,
-    ReportOption,
-    Run,
-    SeedOption,
-    VerboseOption,
-    parse_size,
-)
+from convrewrite.cli.options import Line, Run, TellOptions, declared, written
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
+from convrewrite.options import VerifyOptions
+from convrewrite.options.kinds import TELL, FilePath, Value, option_class
 from convrewrite.text import terminal, told
 
 if TYPE_CHECKING:
@@ -48,115 +37,75 @@ SHORT = 8
 """Up to so many comparisons are listed without --verbose."""
 
 
-def _check(metavar: str, text: str, *names: str) -> Any:
-    return typer.Option(*names, metavar=metavar, rich_help_panel=CHECK, help=text, show_default=False)
+@option_class
+class KeepOptions:
+    """What is kept of a failure."""
+
+    save_failing: Value[str | None] = FilePath(
+        None, "Keep the inputs on which they differ most.", metavar="F.npz", panel=TELL
+    )
 
 
 def register(app: typer.Typer, run: Run) -> None:
     """Add the command to the application; `run` is how the application runs any command."""
 
-    @app.command()
+    @declared(app, VerifyOptions, KeepOptions, TellOptions)
     def verify(
         a: Annotated[str, typer.Argument(metavar="A", help="The original model.")],
         b: Annotated[str, typer.Argument(metavar="B", help="The rewritten model.")],
-        size: Annotated[
-            list[str] | None,
-            _check("HxW,...", "Compare at these sizes, where inputs are open; may be given several times."),
-        ] = None,
-        batch: Annotated[
-            int | None, typer.Option(min=1, metavar="N", rich_help_panel=CHECK, help="Fill an open batch with N.")
-        ] = None,
-        shape: Annotated[
-            list[str] | None, _check("NAME=1x3x512x512", "Give one input its whole shape; once per input.")
-        ] = None,
-        provider: ProviderOption = Provider.auto,
-        max_output_error: Annotated[
-            list[str] | None,
-            _check(
-                "E|NAME=E",
-                "Allow max|a-b| / max|b| up to E for every output, or for one. "
-                "Left out: 1e-5, or 10 times the model's own noise.",
-            ),
-        ] = None,
-        samples: Annotated[
-            int | None,
-            typer.Option(
-                min=1, metavar="N", rich_help_panel=CHECK, help="Compare on N inputs: 3 random ones, or all images."
-            ),
-        ] = None,
-        seed: SeedOption = 0,
-        data: DataOption = None,
-        images: Annotated[
-            Path | None, _check("DIR", "Use the images of a folder, resized: (pixel / 255 - mean) / std.")
-        ] = None,
-        mean: Annotated[str, _check("M,M,M", "Of the images' channels, on 0..1. Left out: 0.")] = "0",
-        std: Annotated[str, _check("S,S,S", "Of the images' channels, on 0..1. Left out: 1.")] = "1",
-        layout: Annotated[str, _check("NCHW", "The axes of the image input, where they are not plain.")] = "",
-        reference: Annotated[
-            str, _check("NAME", "Take what onnxruntime, or onnx (slow), makes of A as right.")
-        ] = "onnxruntime",
-        where: Annotated[
-            bool, typer.Option("--where", metavar="", rich_help_panel=CHECK, help="Find the first tensor that differs.")
-        ] = False,
-        save_failing: Annotated[
-            Path | None,
-            typer.Option(metavar="F.npz", rich_help_panel=TELL, help="Keep the inputs on which they differ most."),
-        ] = None,
-        report: ReportOption = None,
-        html: HtmlOption = None,
-        quiet: QuietOption = False,
-        verbose: VerboseOption = False,
-        debug: DebugOption = False,
+        line: Line,
     ) -> None:
         """Run two models in ONNX Runtime and say whether they are the same function; B may be what `fcn` wrote."""
         from convrewrite.model_io.guards import Files, listed
 
-        sizes = [parse_size(part) for text in size or [] for part in text.split(",")]
-        limits = dict(_limit(text) for text in max_output_error or [])
-        drawn = samples or (None if data or images else 3)
-        inputs = _words(size=size, data=data, images=images, layout=layout, samples=drawn)
-        inputs += _words(mean=mean if mean != "0" else None, std=std if std != "1" else None)
-        how = _words(seed=seed, batch=batch, shape=shape, max_output_error=max_output_error)
-        how += _words(provider=provider.value if provider is not Provider.auto else None)
-        how += _words(reference=reference if reference != "onnxruntime" else None)
-        how += ["--where"] if where else []
-        repeat = shlex.join(["convrewrite", "verify", a, b, *inputs, *how])
-        replay = shlex.join(["convrewrite", "verify", a, b, *_words(data=save_failing), *how])
+        told, keep = line.options(TellOptions), line.options(KeepOptions).save_failing
+        data, images = line.values["data"], line.values["images"]
 
         def work(tell: Progress | None) -> Outcome:
             from convrewrite import pipeline
-            from convrewrite.pipeline.outcome import Options
             from convrewrite.running import runtime
-            from convrewrite.running.sampling import Images, read_data
 
             if data is not None and images is not None:
                 raise UsageError("--data and --images exclude each other")
-            given: Any = None if data is None else read_data(data)
+            options = line.options(VerifyOptions, progress=tell)
             if images is not None:
-                given = Images(images, _numbers("--mean", mean), _numbers("--std", std), layout, samples or 0)
-            elif layout or (mean, std) != ("0", "1"):
+                options = replace(options, data=_images(options, line.values["samples"] or 0))
+            elif options.layout or (options.mean, options.std) != ("0", "1"):
                 raise UsageError("--mean, --std and --layout belong to --images")
-            options = Options(provider.value, samples=samples or 3, seed=seed, data_path=str(data), progress=tell)
-            more: dict[str, Any] = {
-                "sizes": sizes,
-                "batch": batch,
-                "shapes": dict(_shape(text) for text in shape or []),
-            }
-            more |= {"repeat": repeat}
-            with runtime.log_shown(verbose):
-                outcome = pipeline.compare(
-                    a, b, None, options, data=given, tolerance=limits or None, reference=reference, where=where, **more
-                )
+            with runtime.log_shown(told.verbose):
+                outcome = pipeline.compare(a, b, options, repeat=_repeat(a, b, options))
             if outcome.verification is not None:
-                _tell(outcome.verification, save_failing, replay, quiet=quiet, verbose=verbose)
+                replay = _repeat(a, b, options, keep)
+                _tell(outcome.verification, keep, replay, quiet=told.quiet, verbose=told.verbose)
             return outcome
 
         files = Files({"A": a, "B": b}, {"--data": data, **listed("--images", images)})
-        files = files.writing(save_failing=save_failing)
-        run("verify", provider, work, report, files, quiet=quiet, verbose=verbose, html=html)
+        run("verify", line, work, files.writing(save_failing=keep))
 
 
-def _tell(found: Verification, save_failing: Path | None, replay: str, *, quiet: bool, verbose: bool) -> None:
+def _images(options: VerifyOptions, samples: int) -> Any:
+    """The folder of images, with what is done to each."""
+    from convrewrite.running.sampling import Images
+
+    mean, std = _numbers("--mean", options.mean), _numbers("--std", options.std)
+    return Images(Path(options.images or ""), mean, std, layout=options.layout, limit=samples)
+
+
+def _repeat(a: str, b: str, options: VerifyOptions, kept: str | None = None) -> str:
+    """The command that does it again: on the same inputs, or on those that were kept in a file."""
+    words = written(options) | {"seed": ["--seed", str(options.seed)]}
+    if kept is not None:
+        for name in ("sizes", "images", "layout", "samples", "mean", "std"):
+            words.pop(name, None)
+        words["data"] = ["--data", kept]
+    elif options.images is not None:
+        words.pop("data", None)
+    elif options.data is None:
+        words["samples"] = ["--samples", str(options.samples)]
+    return shlex.join(["convrewrite", "verify", a, b, *(word for told in words.values() for word in told)])
+
+
+def _tell(found: Verification, save_failing: str | None, replay: str, *, quiet: bool, verbose: bool) -> None:
     """Keep the failing case, and print the figures that stand in no other place."""
     console = Console(stderr=True, soft_wrap=True)
     if not console.is_terminal:
@@ -169,7 +118,7 @@ def _tell(found: Verification, save_failing: Path | None, replay: str, *, quiet:
     if verbose or found.provider != "cpu":
         lines += [f"nodes of the {model}: {_counts(nodes)}" for model, nodes in found.nodes.items() if nodes]
     if save_failing is not None and found.failing is not None:
-        found.failing.save(save_failing)
+        found.failing.save(Path(save_failing))
         lines.append(f"the failing inputs are in {save_failing}; replay them with: {replay}")
     elif save_failing is not None:
         lines.append(f"nothing failed: {save_failing} was not written")
@@ -203,36 +152,6 @@ def _counts(nodes: Mapping[str, int]) -> str:
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.1e}" if math.isfinite(value) else "NaN/Inf"
-
-
-def _words(**options: object) -> list[str]:
-    """Options as the user would write them again; what was left out stays out, and a list is one option many times."""
-    words = []
-    for name, value in options.items():
-        for one in value if isinstance(value, list) else [value]:
-            words += [f"--{name.replace('_', '-')}", str(one)] if one not in (None, "") else []
-    return words
-
-
-def _limit(text: str) -> tuple[str, float]:
-    """Read `E` or `NAME=E`; the name of all outputs is ""."""
-    name, _, number = text.rpartition("=")
-    try:
-        limit = float(number)
-    except ValueError:
-        limit = math.nan
-    if not (math.isfinite(limit) and limit >= 0):
-        raise typer.BadParameter(f"'{text}' is not a tolerance; write E or NAME=E, such as 1e-4 or prob=1e-4")
-    return name, limit
-
-
-def _shape(text: str) -> tuple[str, tuple[int, ...]]:
-    """Read `NAME=1x3x512x512`."""
-    name, _, dims = text.rpartition("=")
-    parts = dims.lower().split("x")
-    if not name or not all(part.isascii() and part.isdecimal() and 0 < int(part) < 10**9 for part in parts):
-        raise UsageError(f"'{text}' is not a shape", remedy="write --shape NAME=1x3x512x512")
-    return name, tuple(int(part) for part in parts)
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:

@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 
 _labels = itertools.count()
 
+SAMPLE = 61
+"""Stands for a batch without a number: a prime, so that extents which are made of it can be told from the others."""
+
 
 @dataclass(frozen=True)
 class Atom:

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.layers import Spreading
+
 MARGINS = {"nearest": 1, "linear": 2, "cubic": 3}
 """Old cells to each side of its own place that an entry of a Resize may read."""
 
@@ -36,12 +38,10 @@ def spread(
     if node.op == "ConvTranspose":
         if attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or attrs.get("output_shape"):
             raise ValueError("ConvTranspose has pads that depend on the size")
-        extents = attrs.get("kernel_shape") or kernel
-        at, rank = dim - 2, len(extents)
-        step = int((attrs.get("strides") or [1] * rank)[at])
-        reach = (int(extents[at]) - 1) * int((attrs.get("dilations") or [1] * rank)[at])
-        begin = int((attrs.get("pads") or [0] * (2 * rank))[at])
-        return step, reach - begin, begin
+        geometry = Spreading.read(attrs, attrs.get("kernel_shape") or kernel, old[2:])
+        at = dim - 2
+        reach, begin = (geometry.kernel[at] - 1) * geometry.dilations[at], geometry.begin[at]
+        return geometry.strides[at], reach - begin, begin
     mode = attrs.get("coordinate_transformation_mode", "half_pixel" if opset >= 11 else "asymmetric")
     if new[dim] == old[dim]:
         return 1, 0, 0

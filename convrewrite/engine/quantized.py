@@ -58,8 +58,8 @@ class Stored:
             return None
         attrs = {name: value for name, value in node.attrs.items() if name not in ("axis", "block_size")}
         if scale.size == 1:
-            return cls(values, scale.reshape(()), None if zero is None else zero.reshape(()), None, attrs)
-        return cls(values, scale, zero, int(node.attrs.get("axis", 1)) % values.ndim, attrs)
+            return cls(values, scale.reshape(()), None if zero is None else zero.reshape(()), axis=None, attrs=attrs)
+        return cls(values, scale, zero, axis=int(node.attrs.get("axis", 1)) % values.ndim, attrs=attrs)
 
     def arranged(self, arrange: Arrange) -> Stored | None:
         """With the values arranged otherwise; None where the scales then go along several axes."""
@@ -88,7 +88,7 @@ class Stored:
         inputs = [constant(f"{result.name}/{name}", part) for name, part in parts.items() if part is not None]
         attrs = self.attrs if self.axis is None else {**self.attrs, "axis": self.axis}
         result.dtype = self.scale.dtype
-        return gs.Node("DequantizeLinear", result.name, dict(attrs), inputs, [result])
+        return gs.Node("DequantizeLinear", result.name, dict(attrs), inputs, outputs=[result])
 
     @property
     def finite(self) -> bool:
@@ -124,15 +124,6 @@ def rearranged(value: Array | Stored, arrange: Arrange, factor: float = 1.0) -> 
         return moved and moved.times(factor)
     changed = arrange(value)
     return np.ascontiguousarray(changed if factor == 1.0 else changed * value.dtype.type(factor))
-
-
-def emit(nodes: list[gs.Node], name: str, value: Array | Stored) -> gs.Tensor:
-    """The tensor of that name that holds the value; the node that it takes, if any, goes behind `nodes`."""
-    if not isinstance(value, Stored):
-        return gs.Constant(name, value)
-    result = gs.Variable(name)
-    nodes.append(value.node(result, lambda part, array: gs.Constant(part, np.ascontiguousarray(array))))
-    return result
 
 
 def _along_one(spread: Array) -> tuple[int, Array] | None:

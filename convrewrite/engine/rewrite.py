@@ -10,7 +10,7 @@ import contextlib
 import fnmatch
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import onnx
@@ -19,16 +19,21 @@ import onnx_graphsurgeon as gs
 from convrewrite.engine.context import Context, Responses
 from convrewrite.engine.contract import (
     BY_PATTERN,
-    FIXES_SIZE,
     Declined,
+    Equivalence,
     Judge,
+    JudgeName,
     Pass,
     Plan,
     Reason,
     Refusal,
     Site,
+    SiteOutcome,
     accept_all,
+    option,
+    option_defaults,
 )
+from convrewrite.engine.evidence import Density, Evidence, FixedSize, Kernels, Lifting
 from convrewrite.engine.graph import add_types, sort_nodes
 from convrewrite.engine.skeletons import skeleton, tolerant
 from convrewrite.errors import ConvrewriteError, PassFault, Terminated, UsageError
@@ -38,10 +43,16 @@ from convrewrite.text import PYTHON, told
 
 __all__ = [
     "BY_PATTERN",
-    "FIXES_SIZE",
     "Context",
     "Declined",
+    "Density",
+    "Equivalence",
+    "Evidence",
+    "FixedSize",
     "Judge",
+    "JudgeName",
+    "Kernels",
+    "Lifting",
     "Pass",
     "PassResult",
     "Plan",
@@ -49,9 +60,15 @@ __all__ = [
     "Refusal",
     "Responses",
     "Site",
+    "SiteOutcome",
     "accept_all",
+    "option",
+    "option_defaults",
     "run_pass",
 ]
+
+
+Fact = TypeVar("Fact", bound=Evidence)
 
 
 @dataclass(frozen=True)
@@ -60,15 +77,19 @@ class PassResult:
 
     Attributes:
         graph: the rewritten graph (a copy; the input's is untouched). sites: every place that was looked at.
-        metadata: entries for the model's metadata. evidence: facts that verification needs, by name.
+        metadata: entries for the model's metadata. evidence: facts that verification needs, one of each kind.
     """
 
     graph: gs.Graph
     sites: tuple[Site, ...]
     metadata: Mapping[str, str] = field(default_factory=dict)
-    evidence: Mapping[str, Any] = field(default_factory=dict)
+    evidence: Sequence[Evidence] = ()
 
-    def outcome(self, outcome: str) -> tuple[Site, ...]:
+    def evidence_of(self, kind: type[Fact]) -> Fact | None:
+        """The fact of that kind, if a plan gave one."""
+        return next((fact for fact in self.evidence if isinstance(fact, kind)), None)
+
+    def outcome(self, outcome: SiteOutcome) -> tuple[Site, ...]:
         """The sites with that outcome."""
         return tuple(site for site in self.sites if site.outcome == outcome)
 
@@ -107,27 +128,22 @@ def run_pass(
     untyped = add_types(work)  # for the passes; the file goes on without
     sites: list[Site] = []
     metadata: dict[str, str] = {}
-    evidence: dict[str, Any] = {}
-    seen: set[str] = set()
-    old = list(work.nodes)  # kept alive, so that the identity of none of them is given to a new node
-    known = {id(node) for node in old}
-    candidates: Iterator[gs.Node] | None = None
+    evidence: dict[type[Evidence], Evidence] = {}
+    walk = _Walk(pass_, work)
     for _ in range(2 * len(graph.nodes) + 16):
-        with _blamed(pass_, "candidates"):
-            candidates = iter(pass_.candidates(work)) if candidates is None else candidates
-            node = next((node for node in candidates if id(node) in known and _anchor(node) not in seen), None)
+        node = walk.next()
         if node is None:
             break
-        seen.add(_anchor(node))
-        outcome = _plan(pass_, came.at(work), node, judge, only, skip)
+        walk.seen.add(_anchor(node))
+        outcome = _plan(pass_, came.at(work), node, judge, only=only, skip=skip)
         if isinstance(outcome, Plan):
             with _blamed(pass_, f"apply at {_anchor(node)}"):
                 pass_.apply(work, outcome)
-            candidates = None  # the graph is another
             metadata.update(outcome.metadata)
             _join(evidence, outcome.evidence)
             sites.extend(outcome.sites)
-            seen.update(site.anchor for site in outcome.sites)
+            walk.seen.update(site.anchor for site in outcome.sites)
+            walk.rewrote(node)
             if outcome.last:
                 break
         else:
@@ -141,7 +157,49 @@ def run_pass(
             if name in untyped and isinstance(tensor, gs.Variable):
                 tensor.dtype = None
         _check(pass_, graph, work)
-    return PassResult(work, tuple(sites), metadata, evidence)
+    return PassResult(work, tuple(sites), metadata, tuple(evidence.values()))
+
+
+class _Walk:
+    """The candidates of a pass among the nodes that were there, each once, while the graph changes.
+
+    They are listed at the beginning, and again at the end of a list during which something was rewritten: a rewrite may
+    make candidates of nodes that were none.
+    """
+
+    def __init__(self, pass_: Pass, graph: gs.Graph) -> None:
+        self.seen: set[str] = set()
+        self._pass, self._graph = pass_, graph
+        self._old = list(graph.nodes)  # kept alive, so that the identity of none of them is given to a new node
+        self._known = {id(node) for node in self._old}
+        self._there: set[int] | None = None
+        self._listed: Iterator[gs.Node] | None = None
+        self._changed = False
+
+    def next(self) -> gs.Node | None:
+        """The next one; None after the last."""
+        while True:
+            if self._listed is None:
+                with _blamed(self._pass, "candidates"):
+                    self._listed = iter([n for n in self._pass.candidates(self._graph) if id(n) in self._known])
+                self._changed = False
+            for node in self._listed:
+                if _anchor(node) not in self.seen and self._is_there(node):
+                    return node
+            if not self._changed:
+                return None
+            self._listed = None
+
+    def rewrote(self, node: gs.Node) -> None:
+        """Note that the graph is another; a candidate that stayed under another name comes next, if it still is one."""
+        self._changed, self._there = True, None
+        if _anchor(node) not in self.seen and self._is_there(node):
+            self._listed = None
+
+    def _is_there(self, node: gs.Node) -> bool:
+        if self._there is None:
+            self._there = {id(other) for other in self._graph.nodes}
+        return id(node) in self._there
 
 
 @contextlib.contextmanager
@@ -164,11 +222,10 @@ def _blamed(pass_: Pass, part: str) -> Iterator[None]:
             ) from error
 
 
-def _join(evidence: dict[str, Any], more: Mapping[str, Any]) -> None:
-    for name, fact in more.items():
-        known = evidence.get(name)
-        joined = isinstance(known, Mapping) and isinstance(fact, Mapping)
-        evidence[name] = dict(known or {}) | dict(fact) if joined else fact
+def _join(evidence: dict[type[Evidence], Evidence], more: Sequence[Evidence]) -> None:
+    for fact in more:
+        known = evidence.get(type(fact))
+        evidence[type(fact)] = fact if known is None else known.joined(fact)
 
 
 def _anchor(node: gs.Node) -> str:
@@ -194,10 +251,10 @@ def _plan(
         detail = f"{node.op} '{node.name or _anchor(node)}'"
         return replace(site, reason=BY_PATTERN.code, detail=detail, remedy=BY_PATTERN.remedy)
     if isinstance(outcome, Refusal | Declined):
-        kind = "refused" if isinstance(outcome, Refusal) else "declined"
+        kind: SiteOutcome = "refused" if isinstance(outcome, Refusal) else "declined"
         reason = outcome.reason
         if isinstance(outcome, Declined) and outcome.known is not None:
-            return _left_alone(site, outcome.known, reason.code, outcome.detail, reason.remedy)
+            return _left_alone(site, outcome.known, reason.code, outcome.detail, remedy=reason.remedy)
         return replace(site, outcome=kind, reason=reason.code, detail=outcome.detail, remedy=reason.remedy)
     declined: Declined | None = None
     for plan in outcome:

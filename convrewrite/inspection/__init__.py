@@ -20,12 +20,13 @@ from convrewrite.engine.costs import LayerCost
 from convrewrite.engine.fields import Reach, receptive_fields
 from convrewrite.engine.image_axes import image_input, spatial_dims
 from convrewrite.engine.layers import Sliding
-from convrewrite.engine.operators import OPERATORS
-from convrewrite.engine.rewrite import Context, Judge, Pass, Site, accept_all, run_pass
+from convrewrite.engine.operators import OPERATORS, chosen
+from convrewrite.engine.rewrite import Context, Pass, Site, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.inspection.heads import head
 from convrewrite.inspection.table import Inspection, Layer, Shape
 from convrewrite.model_io import Model
+from convrewrite.options import InspectOptions
 from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
@@ -35,28 +36,28 @@ from convrewrite.text import parameter
 
 __all__ = ["Inspection", "Layer", "inspect"]
 
-SLIDING = frozenset("Conv ConvTranspose AveragePool MaxPool LpPool QLinearConv ConvInteger".split())
+DEFAULT = InspectOptions()
+
+SLIDING = chosen("convolution integer-convolution transposed-convolution pool")
 
 
 def inspect(
     model: Model,
     path: str,
+    options: InspectOptions = DEFAULT,
     *,
-    size: Sequence[int] | None = None,
-    tol: float = 0.0,
-    passes: bool = True,
     progress: Callable[[str], None] = lambda text: None,
 ) -> Inspection:
     """Look at a model.
 
     Args:
-        model: it is not changed. path: its name in the result. size: of the image, where the file leaves it open.
-        tol: tolerance at which `separable` and `groups` are asked. passes: ask the passes at all.
+        model: it is not changed. path: its name in the result. options: how it is looked at.
         progress: called with the name of each pass before it is asked.
 
     Raises:
         UsageError: the size does not fit.
     """
+    size, tol = options.size, options.tol
     at = native(model, size)
     graph = model.graph
     counted = costs.count(graph, at.inputs if at.tensors else None, strict=bool(at.tensors))
@@ -73,21 +74,21 @@ def inspect(
     )
     sites: tuple[Site, ...] = ()
     context = Context.of(graph, shapes=at.tensors)
-    for pass_, judge in _asked(at, window, tol) if passes else ():
+    for pass_ in _asked(at, window, tol) if options.passes else ():
         progress(pass_.name)
-        sites += run_pass(pass_, graph, judge=judge, context=context).sites
+        sites += run_pass(pass_, graph, judge=acceptance.COUNTING[pass_.judge], context=context).sites
     facts = replace(input_facts(model, path), macs=counted.macs if at.tensors else None)
     outputs = {t.name: reaches[t.name] for t in graph.outputs if t.name in reaches}
     return Inspection(
-        facts,
-        at.size,
-        at.assumed,
-        image,
-        layers,
-        outputs,
-        sites,
-        head(graph, at.tensors, reaches),
-        counted.uncounted,
+        file=facts,
+        size=at.size,
+        assumed=at.assumed,
+        image=image,
+        layers=layers,
+        outputs=outputs,
+        sites=sites,
+        head=head(graph, at.tensors, reaches),
+        uncounted=counted.uncounted,
         needs_size=bool(graph.inputs) and not at.inputs,
     )
 
@@ -97,20 +98,16 @@ def _fits(size: Sequence[int], window: Shape) -> bool:
     return tuple(size) * (len(window) if len(size) == 1 else 1) == window
 
 
-def _asked(at: Native, window: Shape | None, tol: float) -> list[tuple[Pass, Judge]]:
-    """The passes, and who judges whether a rewrite is worth it."""
-    return [
-        (Fcn(window=None if at.size is None else window), accept_all),
-        (Separable(tol=tol), acceptance.smaller),
-        (Groups(tol=tol), acceptance.smaller),
-    ]
+def _asked(at: Native, window: Shape | None, tol: float) -> tuple[Pass, ...]:
+    """The passes that are asked what they would do."""
+    return Fcn(window=None if at.size is None else window), Separable(tol=tol), Groups(tol=tol)
 
 
 def _layer(node: gs.Node, cost: LayerCost, at: Native, reach: Reach | None) -> Layer:
     shape = _shape(node.inputs[0], at) if node.inputs else None
     if node.op not in SLIDING or shape is None:
         return Layer(cost, shape, reach=reach)
-    return Layer(cost, shape, _sliding(node, at, shape), _group(node), reach)
+    return Layer(cost, shape, _sliding(node, at, shape), group=_group(node), reach=reach)
 
 
 def _sliding(node: gs.Node, at: Native, shape: Shape) -> Sliding | None:

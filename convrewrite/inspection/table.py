@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,7 @@ from convrewrite.engine.layers import Sliding
 from convrewrite.engine.rewrite import Site
 from convrewrite.inspection import heads
 from convrewrite.pipeline.outcome import FileFacts
-from convrewrite.pipeline.report import columns
-from convrewrite.text import PYTHON, Printed, Words, counted, enough, parameter, terminal
+from convrewrite.text import PYTHON, Printed, Words, by, columns, counted, enough, parameter, terminal
 from convrewrite.text import told as in_words
 
 SCHEMA = "convrewrite.inspection/1"
@@ -133,7 +132,7 @@ def lines(found: Inspection, sort: str = "order", words: Words = PYTHON, *, verb
     layers.sort(key=keys[sort])
     rows = [HEADER, *(_row(layer, total) for layer in layers)]
     facts = found.file
-    at = "" if found.size is None else f" at {_by(found.size)}{', a size that was tried' if found.assumed else ''}"
+    at = "" if found.size is None else f" at {by(found.size)}{', a size that was tried' if found.assumed else ''}"
     counts = [counted(len(found.layers), "node"), counted(facts.parameters, "parameter"), _macs(found)]
     told = [f"{facts.path}: {', '.join(counts)}{at}"]
     left = costs.told_uncounted(found.uncounted)
@@ -163,12 +162,12 @@ def _macs(found: Inspection) -> str:
 
 def _row(layer: Layer, total: int) -> tuple[str, ...]:
     cost, slide = layer.cost, layer.sliding
-    shape = ["-" if s is None else _by(s) for s in (layer.input, cost.output)]
+    shape = ["-" if s is None else by(s) for s in (layer.input, cost.output)]
     geometry = ["-"] * 4
     if slide is not None:
         even = slide.begin == slide.end
-        pads = _by(slide.begin) if even else f"{_by(slide.begin)}, {_by(slide.end)}"
-        geometry = [_by(slide.kernel), _by(slide.strides), _by(slide.dilations), pads]
+        pads = by(slide.begin) if even else f"{by(slide.begin)}, {by(slide.end)}"
+        geometry = [by(slide.kernel), by(slide.strides), by(slide.dilations), pads]
     macs = "?" if cost.macs is None else f"{cost.macs:,}"
     share = "" if not cost.macs or not total else f"{cost.macs / total:.1%}"
     group = "-" if layer.group is None else str(layer.group)
@@ -181,25 +180,21 @@ def _told(reach: Reach) -> str:
     if not reach.axes:
         return f"? ({reach.why})"
     if all(along.dim is None for along in reach.axes):
-        return f"{_by(reach.size)} from {_by(reach.offset, ',')}"
-    return f"{_by(reach.size)} every {_by(reach.stride)} from {_by(reach.offset, ',')}"
+        return f"{by(reach.size)} from {by(reach.offset, ',')}"
+    return f"{by(reach.size)} every {by(reach.stride)} from {by(reach.offset, ',')}"
 
 
 def _site(site: Site) -> tuple[str, str, str, str]:
     """What a pass would do at a place; where it would not, the tolerance that it would take or the reason."""
     saved = ""
     if site.outcome == "rewritten":
-        fewer = 1 - site.macs_after / site.macs_before if site.macs_before else 0.0
+        fewer = 1 - (site.macs_after or 0) / site.macs_before if site.macs_before else 0.0
         saved = f", {fewer:.0%} fewer MACs" if fewer > 0 else ""
         error = f", kernel off by {site.error:.1e}" if site.equivalence == "approximate" else ""
         return site.pass_name, _short(site.anchor), "would rewrite", f"{site.detail}{saved}{error} ({site.equivalence})"
     needs = "" if site.tol_pays is None else f"; pays from {parameter('tol', enough(site.tol_pays))}"
     needs += "" if site.tol_halves is None else f", half the MACs from {enough(site.tol_halves)}"
     return site.pass_name, _short(site.anchor), site.outcome, f"{site.detail}{needs} [{site.reason}]"
-
-
-def _by(extents: Sequence[int], sign: str = "x") -> str:
-    return sign.join(map(str, extents))
 
 
 def _short(name: str) -> str:

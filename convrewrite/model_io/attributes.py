@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from onnx import AttributeProto, GraphProto, NodeProto
 
 from convrewrite.engine.operators import OPERATORS, chosen
-from convrewrite.text import counted
+from convrewrite.text import by, counted
 
 CONVOLUTIONS = {
     name: OPERATORS[name].weight or 0
@@ -71,11 +71,7 @@ def _fault(node: NodeProto, weights: Extents) -> str:
     if weight is None or len(weight) < 3:
         return ""
     if weight[0] % group:
-        return f"has {counted(group, 'group')}, which do not divide the first extent of its weight {_by(weight)}"
+        return f"has {counted(group, 'group')}, which do not divide the first extent of its weight {by(weight)}"
     if kernel and kernel != list(weight[2:]):
-        return f"has kernel_shape {kernel}, and a weight of {_by(weight)}"
+        return f"has kernel_shape {kernel}, and a weight of {by(weight)}"
     return ""
-
-
-def _by(extents: Sequence[int]) -> str:
-    return "x".join(map(str, extents))

@@ -69,7 +69,14 @@ def _load(source: str | Path | bytes, path: Path | None, label: str) -> Model:
         shell.ClearField(name)
     metadata = {entry.key: entry.value for entry in proto.metadata_props if is_text(entry)}
     shell.metadata_props.extend(entry for entry in proto.metadata_props if not is_text(entry))
-    return Model(graph, proto.ir_version, path, metadata, shell, Origin(data, external, proto.graph, payloads))
+    return Model(
+        graph,
+        proto.ir_version,
+        path,
+        metadata=metadata,
+        shell=shell,
+        origin=Origin(data, external, proto.graph, payloads),
+    )
 
 
 def _map(path: Path) -> MappedFile:

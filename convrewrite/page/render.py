@@ -53,7 +53,7 @@ def _environment() -> jinja2.Environment:
 
 def by(extents: Sequence[int] | None, sign: str = "x") -> str:
     """`224x224`; a dash where there are none."""
-    return sign.join(map(str, extents)) if extents else "-"
+    return text.by(extents, sign) if extents else "-"
 
 
 def pads(begin_end: Sequence[int] | None) -> str:

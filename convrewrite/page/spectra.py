@@ -28,7 +28,9 @@ def spectra(graph: gs.Graph, sites: Sequence[Site]) -> dict[str, list[dict[str, 
         graph: the one that the pass saw. sites: of any passes.
     """
     own = [site for site in sites if site.pass_name == "separable"]
-    left = sorted((s for s in own if s.outcome == "declined" and s.tol_pays is not None), key=lambda s: -s.macs_before)
+    left = sorted(
+        (s for s in own if s.outcome == "declined" and s.tol_pays is not None), key=lambda s: -(s.macs_before or 0)
+    )
     wanted = [*(site for site in own if site.form), *left[:MOST]]
     nodes = {t.name: node for node in graph.nodes for t in node.outputs}
     return {site.anchor: _curves(graph, nodes[site.anchor], site) for site in wanted if site.anchor in nodes}

@@ -110,7 +110,8 @@ def _sites(
     told: list[dict[str, Any]] = []
     for site in sorted(sites, key=lambda site: rank.get(site.outcome, 3)):
         drawn = graphs.get(site.anchor) if site.outcome == "rewritten" and len(told) < SHOWN else None
-        saved = 1 - site.macs_after / site.macs_before if site.macs_before and site.outcome == "rewritten" else None
+        counted = site.macs_before and site.macs_after is not None and site.outcome == "rewritten"
+        saved = 1 - (site.macs_after or 0) / (site.macs_before or 1) if counted else None
         own = curves.get(site.anchor, []) if site.pass_name == "separable" else []
         told.append(
             {**site.to_dict(), "saved": saved, "graph": None if drawn is None else drawn.to_dict(), "spectra": own}

@@ -7,9 +7,10 @@ IN ──load──> graph ──pass──> graph' ──stage──> temporary
 
 from __future__ import annotations
 
-from convrewrite.pipeline.any_size import Map, fcn
+from convrewrite.pipeline.any_size import fcn
 from convrewrite.pipeline.comparing import compare, time
+from convrewrite.pipeline.named import groups, separable, transform
 from convrewrite.pipeline.steps import GENERAL, reasons
-from convrewrite.pipeline.trading import ACCEPT, Trade, trade
+from convrewrite.pipeline.trading import trade
 
-__all__ = ["ACCEPT", "GENERAL", "Map", "Trade", "compare", "fcn", "reasons", "time", "trade"]
+__all__ = ["GENERAL", "compare", "fcn", "groups", "reasons", "separable", "time", "trade", "transform"]

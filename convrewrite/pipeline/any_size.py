@@ -21,10 +21,11 @@ import onnx_graphsurgeon as gs
 from convrewrite import model_io, verification
 from convrewrite.engine import costs
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Site, run_pass
+from convrewrite.engine.rewrite import Lifting, Site, run_pass
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
+from convrewrite.options import FcnOptions
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline import batching, denser, upsampling
 from convrewrite.pipeline.denser import Denser
@@ -40,35 +41,16 @@ from convrewrite.pipeline.files import (
 )
 from convrewrite.pipeline.native import check_known, native
 from convrewrite.pipeline.opsets import upgraded
-from convrewrite.pipeline.outcome import STREAM, Ends, FileFacts, Log, Options, Outcome
-from convrewrite.pipeline.steps import OTHERWISE, by, check_patterns, check_provider, common, drawn, refusal, why
+from convrewrite.pipeline.outcome import STREAM, Ends, FileFacts, Log, Outcome
+from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, refusal, why
 from convrewrite.pipeline.upsampling import Upsampled
 from convrewrite.running import runtime
 from convrewrite.system import atomic
-from convrewrite.text import Call, parameter
+from convrewrite.text import Call, by, parameter
 from convrewrite.verification import Verification
 
 
-@dataclass(frozen=True)
-class Map:
-    """How the class map is to look.
-
-    Attributes:
-        stride: pixels between cells, per spatial axis or one for all; None for the network's own.
-        upsample: "bilinear" or "nearest" for a cell at every pixel, "" for none.
-        softmax: "last" to interpolate the scores and not what a final Softmax makes of them, "none" to leave it out.
-        opset: of the result, where it is to be a later one.
-        dynamic_batch: whether it is to take any number of images at once.
-    """
-
-    stride: tuple[int, ...] | None = None
-    upsample: str = ""
-    softmax: str = ""
-    opset: int | None = None
-    dynamic_batch: bool = False
-
-
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     """One run: what was read, and what became of it step by step.
 
@@ -83,8 +65,7 @@ class _Run:
     source: str
     target: str
     pass_: Fcn
-    how: Map
-    options: Options
+    options: FcnOptions
     log: Log
     original: Model
     model: Model
@@ -111,53 +92,62 @@ class _Run:
         return self.window if self.denser is None else self.denser.window
 
 
-def fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map | None = None) -> Outcome:
+def fcn(source: str, target: str, options: FcnOptions) -> Outcome:
     """Make a classifier fully convolutional: read `source`, write `target` ("-" is standard input or output).
 
-    What `how` asks for is done to a model that is fully convolutional already, too.
+    What the options ask for besides is done to a model that is fully convolutional already, too.
 
     Whatever stops it is the outcome's `error`, and then nothing was written; `Outcome.check` raises it.
     """
     log = Log(Outcome("fcn", options.provider, "error"))
     with log.until_error():
-        _fcn(source, target, pass_, options, how or Map(), log)
+        _fcn(source, target, options, log)
     return log.outcome
 
 
-def _fcn(source: str, target: str, pass_: Fcn, options: Options, how: Map, log: Log) -> None:
+def _fcn(source: str, target: str, options: FcnOptions, log: Log) -> None:
     runtime.check_installation()
     check_provider(options.provider)
     refuse_stream_target(target)
-    if how.softmax and not how.upsample:
+    if options.softmax and not options.upsample:
         raise UsageError(
             f"{parameter('softmax')} says what is interpolated",
             remedy=f"give {parameter('upsample', 'bilinear')} or nearest, too",
         )
     original = log.reads(load(source))
     log.note(input=input_facts(original, source))
-    model = original if how.opset is None else upgraded(original, how.opset)
+    model = original if options.opset is None else upgraded(original, options.opset)
     window = Window.from_metadata(model.metadata, model.graph)
-    pass_ = pass_.spread(model.graph)
-    run = _Run(source, target, pass_, how, options, log, original, model, window)
+    pass_ = Fcn(window=options.window, size=options.size).spread(model.graph)
+    run = _Run(
+        source=source,
+        target=target,
+        pass_=pass_,
+        options=options,
+        log=log,
+        original=original,
+        model=model,
+        window=window,
+    )
     log.note(window=run.window)
-    if how.dynamic_batch:
+    if options.dynamic_batch:
         size = pass_.window or pass_.size if run.window is None else run.window.size
         run.model, sites = batching.opened(run.model, size)
         run.opened = sites if run.model is not model else ()
     idle = _idle_or_converted(run)
-    if idle and pass_.size is not None and (how.stride is not None or how.upsample or how.dynamic_batch):
+    if idle and pass_.size is not None and (options.stride is not None or options.upsample or options.dynamic_batch):
         told = idle.partition(";")[0]
         raise UsageError(f"{parameter('size')} fixes the input of what fcn converts, and {told}", remedy="leave it out")
-    if how.stride is not None:
-        run.denser = denser.denser(run.model, run.window, how.stride, pass_.window or pass_.size)
+    if options.stride is not None:
+        run.denser = denser.denser(run.model, run.window, options.stride, pass_.window or pass_.size)
         run.denser = run.denser if run.denser.changed else None
-    if how.upsample:
+    if options.upsample:
         run.upsampled = _upsampled(run)
     steps = [step for step in (run.denser, run.upsampled) if step is not None]
     run.upgraded = bool(idle) and model is not original
     if idle and not steps and not run.opened and not run.upgraded:
-        asked = "; no stride is larger than was asked for" if how.stride is not None else ""
-        asked += "; its batch is open already" if how.dynamic_batch else ""
+        asked = "; no stride is larger than was asked for" if options.stride is not None else ""
+        asked += "; its batch is open already" if options.dynamic_batch else ""
         log.note(advice=f"nothing to do: {idle}{asked}; copied byte for byte")
         return copied(original, source, target, log)
     done = (site for step in steps for site in step.sites)
@@ -181,11 +171,13 @@ def _idle_or_converted(run: _Run) -> str:
     if refused:
         raise refusal(run.pass_, refused[0])
     if not result.changed:
-        run.log.note(sites=() if run.how != Map() else result.sites)
+        run.log.note(sites=() if run.options.further else result.sites)
         return "; ".join(why(run.pass_, site) for site in result.sites[:1]) or "no node reads the image"
-    window: Window = result.evidence["window"]
+    lifting = result.evidence_of(Lifting)
+    assert lifting is not None, "what fcn rewrites takes images of any size"
+    window = lifting.window
     _check_sizes(run.pass_, window)
-    run.window, run.cut = window, result.evidence["cut"]
+    run.window, run.cut = window, lifting.cut
     run.log.note(window=window, input=_with_macs(run.log.outcome.input, run.original.graph, window))
     run.model = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
     return ""
@@ -196,7 +188,7 @@ def _upsampled(run: _Run) -> Upsampled:
         raise UsageError(
             f"{parameter('upsample')} needs to know which windows the cells stand for", remedy="convert a classifier"
         )
-    return upsampling.upsampled(run.cells, run.cells_window, run.how.upsample, run.how.softmax)
+    return upsampling.upsampled(run.cells, run.cells_window, run.options.upsample, run.options.softmax)
 
 
 def _publish(run: _Run) -> None:
@@ -227,17 +219,16 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
     cells = staged if run.upsampled is None else model_io.save(run.cells, folder / "all-cells.onnx")
     if run.cut is not None and window is not None:
         original = run.original.path or as_file(run.original, folder / "original.onnx")
-        parts.append(verification.verify_fcn(original, cells, window, run.cut, **common(run.options)))
+        parts.append(verification.verify_fcn(original, cells, window, run.options.comparing(), cut=run.cut))
         if run.denser is not None and run.window is not None:
             coarse = model_io.save(run.model, folder / "first-cells.onnx")
-            parts = denser.trunk_of_coarse(original, coarse, run.window, run.cut, parts[0], run.options)
+            parts = denser.trunk_of_coarse(original, coarse, run.window, run.cut, found=parts[0], options=run.options)
     elif run.opened or run.upgraded:
         original = run.original.path or as_file(run.original, folder / "original.onnx")
         opened = model_io.save(run.model, folder / "any-batch.onnx")
         sizes = [_size_of(run)] if run.window is None else [run.window.size]
-        parts.append(
-            verification.verify(original, opened, sizes=[one for one in sizes if one], fixed={}, **common(run.options))
-        )
+        options = run.options.comparing(sizes=[one for one in sizes if one])
+        parts.append(verification.verify(original, opened, options, fixed={}))
     if run.denser is not None:
         coarse = model_io.save(run.model, folder / "coarse.onnx")
         parts.append(denser.proved(coarse, run.denser, folder, run.options))
@@ -271,11 +262,11 @@ def _committed(staged: model_io.Staged, model: Model, target: str) -> None:
 
 def _repeat(run: _Run) -> Call:
     """What repeats a failed verification: the rewrite itself, which writes nothing where it fails."""
-    pass_, how, options = run.pass_, run.how, run.options
-    given: dict[str, Any] = {"window": pass_.window, "size": pass_.size, "stride": how.stride}
-    given |= {"upsample": how.upsample, "softmax": how.softmax, "opset": how.opset}
-    given |= {"dynamic_batch": how.dynamic_batch or None}
-    return Call("fcn", (run.source, run.target), {**given, **drawn(options)})
+    pass_, options = run.pass_, run.options
+    given: dict[str, Any] = {"window": pass_.window, "size": pass_.size, "stride": options.stride}
+    given |= {"upsample": options.upsample, "softmax": options.softmax, "opset": options.opset}
+    given |= {"dynamic_batch": options.dynamic_batch or None}
+    return Call("fcn", (run.source, run.target), {**given, **again(options)})
 
 
 def _next(run: _Run) -> str:

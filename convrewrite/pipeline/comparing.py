@@ -7,36 +7,35 @@ from dataclasses import replace
 from typing import Any
 
 from convrewrite import timing, verification
-from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.rewrite import Lifting, run_pass
 from convrewrite.engine.windows import UPSAMPLED_KEY, Window
 from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.model_io import Model
+from convrewrite.options import BenchOptions, VerifyOptions
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline.files import input_facts, load
-from convrewrite.pipeline.outcome import STREAM, Log, Options, Outcome
-from convrewrite.pipeline.steps import common, without_writing
+from convrewrite.pipeline.outcome import STREAM, Log, Outcome
+from convrewrite.pipeline.steps import without_writing
 from convrewrite.running import runtime
 from convrewrite.text import parameter
 
 
-def compare(
-    source: str, target: str, size: Sequence[int] | None, options: Options, *, repeat: str = "", **more: Any
-) -> Outcome:
+def compare(source: str, target: str, options: VerifyOptions, *, repeat: str = "") -> Outcome:
     """Verify that two model files are the same function; a fully convolutional `target` is held against its windows.
 
-    Whatever stops it is the outcome's `error`; `Outcome.check` raises it. `more` goes to `verification.verify`, before
-    what `options` say: several `sizes`, a `batch`, `where`, ... `repeat` is the command that does the same again; the
-    verification makes one up where it is left out, without what only its caller knows (the path of the data).
+    Whatever stops it is the outcome's `error`; `Outcome.check` raises it. `repeat` is the command that does the same
+    again; the verification makes one up where it is left out, without what only its caller knows (the path of the
+    data).
     """
     log = Log(Outcome("verify", options.provider, "error"))
     with log.until_error():
-        _compare(source, target, {"size": size, **common(options), **more}, repeat, log)
+        _compare(source, target, options, repeat, log=log)
     if log.outcome.error is not None:
         without_writing(log.outcome.error)
     return log.outcome
 
 
-def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: Log) -> None:
+def _compare(source: str, target: str, options: VerifyOptions, repeat: str, *, log: Log) -> None:
     runtime.check_installation()
     if STREAM in (source, target):
         raise UsageError("verify reads two files, and none from standard input", remedy="give both paths")
@@ -48,22 +47,20 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
             f"{target} has a class for every pixel, which '{source}' does not",
             remedy=f"fcn proves it while it writes; convert without {parameter('upsample')} to compare the cells",
         )
-    given["twins"] = True
     window = Window.from_metadata(after.metadata, after.graph)
     log.note(output=input_facts(after, target))
     if window is not None and Window.from_metadata(before.metadata) is None:
         log.note(window=window)
-        sizes = [size if len(size) > 1 else tuple(size) * len(window.size) for size in given.get("sizes", ())]
-        size = given["size"]
-        given |= {"sizes": sizes, "size": size if size is None or len(size) > 1 else tuple(size) * len(window.size)}
-        if given.pop("shapes", None) or given.pop("reference", "onnxruntime") != "onnxruntime":
+        if options.shapes or options.reference != "onnxruntime":
             out = f"leave {parameter('shapes')} and {parameter('reference')} out"
             remedy = f"{out}; {parameter('size')} and {parameter('batch')} are for it"
             raise UsageError("a model that fcn wrote is compared window by window", remedy=remedy)
-        found = verification.verify_fcn(source, target, window, _cut(before, window), **given)
+        found = verification.verify_fcn(
+            source, target, window, _on_all_axes(options, len(window.size)), cut=_cut(before, window), twins=True
+        )
     else:
         try:
-            found = verification.verify(source, target, **given)
+            found = verification.verify(source, target, options, twins=True)
         except UsageError as error:
             if error.remedy or not _swapped(before, after):
                 raise
@@ -77,6 +74,12 @@ def _compare(source: str, target: str, given: dict[str, Any], repeat: str, log: 
     log.note(status="compared")
 
 
+def _on_all_axes(options: VerifyOptions, rank: int) -> VerifyOptions:
+    """The options, in which one number for all axes is one for each."""
+    size, *sizes = (one if one is None or len(one) > 1 else one * rank for one in (options.size, *options.sizes))
+    return replace(options, size=size, sizes=[one for one in sizes if one is not None])
+
+
 def _swapped(before: Model, after: Model) -> bool:
     """Whether the first model is a fully convolutional form and the second is not."""
     forms = [Window.from_metadata(model.metadata) is not None for model in (before, after)]
@@ -87,18 +90,18 @@ def _swap(source: str) -> str:
     return f"{source} is a fully convolutional form: if the other is its original, swap the two"
 
 
-def time(source: str, target: str, **how: Any) -> Outcome:
-    """Time two model files against each other; `how` goes to `timing.bench`.
+def time(source: str, target: str, options: BenchOptions) -> Outcome:
+    """Time two model files against each other.
 
     Whatever stops it is the outcome's `error`; sizes that were measured before stay in its `bench`.
     """
-    log = Log(Outcome("bench", how.get("provider", "auto"), "error"))
+    log = Log(Outcome("bench", options.provider, "error"))
     with log.until_error():
         if STREAM in (source, target):
             raise UsageError("bench reads two files", remedy="give both paths")
         log.note(input=input_facts(log.reads(load(source)), source))
         log.note(output=input_facts(log.reads(load(target)), target))
-        result = timing.bench(source, target, **how)
+        result = timing.bench(source, target, options)
         log.note(bench=result, provider=result.provider if result.cells else log.outcome.provider, status="compared")
         result.check()
     return log.outcome
@@ -107,5 +110,6 @@ def time(source: str, target: str, **how: Any) -> Outcome:
 def _cut(before: Model, window: Window) -> Sequence[Any]:
     """Where the original's head begins, as the pass sees it; nothing where it refuses the original."""
     result = run_pass(Fcn(window=window.size), before.graph)
-    cut: Sequence[Any] = result.evidence.get("cut", ())
+    lifting = result.evidence_of(Lifting)
+    cut: Sequence[Any] = () if lifting is None else lifting.cut
     return cut

@@ -7,7 +7,7 @@ original
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,16 +15,16 @@ from typing import Any
 from convrewrite import model_io, verification
 from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import sort_nodes
-from convrewrite.engine.rewrite import Context, Site, run_pass
+from convrewrite.engine.rewrite import Context, Density, Site, run_pass
 from convrewrite.engine.windows import METADATA_KEY, Window
 from convrewrite.errors import Refused, UsageError
 from convrewrite.model_io import Model
+from convrewrite.options import CheckOptions
 from convrewrite.passes.dense import Dense
 from convrewrite.passes.dense.reasons import REASONS
 from convrewrite.pipeline.native import Native, native
-from convrewrite.pipeline.outcome import Options
-from convrewrite.pipeline.steps import by, common, refusal
-from convrewrite.text import parameter
+from convrewrite.pipeline.steps import refusal
+from convrewrite.text import by, parameter
 from convrewrite.verification import Verification, trunk_oracle
 
 CELLS = (2, 3, 2)
@@ -47,7 +47,7 @@ class Denser:
     model: Model
     window: Window | None
     sites: tuple[Site, ...]
-    factors: dict[str, dict[int, int]]
+    factors: Mapping[str, Mapping[int, int]]
     sizes: tuple[tuple[int, ...], ...]
 
     @property
@@ -75,13 +75,15 @@ def denser(model: Model, window: Window | None, stride: Sequence[int], size: Seq
     for site in result.outcome("refused"):
         raise refusal(pass_, site)
     if not result.changed:
-        return Denser(model, window, result.sites, {}, sizes)
+        return Denser(model, window, result.sites, factors={}, sizes=sizes)
+    density = result.evidence_of(Density)
+    assert density is not None, "what dense rewrites has other strides"
     metadata = dict(model.metadata)
     if window is not None:
-        window = _window(window, result.evidence["strides"])
+        window = _window(window, density.strides)
         metadata[METADATA_KEY] = window.to_json()
     after = replace(model, graph=result.graph, metadata=metadata)
-    return Denser(after, window, result.sites, result.evidence["factors"], sizes)
+    return Denser(after, window, result.sites, factors=density.factors, sizes=sizes)
 
 
 def _sizes(model: Model, window: Window | None, size: Sequence[int] | None) -> tuple[tuple[int, ...], ...]:
@@ -102,7 +104,7 @@ def _sizes(model: Model, window: Window | None, size: Sequence[int] | None) -> t
     return (found.size if found.size is not None else (),)
 
 
-def _window(window: Window, strides: dict[str, tuple[int, ...]]) -> Window:
+def _window(window: Window, strides: Mapping[str, tuple[int, ...]]) -> Window:
     """The window at the new stride.
 
     Raises:
@@ -116,19 +118,24 @@ def _window(window: Window, strides: dict[str, tuple[int, ...]]) -> Window:
     return window.denser(next(strides[name] for name in window.outputs if name in strides))
 
 
-def proved(coarse: Path, made: Denser, folder: Path, options: Options) -> Verification:
+def proved(coarse: Path, made: Denser, folder: Path, options: CheckOptions) -> Verification:
     """Compare every f-th cell of the new map with the map at the old stride."""
     sampled = model_io.save(_sampled(made), folder / "every-cell.onnx")
-    how: dict[str, Any] = {**common(options), "data": None}
-    sizes = [size for size in made.sizes if size]
-    found = verification.verify(coarse, sampled, sizes=sizes, **how)
+    how = replace(options.comparing(sizes=[size for size in made.sizes if size]), data=None)
+    found = verification.verify(coarse, sampled, how)
     steps = " and ".join(str(f) for f in sorted({f for of in made.factors.values() for f in of.values()}))
     name = f"cells {steps} apart against the old map"
     return replace(found, cases=tuple(replace(case, name=f"{name}, {case.name}") for case in found.cases))
 
 
 def trunk_of_coarse(
-    original: str | Path, coarse: Path, window: Window, cut: Sequence[Any], found: Verification, options: Options
+    original: str | Path,
+    coarse: Path,
+    window: Window,
+    cut: Sequence[Any],
+    *,
+    found: Verification,
+    options: CheckOptions,
 ) -> list[Verification]:
     """What was found of the new model; where no trunk could be compared with its own, that of the coarse model too.
 
@@ -137,7 +144,7 @@ def trunk_of_coarse(
     if not any(case.status == "skipped" and case.name.startswith(trunk_oracle.CHECK) for case in found.cases):
         return [found]
     kept = tuple(case for case in found.cases if not case.name.startswith(trunk_oracle.CHECK))
-    before = verification.verify_fcn(original, coarse, window, cut, **common(options))
+    before = verification.verify_fcn(original, coarse, window, options.comparing(), cut=cut)
     cases = tuple(replace(case, name=f"{case.name}, old map") for case in before.cases)
     return [replace(found, cases=kept), replace(before, cases=cases)]
 
@@ -154,12 +161,12 @@ def _sampled(made: Denser) -> Model:
         if not steps:
             continue
         if last is not None and last.op in CELL_BY_CELL and last.attrs.get("keepdims", 1):
-            emit = Emitter(graph, f"{output.name}/cells", last.inputs[0].dtype)
+            emit = Emitter.into(graph, f"{output.name}/cells", last.inputs[0].dtype)
             last.inputs[0] = emit.every("every-cell", last.inputs[0], steps)
         else:
             name = output.name
             output.name = f"{name}/every-cell"
-            kept = Emitter(graph, f"{name}/cells", output.dtype).every("every-cell", output, steps)
+            kept = Emitter.into(graph, f"{name}/cells", output.dtype).every("every-cell", output, steps)
             graph.outputs[graph.outputs.index(output)] = kept
             kept.name = name
     metadata = {key: text for key, text in made.model.metadata.items() if key != METADATA_KEY}

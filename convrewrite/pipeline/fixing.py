@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.rewrite import FIXES_SIZE, PassResult
+from convrewrite.engine.rewrite import FixedSize, PassResult
 from convrewrite.pipeline.native import Native
 
 Shapes = Mapping[str, tuple[Any, ...]]
@@ -34,7 +34,7 @@ def given(graph: gs.Graph, at: Native) -> dict[str, tuple[Any, ...]]:
 
 def fixed(result: PassResult, at: Native) -> Shapes:
     """Fix the inputs of a result that holds at the given size alone; their shapes, {} where nothing had to be fixed."""
-    if not result.evidence.get(FIXES_SIZE):
+    if not result.evidence_of(FixedSize):
         return {}
     shapes = given(result.graph, at)
     changed: dict[str, tuple[Any, ...]] = {}

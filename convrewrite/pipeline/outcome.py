@@ -1,4 +1,4 @@
-"""What a command takes, and what came of it."""
+"""What came of a command."""
 
 from __future__ import annotations
 
@@ -17,36 +17,13 @@ from convrewrite.model_io import Model
 from convrewrite.running.faults import blaming
 from convrewrite.text import Words
 from convrewrite.timing import Bench
-from convrewrite.verification import Progress, Verification
+from convrewrite.verification import Verification
 
 STREAM = "-"
 """Names standard input or output."""
 
 FAILURES = {1: "failed", 3: "refused"}
 """The status of a command that ended with that exit code; any other is an "error"."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What every rewriting command takes.
-
-    Attributes:
-        provider: "auto", "cpu", "cuda" or "tensorrt". verify: run both models before writing.
-        max_output_error: tolerance on max|a-b|/max|b| per output; None for the default by noise.
-        samples, seed: of the generated inputs. data: real inputs by name instead. data_path: where they came from.
-        only, skip: globs on node and tensor names. progress: called as work goes on.
-    """
-
-    provider: str = "auto"
-    verify: bool = True
-    max_output_error: float | None = None
-    samples: int = 3
-    seed: int = 0
-    data: Mapping[str, np.ndarray[Any, Any]] | None = None
-    data_path: str = "F.npz"
-    only: tuple[str, ...] = ()
-    skip: tuple[str, ...] = ()
-    progress: Progress | None = None
 
 
 @dataclass(frozen=True)

@@ -178,7 +178,7 @@ def _site_lines(sites: Sequence[Site], words: Words, verbose: bool) -> Iterator[
         if rows:
             more = len([site for site in sites if site.outcome == outcome]) - len(rows)
             tail = [f"... and {more} more, shown with {told(parameter('verbose'), words)}"] if more else []
-            yield "rewrote" if outcome == "rewritten" else outcome, [*columns(rows), *tail]
+            yield "rewrote" if outcome == "rewritten" else outcome, [*text.columns(rows), *tail]
 
 
 def _kind(site: Site) -> str:
@@ -199,13 +199,14 @@ def _needs(outcome: Outcome, words: Words) -> Iterator[tuple[str, list[str]]]:
     tol = told(parameter("tol"), words)
     rows = [("", f"fewer MACs from {tol}", f"half from {tol}", "which saves")]
     for site in known[:BEST]:
-        half = site.macs_before - site.macs_before // 2
+        macs = site.macs_before or 0
+        half = macs - macs // 2
         share = f" ({half / total:.1%})" if total else ""
         halves = "-" if site.tol_halves is None else text.enough(site.tol_halves)
         saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"
         rows.append((_short(site.anchor), text.enough(site.tol_pays), halves, saved))
     more = [f"... and {len(known) - BEST} more, in the report"] if len(known) > BEST else []
-    yield "would need", [*columns(rows, right=(1, 2, 3)), *more]
+    yield "would need", [*text.columns(rows, right=(1, 2, 3)), *more]
 
 
 def _short(name: str) -> str:
@@ -250,7 +251,7 @@ def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) ->
     if not rows:
         return notes
     header = (f"on {outcome.provider}", "max error", "tolerance", "own noise", "")
-    return [*columns([header, *rows], right=(1, 2, 3)), *notes]
+    return [*text.columns([header, *rows], right=(1, 2, 3)), *notes]
 
 
 def _by_part(case: Case) -> tuple[bool, float]:
@@ -294,16 +295,3 @@ def _replaced(outcome: Outcome) -> list[str]:
         if STREAM not in ends and all(ends) and Path(ends[0]).samefile(ends[-1]):
             return ["the input was replaced"]
     return []
-
-
-def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Rows whose cells stand below each other, safe for a terminal."""
-    rows = [[text.terminal(cell) for cell in row] for row in rows]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            cell.rjust(width) if i in right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

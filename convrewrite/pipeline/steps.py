@@ -13,7 +13,7 @@ import onnx_graphsurgeon as gs
 from convrewrite import acceptance
 from convrewrite.engine.rewrite import BY_PATTERN, Pass, Reason, Site
 from convrewrite.errors import ConvrewriteError, Refused, UsageError
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import RewriteOptions
 from convrewrite.running import runtime
 from convrewrite.text import parameter
 from convrewrite.verification.room import UNVERIFIED
@@ -41,33 +41,6 @@ GENERAL = (
 """Reasons that belong to no pass."""
 
 
-def common(options: Options) -> dict[str, Any]:
-    """What `verification` takes of the options."""
-    return {
-        "samples": options.samples,
-        "seed": options.seed,
-        "data": options.data,
-        "tolerance": options.max_output_error,
-        "provider": options.provider,
-        "progress": options.progress,
-    }
-
-
-def drawn(options: Options, **between: Any) -> dict[str, Any]:
-    """What repeats a verification of a rewrite, of the options that all commands have; `between` comes behind data."""
-    given = {"data": options.data_path if options.data is not None else None, **between}
-    given |= {"seed": options.seed, "samples": options.samples, "max_output_error": options.max_output_error}
-    given |= {"provider": options.provider if options.provider != "auto" else None}
-    return given | {"only": list(options.only) or None, "skip": list(options.skip) or None}
-
-
-def without_writing(error: ConvrewriteError) -> None:
-    """Leave out the offer to write a model unverified, where no model is written."""
-    error.remedy = error.remedy and error.remedy.removesuffix(UNVERIFIED)
-    error.message = error.message.replace(UNVERIFIED, "")
-    error.args = (error.message,)
-
-
 def check_provider(provider: str) -> None:
     """Raise UsageError where a provider that was asked for by name is not usable here, even if nothing will run."""
     if provider in ("cuda", "tensorrt"):
@@ -79,12 +52,27 @@ def obtained(provider: str) -> str:
     return runtime.open_session(onnx.parser.parse_model(PROBE).SerializeToString(), provider).provider
 
 
-def check_patterns(graph: gs.Graph, options: Options) -> None:
+def check_patterns(graph: gs.Graph, options: RewriteOptions) -> None:
     """Raise UsageError where `only` matches no name of the graph: a slip of the pen must not look like success."""
     names = [name for node in graph.nodes for name in (node.name, *(tensor.name for tensor in node.outputs)) if name]
     if options.only and not any(fnmatch.filter(names, pattern) for pattern in options.only):
         patterns = " ".join(options.only)
         raise UsageError(f"{parameter('only')} '{patterns}' matches no node and no tensor of the model")
+
+
+def again(options: RewriteOptions, **between: Any) -> dict[str, Any]:
+    """What repeats a rewrite, of the options that every such command takes; `between` comes behind the data."""
+    given = {"data": options.data_path if options.data is not None else None, **between}
+    given |= {"seed": options.seed, "samples": options.samples, "max_output_error": options.max_output_error}
+    given |= {"provider": options.provider if options.provider != "auto" else None}
+    return given | {"only": list(options.only) or None, "skip": list(options.skip) or None}
+
+
+def without_writing(error: ConvrewriteError) -> None:
+    """Leave out the offer to write a model unverified, where no model is written."""
+    error.remedy = error.remedy and error.remedy.removesuffix(UNVERIFIED)
+    error.message = error.message.replace(UNVERIFIED, "")
+    error.args = (error.message,)
 
 
 def refusal(pass_: Pass, site: Site) -> Refused:
@@ -102,11 +90,6 @@ def meaning(pass_: Pass, site: Site) -> str:
     """Of the reason of a site."""
     known = {reason.code: reason for reason in (*pass_.reasons.values(), *GENERAL)}
     return known[site.reason].meaning if site.reason in known else "the pass gives no meaning for its reason"
-
-
-def by(extents: Sequence[int]) -> str:
-    """224x224."""
-    return "x".join(map(str, extents))
 
 
 def reasons(passes: Sequence[type[Pass]] = ()) -> Iterator[tuple[str, str, str]]:

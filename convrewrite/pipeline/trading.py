@@ -22,13 +22,14 @@ from convrewrite import acceptance, model_io, timing, verification
 from convrewrite.acceptance import Decisions, Faster
 from convrewrite.engine import costs
 from convrewrite.engine.graph import control_nodes
-from convrewrite.engine.rewrite import Context, Judge, Pass, PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Judge, Kernels, Pass, PassResult, option_defaults, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
-from convrewrite.passes.dense import Dense
-from convrewrite.passes.groups import Groups
-from convrewrite.passes.separable import Separable
-from convrewrite.passes.upsample import Upsample
+from convrewrite.options import (
+    BenchOptions,
+    TradeOptions,
+    VerifyOptions,
+)
 from convrewrite.pipeline import fixing
 from convrewrite.pipeline.files import (
     as_file,
@@ -41,57 +42,28 @@ from convrewrite.pipeline.files import (
     same_file,
 )
 from convrewrite.pipeline.native import Native, check_known, native
-from convrewrite.pipeline.outcome import STREAM, Ends, Log, Options, Outcome
+from convrewrite.pipeline.outcome import STREAM, Ends, Log, Outcome
 from convrewrite.pipeline.responses import Collected
-from convrewrite.pipeline.steps import (
-    OTHERWISE,
-    by,
-    check_patterns,
-    check_provider,
-    common,
-    drawn,
-    meaning,
-    obtained,
-    refusal,
-)
+from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, meaning, obtained, refusal
 from convrewrite.running import runtime
 from convrewrite.system import atomic
-from convrewrite.text import Call, parameter
+from convrewrite.text import Call, by, parameter
 from convrewrite.verification import Verification
 from convrewrite.verification.comparison import LARGEST_PART, LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
 from convrewrite.verification.stated import joined, output_error, part_error, state
 from convrewrite.verification.verdicts import MISMATCHES, RELATIVE
 
-ACCEPT = ("smaller", "faster", "always")
-"""The judges by name."""
-
 WHOLE_SECONDS = 5.0
 """Of timing the whole model."""
 
 
-@dataclass(frozen=True)
-class Trade:
-    """How a rewrite that costs something is decided.
-
-    Attributes:
-        accept: one of ACCEPT. size: of the image, where the file leaves it open. timings: file of timing decisions.
-        fit: fit factors to the responses on `data`, where the pass can.
-    """
-
-    accept: str = "smaller"
-    size: tuple[int, ...] | None = None
-    timings: str | None = None
-    fit: bool = True
-
-
-@dataclass
+@dataclass(kw_only=True)
 class _Run:
     """One run of a command, from the model that was read to the rewritten graph."""
 
     model: Model
     pass_: Pass
-    options: Options
-    trade: Trade
+    options: TradeOptions
     at: Native
     original: Path
     folder: Path
@@ -103,7 +75,7 @@ class _Run:
     def result(self) -> PassResult:
         """The graph as the judge accepts it."""
         judge = self._judge()
-        limit = self.options.max_output_error
+        limit = self.options.limit
         if limit is None:
             return self._pass(judge)
         return acceptance.within(self._pass, judge, self._error, limit)
@@ -117,52 +89,59 @@ class _Run:
         return found
 
     def _judge(self) -> Judge:
-        if self.trade.accept == "always":
-            return acceptance.accept_all
-        if self.trade.accept == "smaller":
-            return acceptance.smaller
+        if self.options.accept != "faster":
+            return acceptance.COUNTING[self.options.accept]
         provider = obtained(self.options.provider)
-        return Faster(self.pass_, self.at.tensors, self.model.ir_version, self.decisions, provider, timing.cores())
+        return Faster(
+            self.pass_,
+            self.at.tensors,
+            self.model.ir_version,
+            decisions=self.decisions,
+            provider=provider,
+            threads=timing.cores(),
+        )
 
     def _error(self, result: PassResult) -> float:
         """How far the outputs of a rewritten graph are from the original's."""
         path = model_io.save(replace(self.model, graph=result.graph), self.folder / "trial.onnx")
-        return output_error(state(self.original, path, **self.how))
+        return output_error(self._state(self.original, path))
 
     @property
-    def how(self) -> dict[str, Any]:
-        """What `verification` takes."""
+    def how(self) -> VerifyOptions:
+        """What `verification` takes; the bound on the outputs is another one in each comparison."""
         if self.options.data is None:
             check_known(self.model, self.at, _KNOWN)
-        taken = {**common(self.options), "size": self.at.size, "fixed": self.fixed}
-        taken.pop("tolerance")
-        return taken
+        return replace(self.options.comparing(size=self.at.size), max_output_error=None)
+
+    def _state(self, a: Path, b: Path, limit: float | None = None) -> Verification:
+        return state(a, b, self.how, limit=limit, fixed=self.fixed)
 
     def verified(self, result: PassResult, staged: Path) -> Verification:
         """The staged file against the original, and where it is approximate against its kernels."""
-        limit = self.options.max_output_error
-        kernels: acceptance.Kernels = result.evidence.get("kernels", {})
+        limit = self.options.limit
+        kernels = result.evidence_of(Kernels)
         if all(site.equivalence != "approximate" for site in result.outcome("rewritten")):
             return self._equal(self.original, staged, kernels, limit)
-        if not kernels:  # a pass that does not say what its kernels amount to: its distance is stated, no more
-            return state(self.original, staged, limit=limit, **self.how)
+        if kernels is None:  # a pass that does not say what its kernels amount to: its distance is stated, no more
+            return self._state(self.original, staged, limit)
         reference = self._with(kernels, "reference.onnx")
         equal = self._equal(reference, staged, kernels, None)
-        return joined(equal, state(self.original, staged, limit=limit, **self.how))
+        return joined(equal, self._state(self.original, staged, limit))
 
-    def _equal(self, reference: Path, staged: Path, kernels: acceptance.Kernels, limit: float | None) -> Verification:
+    def _equal(self, reference: Path, staged: Path, kernels: Kernels | None, limit: float | None) -> Verification:
         """Equal to rounding; where it seems not to be, with the rounding of the new kernels themselves as the noise."""
-        found = verification.verify(reference, staged, tolerance=limit, **self.how)
-        if found.verdict != "failed" or limit is not None or not kernels:
+        how = replace(self.how, max_output_error=limit)
+        found = verification.verify(reference, staged, how, fixed=self.fixed)
+        if found.verdict != "failed" or limit is not None or kernels is None:
             return found
         exact, moved = self._with(kernels, "exact.onnx"), self._with(acceptance.shaken(kernels), "shaken.onnx")
-        shaken = state(exact, moved, **self.how)
+        shaken = self._state(exact, moved)
         noise, part = NOISE_FACTOR * output_error(shaken), NOISE_FACTOR * part_error(shaken)
         if noise >= LARGEST_TOLERANCE or max(noise, part) <= TOLERANCE:
             return found
-        return verification.verify(reference, staged, least=(noise, min(part, LARGEST_PART)), **self.how)
+        return verification.verify(reference, staged, how, fixed=self.fixed, least=(noise, min(part, LARGEST_PART)))
 
-    def _with(self, kernels: acceptance.Kernels, name: str) -> Path:
+    def _with(self, kernels: Kernels, name: str) -> Path:
         """The original with other kernels, as a file."""
         graph = acceptance.with_kernels(self.model.graph, kernels)
         return model_io.save(replace(self.model, graph=graph), self.folder / name)
@@ -174,9 +153,8 @@ class _Run:
         known = self.decisions.get(where, key)
         if known is None:
             sizes = [] if self.at.size is None else [self.at.size]
-            found = timing.bench(
-                self.original, staged, sizes=sizes, seconds=WHOLE_SECONDS, provider=self.options.provider, memory=False
-            ).check()
+            how = BenchOptions(sizes=sizes, seconds=WHOLE_SECONDS, provider=self.options.provider, memory=False)
+            found = timing.bench(self.original, staged, how).check()
             known = acceptance.Decision.of(found)
             self.decisions.put(where, key, known)
             named = replace(found, a=self.log.outcome.input.path if self.log.outcome.input else "", b=target)
@@ -184,30 +162,31 @@ class _Run:
         return known.verdict == timing.FASTER
 
 
-def trade(source: str, target: str, pass_: Pass, options: Options, how: Trade) -> Outcome:
+def trade(source: str, target: str, pass_: Pass, options: TradeOptions) -> Outcome:
     """Run a pass whose rewrites cost something: read `source`, write `target` ("-" is standard input or output).
 
     Whatever stops it is the outcome's `error`, and then nothing was written; `Outcome.check` raises it.
     """
     log = Log(Outcome(pass_.name, options.provider, "error"))
     with log.until_error():
-        _trade(source, target, pass_, options, how, log)
+        _trade(source, target, pass_, options, log=log)
     return log.outcome
 
 
-def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, log: Log) -> None:
+def _trade(source: str, target: str, pass_: Pass, options: TradeOptions, *, log: Log) -> None:
     runtime.check_installation()
-    if isinstance(pass_, Dense | Upsample):
-        given = {"stride": "S"} if isinstance(pass_, Dense) else {"upsample": "bilinear"}
-        raise UsageError(f"the pass {pass_.name} is a step of fcn", remedy=f"run {Call('fcn', given=given)}")
+    if pass_.step_of is not None:
+        command, option = pass_.step_of
+        remedy = f"run {Call(command)} with {parameter(option)}"
+        raise UsageError(f"the pass {pass_.name} is a step of {command}", remedy=remedy)
     check_provider(options.provider)
     refuse_stream_target(target)
-    decisions = Decisions.read(how.timings)
+    decisions = Decisions.read(options.timings)
     model = log.reads(load(source))
     check_patterns(model.graph, options)
-    at = native(model, how.size, options.data)
+    at = native(model, options.size, options.data)
     log.note(input=replace(input_facts(model, source), macs=at.macs(model.graph)))
-    if how.accept == "faster" and (at.assumed or not at.tensors):
+    if options.accept == "faster" and (at.assumed or not at.tensors):
         raise UsageError(
             f"{parameter('accept', 'faster')} times layers at their real shapes, and the input is open", remedy=_SIZE
         )
@@ -215,8 +194,18 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
         _check_finite(options.data)
-        context = _context(model, pass_, at, options, how)
-        run = _Run(model, pass_, options, how, at, original, folder, decisions, log, context)
+        context = _context(model, pass_, at, options)
+        run = _Run(
+            model=model,
+            pass_=pass_,
+            options=options,
+            at=at,
+            original=original,
+            folder=folder,
+            decisions=decisions,
+            log=log,
+            context=context,
+        )
         try:
             result = run.result()
         finally:
@@ -231,15 +220,15 @@ def _trade(source: str, target: str, pass_: Pass, options: Options, how: Trade, 
             decisions.save()
 
 
-def _context(model: Model, pass_: Pass, at: Native, options: Options, how: Trade) -> Context:
+def _context(model: Model, pass_: Pass, at: Native, options: TradeOptions) -> Context:
     """What the pass may ask about the model.
 
     Raises:
         UsageError: the data does not fit the inputs.
     """
     responses: Collected | None = None
-    if how.fit and pass_.fits and options.data is not None:
-        responses = Collected.read(model, options.data, at, options.provider, options.seed)
+    if options.fits and pass_.fits and options.data is not None:
+        responses = Collected.read(model, options.data, at, options.provider, seed=options.seed)
     sized = fixing.given(model.graph, at) if at.size is not None and not at.assumed else None
     return Context.of(model.graph, shapes=at.tensors, sized=sized, responses=responses)
 
@@ -282,7 +271,7 @@ def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
             found.check()
         else:
             run.log.note(verification=Verification.not_run(parameter("verify", False)))
-        if run.trade.accept == "faster" and not run.whole(result, staged.path, target):
+        if run.options.accept == "faster" and not run.whole(result, staged.path, target):
             _taken_back(run, result, source, target)
             return
         if target == STREAM:
@@ -323,8 +312,7 @@ def _taken_back(run: _Run, result: PassResult, source: str, target: str) -> None
 def _nothing(pass_: Pass, result: PassResult, graph: gs.Graph) -> str:
     """Why the file was copied."""
     if not result.sites:
-        what = "convolution" if isinstance(pass_, Groups) else f"place for {pass_.name}"
-        what = "linear layer and no convolution" if isinstance(pass_, Separable) else what
+        what = pass_.noun or f"place for {pass_.name}"
         where = " outside of subgraphs" if control_nodes(graph) else ""
         return f"nothing to do: no {what}{where}; copied byte for byte"
     first = {site.reason: site for site in result.sites}
@@ -341,12 +329,12 @@ def _next(run: _Run, source: str, target: str) -> str:
     before, after = (facts.macs if facts is not None else None for facts in (outcome.input, outcome.output))
     saved = None if not before or after is None else 1 - after / before
     parts = []
-    if saved is not None and (saved > 0 or isinstance(run.pass_, Separable | Groups)):
+    if saved is not None and (saved > 0 or run.pass_.judge == "smaller"):
         left = costs.told_uncounted(costs.uncounted(run.model.graph))
         parts.append("no fewer MACs" if saved <= 0 else f"{saved:.0%} fewer multiply-accumulates")
         parts[-1] += f" ({left})" if left else ""
-    if isinstance(run.pass_, Groups) and run.pass_.expand is not None:
-        parts = ["for backends without grouped convolution; on ONNX Runtime it is usually slower"]
+    if run.pass_.advice():
+        parts = [run.pass_.advice()]
     stated = [c for c in outcome.verification.cases if c.status == "stated"] if outcome.verification else []
     error = max((case.error or 0.0 for case in stated if case.metric == RELATIVE), default=None)
     changed = any(case.error for case in stated if case.metric == MISMATCHES)
@@ -358,7 +346,7 @@ def _next(run: _Run, source: str, target: str) -> str:
         error = error or 0.0
         if saved is not None and (error > max(saved, 0.0) or changed):
             given = run.options.data is not None
-            mend = f"lower {parameter('tol')}" if isinstance(run.pass_, Separable | Groups) else "lower the tolerance"
+            mend = f"lower {parameter('tol')}" if "tol" in option_defaults(run.pass_) else "lower the tolerance"
             mend += "" if given else f", or give real inputs with {parameter('data')}"
             why = "the outputs moved by more than was saved" if error > max(saved, 0.0) else "some classes changed"
             parts.append(f"a bad trade, {why}: {mend}")
@@ -372,7 +360,7 @@ def _next(run: _Run, source: str, target: str) -> str:
         )
     if not run.options.verify:
         parts.append(f"it was NOT verified; leave {parameter('verify', False)} out to do so")
-    elif run.trade.accept != "faster" and STREAM not in (source, target) and not same_file(source, target):
+    elif run.options.accept != "faster" and STREAM not in (source, target) and not same_file(source, target):
         sizes = [tuple(run.at.size)] if run.at.size else None
         parts.append(f"time it with: {Call('bench', (source, target), {'sizes': sizes})}")
     return "; ".join(parts)
@@ -380,14 +368,14 @@ def _next(run: _Run, source: str, target: str) -> str:
 
 def _repeat(run: _Run, source: str, target: str) -> Call:
     """What repeats it: the rewrite itself, which writes nothing where it fails."""
-    made: Any = run.pass_
-    own = isinstance(made, Separable | Groups)
-    values = {field.name: (getattr(made, field.name), field) for field in dataclasses.fields(made)}
-    fields = {name: value for name, (value, field) in values.items() if field.compare and value != field.default}
-    accept = run.trade.accept if run.trade.accept != ("smaller" if own else "always") else None
-    given = {**(fields if own else {"fields": fields}), "accept": accept, "size": run.trade.size}
-    fit = False if run.options.data is not None and not run.trade.fit else None
-    given |= drawn(run.options, fit=fit)
+    pass_, options = run.pass_, run.options
+    own = pass_.command
+    values = {name: (getattr(pass_, name), default) for name, default in option_defaults(pass_).items()}
+    fields = {name: value for name, (value, default) in values.items() if value != default}
+    accept = options.accept if options.accept != (pass_.judge if own else "always") else None
+    fit = False if options.data is not None and not options.fits and pass_.fits else None
+    given = {**(fields if own else {"fields": fields}), "accept": accept, "size": options.size}
+    given |= again(options, fit=fit)
     if own:
-        return Call(made.name, (source, target), given)
-    return Call("transform", (made.name, source, target), given)
+        return Call(own, (source, target), given)
+    return Call("transform", (pass_.name, source, target), given)

@@ -18,12 +18,12 @@ from convrewrite.engine.rewrite import Site, run_pass
 from convrewrite.engine.windows import METADATA_KEY, UPSAMPLED_KEY, Window
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
+from convrewrite.options import CheckOptions
 from convrewrite.passes.upsample import SOFTMAXES, Upsample
-from convrewrite.pipeline.outcome import Options
-from convrewrite.pipeline.steps import by, refusal
+from convrewrite.pipeline.steps import refusal
 from convrewrite.running import runtime
 from convrewrite.running.sampling import InputSpec, Scale, random_array
-from convrewrite.text import parameter
+from convrewrite.text import by, parameter
 from convrewrite.verification import Case
 from convrewrite.verification.comparison import floor, relative_error
 
@@ -65,7 +65,7 @@ def upsampled(model: Model, window: Window, mode: str, softmax: str) -> Upsample
     metadata = {key: text for key, text in model.metadata.items() if key != METADATA_KEY}
     metadata[UPSAMPLED_KEY] = json.dumps({"mode": mode, "softmax": softmax, "window": json.loads(window.to_json())})
     after = replace(model, graph=result.graph, metadata=metadata)
-    return Upsampled(after, result.sites, _scores(model, softmax), mode, softmax, window)
+    return Upsampled(after, result.sites, _scores(model, softmax), mode=mode, softmax=softmax, window=window)
 
 
 def _scores(model: Model, softmax: str) -> Model:
@@ -99,7 +99,7 @@ def interpolated(cells: Array, window: Window, size: Sequence[int], mode: str) -
     return values
 
 
-def proved(made: Upsampled, staged: Path, folder: Path, options: Options) -> tuple[Case, ...]:
+def proved(made: Upsampled, staged: Path, folder: Path, options: CheckOptions) -> tuple[Case, ...]:
     """Every pixel against numpy, on images whose size divides nothing."""
     window = made.window
     last = {site.anchor: site.op for site in made.sites}

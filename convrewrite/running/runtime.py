@@ -246,9 +246,9 @@ def open_session(
     if provider in ("cuda", "tensorrt") and provider not in obtained:
         raise _not_obtained(ort, provider)
     got = next(name for name in ("tensorrt", "cuda", "cpu") if name in obtained)
-    infos = _infos(raw.get_inputs()), _infos(raw.get_outputs())
+    inputs, outputs = _infos(raw.get_inputs()), _infos(raw.get_outputs())
     rounds = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" if got == "tensorrt" else tf32 and got == "cuda"
-    return Session(label, got, *infos, raw, rounds, _placement(raw))
+    return Session(label, got, inputs, outputs, _raw=raw, tf32=rounds, placement=_placement(raw))
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ exports, checks, arrays       other files; random places once more; lazy arrays 
 
 from convrewrite.tiling.applying import apply
 from convrewrite.tiling.arrays import lazily
-from convrewrite.tiling.result import Applied, How
+from convrewrite.tiling.result import Applied
 from convrewrite.tiling.survey import REASONS
 
-__all__ = ["REASONS", "Applied", "How", "apply", "lazily"]
+__all__ = ["REASONS", "Applied", "apply", "lazily"]

@@ -21,6 +21,7 @@ from convrewrite import model_io
 from convrewrite.errors import Interrupted, UsageError
 from convrewrite.model_io import Model
 from convrewrite.model_io.guards import Files
+from convrewrite.options import ApplyOptions
 from convrewrite.pipeline.steps import obtained
 from convrewrite.running import faults, runtime
 from convrewrite.system import atomic
@@ -30,7 +31,7 @@ from convrewrite.tiling.engine import Finished, Job, Tell
 from convrewrite.tiling.images import Source
 from convrewrite.tiling.preparing import Preparation, prepared
 from convrewrite.tiling.recipe import Recipe
-from convrewrite.tiling.result import Applied, How
+from convrewrite.tiling.result import Applied
 from convrewrite.tiling.store import Store, same_plan, stored_plan, targets
 from convrewrite.tiling.survey import Survey, outline, refused, survey
 
@@ -38,11 +39,15 @@ VERSION = 2
 """Of what is stored beside the cells: since 2, the hashes of the pixels that tiles were computed from."""
 
 
+DEFAULT = ApplyOptions()
+
 MOST_TILES = 1_000_000
 """Each is a file or more; and at a tenth of a second for each, they take a day."""
 
 
-def apply(source: str | Path | Model, image: str, target: str, how: How, tell: Tell | None = None) -> Applied:
+def apply(
+    source: str | Path | Model, image: str, target: str, options: ApplyOptions = DEFAULT, *, tell: Tell | None = None
+) -> Applied:
     """Compute the cells of a whole image. What fails is in the result; its `check` raises it.
 
     Args:
@@ -55,7 +60,7 @@ def apply(source: str | Path | Model, image: str, target: str, how: How, tell: T
     model = source if isinstance(source, Model) else model_io.load(source)
     faults.refuse_contradictions(model)
     with faults.blaming([model]), atomic.scratch() as folder:
-        return _Run(model, image, target.removeprefix("file://"), how, Path(folder)).done(tell)
+        return _Run(model, image, target.removeprefix("file://"), options, folder=Path(folder)).done(tell)
 
 
 def files(model: str | Path | None, image: str, target: str, original: str | None = None) -> Files:
@@ -109,20 +114,20 @@ class _Run:
     model: Model
     image: str
     target: str
-    how: How
+    options: ApplyOptions
     folder: Path
 
     def done(self, tell: Tell | None) -> Applied:
-        how, kind = self.how, exports.kind_of(self.target)
-        files(self.model.path, self.image, self.target, how.original).keep_apart()
+        options, kind = self.options, exports.kind_of(self.target)
+        files(self.model.path, self.image, self.target, options.original).keep_apart()
         rank, channels = outline(self.model)
-        preparation = prepared(self.model.metadata, how.scale, how.mean, how.std, how.channels).fitting(channels)
-        bytes_ = memory.parse_bytes(how.memory)
-        found = images.find(self.image, how.array, self.folder, bytes_)
-        source = images.settled(found, rank, channels, how.layout, preparation.channels)
+        preparation = prepared(self.model.metadata, options).fitting(channels)
+        bytes_ = memory.parse_bytes(options.memory)
+        found = images.find(self.image, options.array, self.folder, bytes_)
+        source = images.settled(found, rank, channels, options.layout, taken=preparation.channels)
         provider, workers, threads = self._resources()
         images.probe(source, bytes_ / workers)
-        seen = survey(self.model, source.size, how.outputs)
+        seen = survey(self.model, source.size, options.outputs)
         url = self.target if kind == "zarr" else _scratch(self.target)
         before = stored_plan(url)
         step = self._step(seen, source, workers, before)
@@ -130,22 +135,31 @@ class _Run:
         with _sized():
             seen.geometry.check(step)
         store = self._store(url, seen, step)
-        exports.check(kind, self.target, store.targets, how.chosen)
-        plan = self._plan(seen, source, preparation, step, threads, provider)
+        exports.check(kind, self.target, store.targets, options.chosen)
+        plan = self._plan(seen, source, preparation, step, threads=threads, provider=provider)
         resumed = self._begin(store, plan, before, kind)
         frozen: str | bytes = str(model_io.save(seen.model, self.folder / "frozen.onnx"))
-        if how.scheduler is not None:
+        if options.scheduler is not None:
             frozen = model_io.to_bytes(seen.model)
         recipe = Recipe.of(seen)
         job = Job(
-            secrets.token_hex(8), frozen, source, store, recipe, seen.geometry, preparation, step, provider, threads
+            key=secrets.token_hex(8),
+            model=frozen,
+            source=source,
+            store=store,
+            recipe=recipe,
+            geometry=seen.geometry,
+            preparation=preparation,
+            step=step,
+            provider=provider,
+            threads=threads,
         )
         ready, left = store.places() if resumed else ([], store.every())
         finished = Finished()
         if ready or left:
-            share = memory.parse_bytes(how.memory) / workers
+            share = memory.parse_bytes(options.memory) / workers
             try:
-                with engine.workers(workers, provider, how.scheduler, share, str(self.folder)) as client:
+                with engine.workers(workers, provider, options.scheduler, share, folder=str(self.folder)) as client:
                     self._compare(job, ready, client)
                     store.tidy()
                     finished = engine.run(job, left, client, tell)
@@ -154,17 +168,19 @@ class _Run:
                     f"interrupted; the tiles that are done are kept, and {parameter('resume')} goes on"
                 ) from None
         total = math.prod(store.counts)
-        result = self._applied(seen, job, total, total - len(left), finished, workers)
+        result = self._applied(seen, job, total, total - len(left), finished=finished, workers=workers)
         if finished.failed:
             return result
         result = replace(result, without_class=store.without_class())
-        if how.check:
-            compared = checks.check(job, seen, how.check, original=how.original, seed=how.seed, tolerance=how.tolerance)
+        if options.check:
+            compared = checks.check(
+                job, seen, options.check, original=options.original, seed=options.seed, tolerance=options.tolerance
+            )
             result = replace(result, checks=tuple(compared))
             result = replace(result, written=kind == "zarr" or not result.failed)
         if kind != "zarr" and not result.failed:
             only = next(iter(store.targets.values()))
-            exports.export(kind, store.open()[only.name], self.target, only, how.chosen)
+            exports.export(kind, store.open()[only.name], self.target, only, chosen=options.chosen)
             shutil.rmtree(url)
         return result
 
@@ -179,30 +195,29 @@ class _Run:
 
     def _resources(self) -> tuple[str, int, int]:
         """Provider, processes, and threads of each."""
-        how = self.how
-        provider = "cpu" if how.provider == "auto" and not engine.gpus() else how.provider
-        provider = obtained(provider)
+        options = self.options
+        provider = obtained("cpu" if options.provider == "auto" and not engine.gpus() else options.provider)
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         devices = len(engine.gpus()) if provider != "cpu" else cores
-        workers = how.workers or max(1, devices)
-        return provider, workers, how.threads or max(1, cores // workers)
+        workers = options.workers or max(1, devices)
+        return provider, workers, options.threads or max(1, cores // workers)
 
     def _step(self, seen: Survey, source: Source, workers: int, before: Mapping[str, Any] | None) -> tuple[int, ...]:
         """Units per tile: as in what is there, as asked for, or as large as memory allows."""
         geometry = seen.geometry
-        kept = _kept_step(before, len(geometry.size)) if self.how.resume else None
+        kept = _kept_step(before, len(geometry.size)) if self.options.resume else None
         if kept is not None:
-            if self.how.tile is not None and geometry.units(self.how.tile) != kept:
+            if self.options.tile is not None and geometry.units(self.options.tile) != kept:
                 raise UsageError(
                     f"{parameter('resume')} goes on with the tiles that are there",
                     remedy=f"leave {parameter('tile')} out",
                 )
             return kept
-        if self.how.tile is not None:
-            return geometry.units(self.how.tile)
+        if self.options.tile is not None:
+            return geometry.units(self.options.tile)
         with _sized():
             geometry.check([1] * len(geometry.size))
-        bytes_ = memory.parse_bytes(self.how.memory)
+        bytes_ = memory.parse_bytes(self.options.memory)
         return memory.choose_step(seen, bytes_, workers, np.dtype(source.dtype).itemsize)
 
     def _store(self, url: str, seen: Survey, step: Sequence[int]) -> Store:
@@ -217,7 +232,7 @@ class _Run:
             }
             for name, axes in seen.geometry.outputs.items()
         }
-        made = targets(seen.geometry, step, seen.values, seen.dtypes, attributes, top1=self.how.top1)
+        made = targets(seen.geometry, step, seen.values, seen.dtypes, attributes=attributes, top1=self.options.top1)
         return Store(url, made, seen.geometry.counts(step))
 
     def _plan(
@@ -231,7 +246,7 @@ class _Run:
             "channels": list(source.channels),
             "prepare": prepare.to_dict(),
             "outputs": sorted(seen.geometry.outputs),
-            "top1": self.how.top1,
+            "top1": self.options.top1,
             "step": list(step),
             "threads": threads,
             "provider": provider,
@@ -242,8 +257,8 @@ class _Run:
         folder = Path(store.url).parent
         if "://" not in store.url and not folder.is_dir():
             raise UsageError(f"cannot write {self.target}: there is no folder {folder}", remedy="make it first")
-        how, there = self.how, kind != "zarr" and Path(self.target).exists()
-        if how.resume and before is not None:
+        options, there = self.options, kind != "zarr" and Path(self.target).exists()
+        if options.resume and before is not None:
             if differs := same_plan(before, plan):
                 raise UsageError(
                     f"{store.url} was begun with another {', '.join(differs)}",
@@ -251,11 +266,11 @@ class _Run:
                 )
             return True
         exists = before is not None or ("://" not in store.url and Path(store.url).exists())
-        if there and how.resume:
+        if there and options.resume:
             raise UsageError(
                 f"{self.target} is finished already", remedy=f"give {parameter('overwrite')} to begin anew"
             )
-        if (exists or there) and not how.overwrite:
+        if (exists or there) and not options.overwrite:
             name = store.url if exists else self.target
             raise UsageError(
                 f"{name} is there already",
@@ -263,7 +278,7 @@ class _Run:
             )
         if exists and before is None and Path(store.url).exists():
             raise UsageError(f"{store.url} is no result of apply, and is not overwritten", remedy="choose another OUT")
-        store.create(plan, overwrite=how.overwrite)
+        store.create(plan, overwrite=options.overwrite)
         return False
 
     def _applied(self, seen: Survey, job: Job, total: int, resumed: int, finished: Finished, workers: int) -> Applied:
@@ -280,17 +295,16 @@ class _Run:
         crop = tuple(stop - start for start, stop in middle.crop)
         attributes = {name: dict(target.attributes) for name, target in store.targets.items()}
         return Applied(
-            self.target,
-            geometry.size,
-            shapes,
-            total,
-            resumed,
-            min(1.0, own / read),
-            rate,
-            finished,
-            workers,
-            job.provider,
-            crop,
-            (),
-            attributes,
+            target=self.target,
+            size=geometry.size,
+            outputs=shapes,
+            tiles=total,
+            resumed=resumed,
+            useful=min(1.0, own / read),
+            rate=rate,
+            finished=finished,
+            workers=workers,
+            provider=job.provider,
+            crop=crop,
+            attributes=attributes,
         )

@@ -13,6 +13,7 @@ import numpy as np
 from convrewrite import model_io
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
+from convrewrite.options import LazyOptions
 from convrewrite.running.runtime import Session, open_session
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.geometry import Geometry
@@ -24,6 +25,8 @@ from convrewrite.tiling.survey import outline, survey
 
 Array = np.ndarray[Any, Any]
 
+DEFAULT = LazyOptions()
+
 CELLS = 64
 """Cells of a tile per axis, where nothing is said."""
 
@@ -33,25 +36,13 @@ def _session(model: bytes) -> Session:
     return open_session(model, "cpu", threads=1, label="the model")
 
 
-def lazily(
-    model: Model,
-    image: Any,
-    *,
-    layout: str = "",
-    outputs: Sequence[str] = (),
-    tile: int | Sequence[int] = CELLS,
-    scale: float | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    channels: Sequence[int] | None = None,
-    top1: bool = False,
-) -> dict[str, Any]:
+def lazily(model: Model, image: Any, options: LazyOptions = DEFAULT) -> dict[str, Any]:
     """The cells of a `dask.array`, as one: [K, *cells] for each output, with a chunk for each tile.
 
     Args:
-        model: a fully convolutional one. image: `dask.array`, or what Dask makes one of. layout: letters of its axes.
-        top1: the best class of each cell instead, [*cells]; `tiling.store` says which number is none.
-        outputs: names; all maps, if none. tile: cells per axis. scale, mean, std, channels: as of `How`.
+        model: a fully convolutional one. image: `dask.array`, or what Dask makes one of.
+        options: how pixels are prepared, and what is computed; with `top1` the best class of each cell, [*cells], and
+            `tiling.store` says which number is none. Without a `tile`, one has 64 cells per axis.
 
     Raises:
         Refused, UsageError: as `apply` does.
@@ -61,22 +52,27 @@ def lazily(
         raise UsageError(f"{image} is a path", remedy="give a target, too, or open it as an array")
     image = arrays.asarray(image)
     rank, depth = outline(model)
-    prepare = prepared(model.metadata, scale, mean, std, channels).fitting(depth)
+    prepare = prepared(model.metadata, options).fitting(depth)
     source = settled(
-        Source("the image", "dask", "", tuple(image.shape), str(image.dtype)), rank, depth, layout, prepare.channels
+        Source("the image", "dask", "", shape=tuple(image.shape), dtype=str(image.dtype)),
+        rank,
+        depth,
+        options.layout,
+        taken=prepare.channels,
     )
-    seen = survey(model, source.size, outputs)
+    seen = survey(model, source.size, options.outputs)
     geometry, recipe = seen.geometry, Recipe.of(seen)
     frozen = dask.delayed(model_io.to_bytes(seen.model), name=False)
-    step = geometry.units((tile,) if isinstance(tile, int) else tuple(tile))
+    step = geometry.units(options.tile or (CELLS,))
     counts = geometry.counts(step)
     parts: dict[str, Array] = {name: np.empty(counts, object) for name in geometry.outputs}
     for place in itertools.product(*map(range, counts)):
         crop = geometry.tile(place, step).crop
-        cells = dask.delayed(_cells)(frozen, source.region(image, crop), prepare, recipe, geometry, place, step)
+        pixels = source.region(image, crop)
+        cells = dask.delayed(_cells)(frozen, pixels, prepare, recipe, geometry=geometry, place=place, step=step)
         for name, spans in geometry.tile(place, step).cells.items():
             shape = tuple(stop - start for start, stop in spans)
-            if top1 and seen.values[name] > 1:
+            if options.top1 and seen.values[name] > 1:
                 kind = class_type(seen.values[name])
                 best = dask.delayed(best_class)(cells[name], kind)
                 parts[name][place] = arrays.from_delayed(best, shape, kind)
@@ -91,6 +87,7 @@ def _cells(
     pixels: Array,
     prepare: Preparation,
     recipe: Recipe,
+    *,
     geometry: Geometry,
     place: Sequence[int],
     step: Sequence[int],

@@ -154,7 +154,7 @@ def find(url: str, key: str = "", scratch: Path | None = None, memory: float = m
     try:
         if suffix == ".npy":
             array = np.load(url, mmap_mode="r", allow_pickle=False)
-            return Source(url, "npy", "", array.shape, array.dtype.name)
+            return Source(url, "npy", "", shape=array.shape, dtype=array.dtype.name)
         if suffix in TIFFS:
             return _tiff(url, key)
         if suffix in PICTURES:
@@ -179,7 +179,12 @@ def _tiff(url: str, key: str) -> Source:
         if stored < told:
             raise UsageError(f"the image {url} is damaged: its header tells of {told:,} pieces, and places {stored:,}")
         return Source(
-            url, "tiff", str(number), tuple(level.shape), level.dtype.name, _lettered(level.axes, level.shape)
+            url,
+            "tiff",
+            str(number),
+            shape=tuple(level.shape),
+            dtype=level.dtype.name,
+            axes=_lettered(level.axes, level.shape),
         )
 
 
@@ -212,7 +217,7 @@ def _zarr(url: str, key: str) -> Source:
     named = getattr(node.metadata, "dimension_names", None)
     if not axes and named and all(isinstance(name, str) for name in named):
         axes = "".join(name[:1].upper() for name in named)
-    return Source(url, "zarr", key, tuple(node.shape), node.dtype.name, _lettered(axes, node.shape))
+    return Source(url, "zarr", key, shape=tuple(node.shape), dtype=node.dtype.name, axes=_lettered(axes, node.shape))
 
 
 def _zarr_array(url: str, key: str) -> Any:
@@ -237,7 +242,9 @@ def _picture(url: str, scratch: Path | None, memory: float) -> Source:
         raise UsageError(f"{url} has to be unpacked first", remedy="save it as TIFF or Zarr")
     target = scratch / f"{Path(url).stem}.npy"
     np.save(target, pixels)
-    return Source(str(target), "npy", "", pixels.shape, pixels.dtype.name, "HWC" if pixels.ndim == 3 else "HW")
+    return Source(
+        str(target), "npy", "", shape=pixels.shape, dtype=pixels.dtype.name, axes="HWC" if pixels.ndim == 3 else "HW"
+    )
 
 
 def _lettered(axes: str, shape: Sequence[int]) -> str:

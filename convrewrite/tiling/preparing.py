@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
+from convrewrite.options import LazyOptions
 from convrewrite.text import counted, parameter
 
 Array = np.ndarray[Any, Any]
@@ -67,13 +68,7 @@ class Preparation:
         return asdict(self)
 
 
-def prepared(
-    metadata: Mapping[str, str],
-    scale: float | None = None,
-    mean: Sequence[float] | None = None,
-    std: Sequence[float] | None = None,
-    channels: Sequence[int] | None = None,
-) -> Preparation:
+def prepared(metadata: Mapping[str, str], options: LazyOptions) -> Preparation:
     """What the model's metadata says of its pixels, and in its place what the user says.
 
     Raises:
@@ -82,10 +77,10 @@ def prepared(
     found = _stored(metadata)
     return replace(
         found,
-        scale=found.scale if scale is None else float(scale),
-        mean=found.mean if mean is None else tuple(mean),
-        std=found.std if std is None else tuple(std),
-        channels=found.channels if channels is None else tuple(channels),
+        scale=found.scale if options.scale is None else options.scale,
+        mean=found.mean if options.mean is None else options.mean,
+        std=found.std if options.std is None else options.std,
+        channels=found.channels if options.channels is None else options.channels,
     )
 
 

@@ -1,4 +1,4 @@
-"""What `apply` is asked for, and what came of it."""
+"""What came of `apply`."""
 
 from __future__ import annotations
 
@@ -12,52 +12,13 @@ from convrewrite.text import Printed, counted, parameter, terminal
 from convrewrite.tiling.checks import Check
 from convrewrite.tiling.engine import Finished
 
-MEMORY = "4GB"
-
 STATED = "stated, no fault: a crop sees padding where the image has pixels"
 
 FAILED = 5
 """So many failed tiles are named in full."""
 
 
-@dataclass(frozen=True)
-class How:
-    """What is asked for.
-
-    Attributes:
-        layout, array: of the image: letters of its axes, and which array of a group. scale, mean, std, channels: what
-            is done to pixels, where the model's metadata does not say it or the user says otherwise.
-        outputs: names; all maps, if none. top1: the best class in the place of all values. chosen: class of a picture.
-        memory: of all processes, such as "2GB". workers: processes; None for one per core or GPU. threads: of each.
-        scheduler: address of a Dask cluster. provider: of ONNX Runtime. resume: go on with what is there.
-        overwrite: begin anew. check: random places to compute once more. original: the classifier for them.
-        seed: of the places. tolerance: of these comparisons. tile: cells of the first output per axis.
-    """
-
-    layout: str = ""
-    array: str = ""
-    scale: float | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    channels: tuple[int, ...] | None = None
-    outputs: tuple[str, ...] = ()
-    top1: bool = False
-    chosen: int | None = None
-    memory: str = MEMORY
-    workers: int | None = None
-    threads: int | None = None
-    scheduler: str | None = None
-    provider: str = "auto"
-    resume: bool = False
-    overwrite: bool = False
-    check: int = 0
-    original: str | None = None
-    seed: int = 0
-    tolerance: float | None = None
-    tile: tuple[int, ...] | None = None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Applied(Printed):
     """What came of it; it prints itself.
 

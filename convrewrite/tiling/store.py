@@ -229,5 +229,7 @@ def targets(
         best = top1 and values[output] > 1
         stored = class_type(values[output]) if best else dtypes[output].name
         means = {**attributes[output], **({"no_class": no_class(stored)} if best else {})}
-        found[output] = Target(name, best, values[output], shape, chunk, stored, means)
+        found[output] = Target(
+            name=name, top1=best, values=values[output], shape=shape, chunk=chunk, dtype=stored, attributes=means
+        )
     return found

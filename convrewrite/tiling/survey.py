@@ -137,7 +137,9 @@ def survey(model: Model, size: Sequence[int], outputs: Sequence[str] = ()) -> Su
     axes: dict[str, tuple[Axis, ...]] = {}
     places: dict[str, tuple[int, ...]] = {}
     for tensor in chosen:
-        axes[tensor.name], places[tensor.name] = _axes(graph, tensor, known, reaches, window if pixels else None, size)
+        axes[tensor.name], places[tensor.name] = _axes(
+            graph, tensor, known, reaches, between=window if pixels else None, size=size
+        )
     strides = [reach.stride for reach in reaches.values() if reach.axes and all(a.dim is not None for a in reach.axes)]
     period = tuple(math.lcm(*(stride[axis] for stride in strides)) for axis in range(len(dims)))
     one_size = all(isinstance(extent, int) for extent in fixed)
@@ -148,16 +150,16 @@ def survey(model: Model, size: Sequence[int], outputs: Sequence[str] = ()) -> Su
     others = [dim for dim in range(len(shape)) if dim not in dims and not _is_batch(dim, window)]
     values = {t.name: math.prod(e for dim, e in enumerate(known[t.name]) if dim not in places[t.name]) for t in chosen}
     return Survey(
-        replace(model, graph=graph),
-        image,
-        shape,
-        dims,
-        others[0] if others else None,
-        geometry,
-        places,
-        values,
-        {t.name: np.dtype(t.dtype) for t in chosen},
-        window,
+        model=replace(model, graph=graph),
+        image=image,
+        shape=shape,
+        dims=dims,
+        channel=others[0] if others else None,
+        geometry=geometry,
+        places=places,
+        values=values,
+        dtypes={t.name: np.dtype(t.dtype) for t in chosen},
+        window=window,
     )
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from convrewrite.errors import UsageError
 from convrewrite.system import atomic
-from convrewrite.text import parameter
+from convrewrite.text import by, parameter
 from convrewrite.timing.result import Bench, Cell
-from convrewrite.timing.subjects import by
 
 SUFFIXES = (".png", ".svg")
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from convrewrite.errors import ConvrewriteError
-from convrewrite.text import Printed, counted, terminal
+from convrewrite.text import Printed, by, columns, counted, terminal
 from convrewrite.timing.statistics import MIN_SETS, Comparison, Estimate
-from convrewrite.timing.subjects import by
 
 HEADER = (
     "size",
@@ -24,7 +22,7 @@ HEADER = (
     "A/A",
     "verdict",
 )
-LEFT = (0, 2, 10)
+RIGHT = frozenset(range(11)) - {0, 2, 10}
 PROFILED = 5
 """Nodes that the text lists per model."""
 
@@ -185,7 +183,7 @@ class Bench(Printed):
 
     def __str__(self) -> str:
         """The table, and what belongs below it."""
-        lines = _columns([HEADER, *(row for cell in self.cells for row in _rows(cell))], LEFT) if self.cells else []
+        lines = columns([HEADER, *(row for cell in self.cells for row in _rows(cell))], RIGHT) if self.cells else []
         for cell in self.cells:
             if cell.windows:
                 limit = "not known" if cell.limit is None else f"{cell.limit:.1f}x"
@@ -251,16 +249,5 @@ def _profile(cell: Cell) -> list[str]:
                 (f"  {n['seconds'] * 1e3:.3g} ms", f"{n['seconds'] / total:.0%}", n["op"], n["name"])
                 for n in cost.nodes[:PROFILED]
             ]
-            lines += [f"most expensive nodes of {name} at {cell.label}:", *_columns(rows, (2, 3))]
+            lines += [f"most expensive nodes of {name} at {cell.label}:", *columns(rows, right=(0, 1))]
     return lines
-
-
-def _columns(rows: Sequence[Sequence[str]], left: Sequence[int]) -> list[str]:
-    """Rows whose cells stand below each other."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(
-            c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in map(tuple, rows)
-    ]

@@ -10,16 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, UsageError
+from convrewrite.options import BenchOptions
 from convrewrite.running import runtime
 from convrewrite.system import atomic
-from convrewrite.text import counted, parameter
+from convrewrite.text import by, counted, parameter
 from convrewrite.timing.process import CellFailed, Event, events
 from convrewrite.timing.protocol import Part, Subject, Task
 from convrewrite.timing.result import Bench, Cell, Cost, Missed
 from convrewrite.timing.statistics import NO_DIFFERENCE, Comparison, Rounds, compare
-from convrewrite.timing.subjects import Candidate, Size, by, casts, check_inputs, extents, shapes_at, sliding
+from convrewrite.timing.subjects import Candidate, Size, casts, check_inputs, extents, shapes_at, sliding
 
 Progress = Callable[[str, int, int], None]
+
+DEFAULT = BenchOptions()
 
 
 @dataclass(frozen=True)
@@ -52,25 +55,7 @@ class Findings:
     ready: Event = field(default_factory=dict)
 
 
-def bench(
-    a: str | Path,
-    b: str | Path,
-    *,
-    sizes: Sequence[Sequence[int]] = (),
-    batches: Sequence[int] = (),
-    seconds: float = 10.0,
-    provider: str = "auto",
-    tf32: bool = False,
-    min_speedup: float | None = None,
-    profile: bool = False,
-    windows: bool = False,
-    memory: bool = True,
-    threads: int | None = None,
-    sets: int = 10,
-    seed: int = 0,
-    verbose: bool = False,
-    progress: Progress | None = None,
-) -> Bench:
+def bench(a: str | Path, b: str | Path, options: BenchOptions = DEFAULT) -> Bench:
     """Time two models against each other; `statistics` tells when one is called faster.
 
     The inputs must agree in name, type and shape. Every cell (a size with a batch) has a worker process of its own, so
@@ -79,20 +64,11 @@ def bench(
 
     Args:
         a, b: model files. With `windows`, a is the original and b what `fcn` made of it.
-        sizes: of the image; one number stands for all axes. Left out: the models' own.
-        batches: with `windows`, those tried for the original (1, 8, 32 by default).
-        seconds: of rounds per cell; making sessions and warming up come on top. A slow model takes longer: five sets
-            of one round at least.
-        provider: "auto", "cpu", "cuda" or "tensorrt". tf32: let CUDA use it.
-        min_speedup: a gate on the *median* of every cell, with the interval in the message; gating on its lower end
-            would fail a true speedup on a noisy day. A verdict of no difference counts as 1, so that 1 means "not
-            slower". A cell that could not be measured misses the gate.
-        profile: find the most expensive nodes as well, in processes of their own.
-        memory: measure peak memory as well, in processes of their own.
-        threads: of the shared pool; by default the cores that this process may use.
-        sets: of fresh sessions, fewer where making them takes long.
-        seed: of inputs and orders.
-        progress: called with a text, what is done, and what there is to do.
+        options: `seconds` are those of the rounds per cell; making sessions and warming up come on top, and a slow
+            model takes longer: five sets of one round at least. With `windows`, `batches` are those tried for the
+            original (1, 8, 32 by default). `min_speedup` is a gate on the *median* of every cell, with the interval in
+            the message; gating on its lower end would fail a true speedup on a noisy day. A verdict of no difference
+            counts as 1, so that 1 means "not slower". A cell that could not be measured misses the gate.
 
     Returns:
         What was found. Where a cell failed, the gate was missed or Ctrl-C came, `error` says so and `check` raises it.
@@ -100,22 +76,20 @@ def bench(
     Raises:
         UsageError: the models or the options do not fit, or no session could be made.
     """
-    if not (math.isfinite(seconds) and seconds > 0):
-        raise UsageError(f"{parameter('seconds', seconds)} is no time", remedy="give a number above 0")
     runtime.check_installation()
     pair = Candidate.read(a), Candidate.read(b)
-    plans = sorted(_plans(*pair, sizes, batches, windows), key=lambda plan: plan.elements)
-    used = threads or cores()
+    plans = sorted(_plans(*pair, options), key=lambda plan: plan.elements)
+    used = options.threads or cores()
     task = Task(
         "time",
         plans[0].subjects[0],
-        provider=provider,
-        tf32=tf32,
+        provider=options.provider,
+        tf32=options.tf32,
         threads=used,
-        seconds=seconds,
-        sets=max(sets, 1),
-        seed=seed,
-        verbose=verbose,
+        seconds=options.seconds,
+        sets=options.sets,
+        seed=options.seed,
+        verbose=options.verbose,
     )
     found = Findings()
     error: ConvrewriteError | None = None
@@ -126,7 +100,8 @@ def bench(
                 found.missed.append(Missed(plan.label, "not tried, since a smaller size ran out of memory"))
                 continue
             try:
-                _measure(plan, task, found, memory, profile, _teller(progress, plan.label, number, len(plans)))
+                tell = _teller(options.progress, plan.label, number, len(plans))
+                _measure(plan, task, found, options, tell=tell)
             except CellFailed as failure:
                 found.missed.append(Missed(plan.label, failure.message))
                 too_large = plan.elements if failure.memory else too_large
@@ -142,29 +117,27 @@ def bench(
         a=str(a),
         b=str(b),
         provider=found.ready.get("provider", ""),
-        tf32=bool(found.ready.get("tf32", tf32)),
+        tf32=bool(found.ready.get("tf32", options.tf32)),
         threads=used,
-        seconds=seconds,
+        seconds=options.seconds,
         cells=tuple(found.cells),
         missed=tuple(found.missed),
         nodes=tuple(found.ready.get("nodes", ())),
         warnings=(*casts(*pair), *found.ready.get("warnings", ())),
     )
-    return replace(result, error=error or _failure(result, min_speedup))
+    return replace(result, error=error or _failure(result, options.min_speedup))
 
 
-def _plans(
-    a: Candidate, b: Candidate, sizes: Sequence[Sequence[int]], batches: Sequence[int], windows: bool
-) -> Iterator[Plan]:
+def _plans(a: Candidate, b: Candidate, options: BenchOptions) -> Iterator[Plan]:
     """The cells. Raises UsageError where one does not fit, before any is run."""
-    wanted: list[Size | None] = [tuple(size) for size in sizes] or [None]
-    if windows:
+    wanted: list[Size | None] = list(options.sizes) or [None]
+    if options.windows:
         for size in wanted:
-            yield _windows_plan(a, b, size, batches)
+            yield _windows_plan(a, b, size, options.batches)
         return
     check_inputs(a, b)
     for size in wanted:
-        for batch in batches or (None,):
+        for batch in options.batches or (None,):
             shapes = shapes_at(a, b, size, batch)
             shape, window = shapes[a.image.name], b.window or a.window
             extent, images = extents(shape, window.axes if window is not None else "")
@@ -172,9 +145,9 @@ def _plans(
                 extent,
                 (images,),
                 (Subject.plain(a.path, shapes), Subject.plain(b.path, shapes)),
-                ((a.macs(shapes),), (b.macs(shapes),)),
-                images,
-                math.prod(shape),
+                macs=((a.macs(shapes),), (b.macs(shapes),)),
+                images=images,
+                elements=math.prod(shape),
             )
 
 
@@ -185,9 +158,9 @@ def _windows_plan(original: Candidate, fcn: Candidate, size: Size | None, batche
         work.size,
         work.batches,
         (work.original, Subject.plain(fcn.path, work.image)),
-        (macs, (fcn.macs(work.image),)),
-        1,
-        math.prod(work.size),
+        macs=(macs, (fcn.macs(work.image),)),
+        images=1,
+        elements=math.prod(work.size),
         twice=1,
         windows=work.windows,
         limit=work.limit,
@@ -200,10 +173,12 @@ def _way_macs(model: Candidate, way: Sequence[Part]) -> int | None:
 
 
 def _measure(
-    plan: Plan, task: Task, found: Findings, memory: bool, profile: bool, tell: Callable[[int, int], None]
+    plan: Plan, task: Task, found: Findings, options: BenchOptions, *, tell: Callable[[int, int], None]
 ) -> None:
     """Measure one cell, and add it to what was found; of an interrupted one, what there is."""
-    bytes_used = [_once(replace(task, kind="memory", first=s)).get("bytes") if memory else None for s in plan.subjects]
+    bytes_used = [
+        _once(replace(task, kind="memory", first=s)).get("bytes") if options.memory else None for s in plan.subjects
+    ]
     timed = replace(task, first=plan.subjects[plan.twice], second=plan.subjects[1 - plan.twice])
     done: list[Rounds] = []
     nodes: list[tuple[dict[str, Any], ...]] = [(), ()]
@@ -217,14 +192,14 @@ def _measure(
                 done.append(Rounds(*(tuple(event[name]) for name in ("first", "again", "second"))))
                 tell(event["finished"], event["sets"])
         complete = True
-        if profile:
+        if options.profile:
             with atomic.scratch() as folder:
                 profiled = [replace(task, kind="profile", first=s, folder=folder) for s in plan.subjects]
                 nodes = [tuple(_once(one).get("nodes", ())) for one in profiled]
     finally:
         if done:
             found.ready = ready if plan.twice == 0 else {**ready, "nodes": ready["nodes"][::-1]}
-            found.cells.append(_cell(plan, compare(done, task.seed), ready, bytes_used, nodes, complete))
+            found.cells.append(_cell(plan, compare(done, task.seed), ready, bytes_used, nodes=nodes, complete=complete))
 
 
 def _once(task: Task) -> Event:
@@ -245,10 +220,25 @@ def _cell(
     if plan.twice:
         seconds, found = seconds[::-1], _seen_from_the_other(found)
     a, b = (
-        Cost(seconds[i], plan.images, plan.macs[i][way if plan.windows and i == 0 else 0], memory[i], nodes[i])
+        Cost(
+            seconds[i],
+            plan.images,
+            plan.macs[i][way if plan.windows and i == 0 else 0],
+            memory=memory[i],
+            nodes=nodes[i],
+        )
         for i in (0, 1)
     )
-    return Cell(plan.size, plan.batches[way], a, b, found, complete, plan.windows, plan.limit)
+    return Cell(
+        size=plan.size,
+        batch=plan.batches[way],
+        a=a,
+        b=b,
+        comparison=found,
+        complete=complete,
+        windows=plan.windows,
+        limit=plan.limit,
+    )
 
 
 def _seen_from_the_other(found: Comparison) -> Comparison:

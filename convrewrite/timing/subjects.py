@@ -19,7 +19,7 @@ from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.running.sampling import bind_batch, fill
-from convrewrite.text import Call, counted, parameter
+from convrewrite.text import Call, by, counted, parameter
 from convrewrite.timing.protocol import Part, Shapes, Subject
 
 WINDOW_BATCHES = (1, 8, 32)
@@ -139,7 +139,7 @@ def shapes_at(a: Candidate, b: Candidate, size: Size | None, batch: int | None) 
     for one, other in ((a, b), (b, a)):
         known = {info.name: info.shape for info in other.inputs}
         bound = bind_batch(one.inputs, batch)
-        specs = (fill(info, size, known[info.name], batch, bound) for info in one.inputs)
+        specs = (fill(info, size, known[info.name], batch, bound=bound) for info in one.inputs)
         shapes = {spec.name: spec.shape for spec in specs}
         if size is not None and not _is_at(shapes[one.image.name], size):
             raise UsageError(
@@ -156,11 +156,6 @@ def shapes_at(a: Candidate, b: Candidate, size: Size | None, batch: int | None) 
                 remedy=f"compare models of one size; {parameter('windows')} compares an fcn model with its original",
             )
     return found[0]
-
-
-def by(extents: Sequence[int]) -> str:
-    """`224x224`."""
-    return "x".join(map(str, extents))
 
 
 def extents(shape: Sequence[int], axes: str = "") -> tuple[Size, int]:
@@ -270,7 +265,7 @@ def sliding(original: Candidate, fcn: Candidate, size: Size | None, batches: Seq
     one_window = original.macs({name: _with_batch(crop, axis, held or 1)})
     one_pass = fcn.macs(shapes)
     limit = one_window / (held or 1) * count / one_pass if one_window and one_pass else None
-    return Sliding(shapes, Subject(original.path, tuple(ways)), tried, count, size, limit)
+    return Sliding(shapes, Subject(original.path, tuple(ways)), tried, windows=count, size=size, limit=limit)
 
 
 def _image_shape(window: Window, size: Sequence[int], channels: int) -> Size:

@@ -13,12 +13,13 @@ are never equal; what did not run is `skipped`, with the reason.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.errors import said
+from convrewrite.options import VerifyOptions
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.running.sampling import Images
 from convrewrite.verification import batches, extents, trunk_oracle, window_checks
@@ -28,7 +29,7 @@ from convrewrite.verification.exposure import read_sketch
 from convrewrite.verification.interface import Shapes, match_inputs, native_inputs, repeated, same_outputs
 from convrewrite.verification.models import Models, joined, open_models
 from convrewrite.verification.room import Room, ended, room_for
-from convrewrite.verification.specimens import Data, Progress, Specimen, Tolerance
+from convrewrite.verification.specimens import Data, Progress, Specimen
 from convrewrite.verification.still import undecided
 from convrewrite.verification.subjects import Subject, large_images, native_size_plans, split_data, window_plans
 from convrewrite.verification.verdicts import Case, Deviation, Divergence, Verification
@@ -36,26 +37,17 @@ from convrewrite.verification.where import locate
 
 __all__ = ["Case", "Deviation", "Divergence", "Progress", "Shapes", "Verification", "verify", "verify_fcn"]
 
+DEFAULT = VerifyOptions()
+
 
 def verify(
     a_path: str | Path,
     b_path: str | Path,
+    options: VerifyOptions = DEFAULT,
     *,
-    samples: int = 3,
-    seed: int = 0,
-    data: Data | None = None,
-    size: Sequence[int] | None = None,
-    sizes: Sequence[Sequence[int]] = (),
-    batch: int | None = None,
-    shapes: Mapping[str, tuple[int, ...]] | None = None,
-    tolerance: Tolerance = None,
-    provider: str = "cpu",
-    reference: str = "onnxruntime",
-    where: bool = False,
     fixed: Mapping[str, Sequence[Any]] | None = None,
     twins: bool = False,
     least: tuple[float, float] = (0.0, 0.0),
-    progress: Progress | None = None,
 ) -> Verification:
     """Compare two models with the same inputs and outputs.
 
@@ -64,20 +56,12 @@ def verify(
 
     Args:
         a_path: the original, which is the reference. b_path: the rewritten model.
-        samples: seeded inputs to run, over several scales. seed: that they start from.
-        data: the user's inputs by name (`sampling.read_data`) or `sampling.Images`, instead of seeded ones.
-        size: extents for open spatial dimensions. sizes: several, one after the other, and then no others are drawn.
-        batch: of open first dimensions. shapes: whole shapes by input name.
-        tolerance: for every output, or by output name, instead of the default by type and noise.
-        provider: where both run.
-        reference: "onnx" takes what onnx's reference evaluator makes of the original as right.
-        where: find the first inner tensor that differs, too.
+        options: how; with several `sizes` one after the other, and then no others are drawn.
         fixed: shapes by input that a rewrite was asked to fix ({} for none): one that accepts less than the original
             without that fails. None where the two files are simply compared: then a warning says so.
         twins: whether they may be of other precision (float32 and float16): the same inputs are cast for each, and
             the tolerance is that of the coarser type.
         least: smallest default tolerance of an output and of a part of one, where kernels are known to round so.
-        progress: called as work goes on.
 
     Raises:
         UsageError: the models cannot be compared: other inputs or outputs, open dimensions without a size.
@@ -85,43 +69,44 @@ def verify(
             it where memory runs out or Ctrl-C comes.
     """
     window = _window_of(b_path)
-    every: list[tuple[int, ...] | None] = [tuple(one) for one in sizes]
-    every = every or [None if size is None else tuple(size)]
-    common: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "tolerance": tolerance}
     if window is not None and _window_of(a_path) is None:
-        options: dict[str, Any] = {
-            "size": size,
-            "sizes": sizes,
-            "batch": batch,
-            "provider": provider,
-            "where": where,
-            "twins": twins,
-            "progress": progress,
-        }
-        return verify_fcn(a_path, b_path, window, **common, **options)
-    asked = Shapes(None, batch, shapes or {})
-    with room_for(a_path, b_path, size=every[0], batch=batch, named=asked.named, data=data) as fit:
-        common["data"] = fit.data
-        models = open_models(fit.a, fit.b, provider, reference, twins=twins)
-        common |= {"where": where, "provider": provider, "progress": progress, "fixed": fixed, "least": least}
-        found = _at_all(every, replace(asked, batch=fit.batch), fit, models, **common)
+        return verify_fcn(a_path, b_path, window, options, twins=twins)
+    every = options.sizes or (options.size,)
+    asked = Shapes(None, options.batch, options.shapes or {})
+    with room_for(a_path, b_path, size=every[0], batch=options.batch, named=asked.named, data=options.data) as fit:
+        options = replace(options, data=fit.data)
+        models = open_models(fit.a, fit.b, options.provider, options.reference, twins=twins)
+        same_outputs(models.reference, models.rewritten)
+        case = _Case(models, options, fixed, least, more=fixed is not None or len(every) == 1)
+        found = _at_all(case, every, replace(asked, batch=fit.batch), fit)
     return fit.named(found)
 
 
-def _at_all(
-    every: Sequence[tuple[int, ...] | None], asked: Shapes, fit: Room, models: Models, **common: Any
-) -> Verification:
+@dataclass(frozen=True)
+class _Case:
+    """Two open models and how they are compared: `fixed` and `least` as for `verify`.
+
+    Attributes:
+        more: whether further extents of open axes are tried.
+    """
+
+    models: Models
+    options: VerifyOptions
+    fixed: Mapping[str, Sequence[Any]] | None
+    least: tuple[float, float]
+    more: bool
+
+
+def _at_all(case: _Case, every: Sequence[tuple[int, ...] | None], asked: Shapes, fit: Room) -> Verification:
     """Compare two models at several sizes, one after the other."""
-    same_outputs(models.reference, models.rewritten)
     parts: dict[str, Verification] = {}
     stopped = None
-    more = common["fixed"] is not None or len(every) == 1
     for one in every:
         at = replace(asked, size=one)
         try:
             if parts and one is not None:
                 fit.check(one)
-            parts[str(at)] = _verify_at(at, models, more=more, **common)
+            parts[str(at)] = _verify_at(at, case)
         except (RunFailed, MemoryError, KeyboardInterrupt) as error:
             if not parts:
                 raise
@@ -130,38 +115,19 @@ def _at_all(
     return replace(Verification.merged(parts, alone=len(every) == 1), stopped=stopped)
 
 
-def _verify_at(
-    at: Shapes,
-    models: Models,
-    *,
-    samples: int,
-    seed: int,
-    data: Data | None,
-    tolerance: Tolerance,
-    where: bool,
-    fixed: Mapping[str, Sequence[Any]] | None,
-    more: bool,
-    provider: str,
-    progress: Progress | None,
-    least: tuple[float, float],
-) -> Verification:
-    """Compare two models at one size, and with `more` at further extents of open axes.
-
-    Where they are quantized, their float surrogates come first.
-    """
-    taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": data, "progress": progress}
+def _verify_at(at: Shapes, case: _Case) -> Verification:
+    """Compare two models at one size. Where they are quantized, their float surrogates come first."""
+    models, options, tolerance = case.models, case.options, case.options.max_output_error
     inner = None
     if models.bare is not None and (tolerance is None or isinstance(tolerance, Mapping)):
-        same: dict[str, Any] = {**taken, "tolerance": tolerance, "provider": provider, "least": least}
-        inner = _verify_at(at, models.bare, where=where, fixed=fixed, more=False, **same)
+        inner = _verify_at(at, replace(case, models=models.bare, more=False))
         models = models.proven_by(inner)
     reference, rewritten = models.reference, models.rewritten
-    right = "onnxruntime" if models.truth is None else "onnx"
-    specs = match_inputs(reference, rewritten, at, data)
-    evidence = collect(reference, models.otherwise, specs, truth=models.truth, twin=models.twin, **taken)
-    ledger = evidence.ledger(seed, tolerance, reference)
-    ledger.least, ledger.least_part = max(ledger.least, least[0]), least[1]
-    shared = _shared_probes(ledger, evidence, reference, rewritten, reference.outputs)
+    specs = match_inputs(reference, rewritten, at, options.data)
+    evidence = collect(reference, models.otherwise, specs, options, truth=models.truth, twin=models.twin)
+    ledger = evidence.ledger(options.seed, tolerance, reference)
+    ledger.least, ledger.least_part = max(ledger.least, case.least[0]), case.least[1]
+    shared = _shared_probes(ledger, evidence, reference, rewritten, outputs=reference.outputs)
     for sample, want in zip(evidence.samples, evidence.references, strict=True):
         ledger.inputs = sample.feeds
         try:
@@ -179,23 +145,23 @@ def _verify_at(
                 continue
             ledger.compare(check, name, got[name], want[name], note=sample.source, uncertain=mask)
     every = [*reference.outputs, *shared]
-    batches.check(reference, rewritten, evidence, ledger, every)
-    narrowed = extents.declared(reference, rewritten, fixed, ledger)
-    if more:
-        chosen = fixed is None and at.batch is not None
-        extents.check((reference, models.otherwise, rewritten), specs, evidence, ledger, every, images=not chosen)
-    size = [at.size] if at.size else []
-    repeat = repeated(reference.path, rewritten.path, seed, samples, size, at, tolerance, provider, data, right)
+    batches.check(reference, rewritten, evidence, ledger, names=every)
+    narrowed = extents.declared(reference, rewritten, case.fixed, ledger)
+    if case.more:
+        chosen = case.fixed is None and at.batch is not None
+        subjects = (reference, models.otherwise, rewritten)
+        extents.check(subjects, specs, evidence, ledger, names=every, images=not chosen)
+    reached = replace(options, reference="onnxruntime" if models.truth is None else "onnx")
     found = Verification(
         ledger.cases,
-        command=repeat,
+        command=repeated(reference.path, rewritten.path, reached, at),
         failing=ledger.failing,
-        given=_word(data),
+        given=_word(options.data),
         **evidence.verdicts(reference, ledger.cases),
         **models.facts(inner),
     )
     found = replace(found, warnings=(*found.warnings, *narrowed))
-    return joined(replace(found, divergence=_locate(models, evidence, ledger)) if where else found, inner)
+    return joined(replace(found, divergence=_locate(models, evidence, ledger)) if options.where else found, inner)
 
 
 def _word(data: Data | None) -> str:
@@ -219,19 +185,10 @@ def verify_fcn(
     original_path: str | Path,
     converted_path: str | Path,
     window: Window,
-    cut: Sequence[CutTensor] = (),
+    options: VerifyOptions = DEFAULT,
     *,
-    samples: int = 3,
-    seed: int = 0,
-    data: Data | None = None,
-    size: Sequence[int] | None = None,
-    sizes: Sequence[Sequence[int]] = (),
-    batch: int | None = None,
-    tolerance: Tolerance = None,
-    provider: str = "cpu",
-    where: bool = False,
+    cut: Sequence[CutTensor] = (),
     twins: bool = False,
-    progress: Progress | None = None,
 ) -> Verification:
     """Compare a classifier with its fully convolutional form: at the native size, and on larger images.
 
@@ -241,57 +198,61 @@ def verify_fcn(
 
     Args:
         original_path, converted_path: before and after. window: what the converted model's metadata says.
+        options: how; `size` and `sizes` are those of the larger images, instead of a few near the native size. Images
+            in `data` that are larger than the window are compared as they are, and the window at their first pixel as
+            a native image.
         cut: where the original's head begins; without it the check at larger sizes of "native-size" is skipped.
-        size: of the one larger image to compare on, instead of a few near the native size. sizes: of several.
-        samples, seed, data, batch, tolerance, provider, where, twins, progress: as for `verify`. Images in `data` that
-            are larger than the window are compared as they are, and the window at their first pixel as a native image.
+        twins: as for `verify`.
 
     Raises:
         UsageError: the models cannot be compared, or `size` is below the window.
         RunFailed: the original does not run.
     """
-    asked = [tuple(extents) for extents in sizes] or ([tuple(size)] if size is not None else [])
-    with room_for(original_path, converted_path, size=window.size, batch=batch, named={}, data=data) as fit:
-        models = open_models(fit.a, fit.b, provider, twins=twins)
-        common: dict[str, Any] = {"samples": samples, "seed": seed, "data": fit.data, "progress": progress}
-        common |= {"tolerance": tolerance, "provider": provider, "wanted": asked, "fit": fit}
+    wanted = options.sizes or ((options.size,) if options.size is not None else ())
+    options = replace(options, size=None, sizes=wanted)
+    data, tolerance = options.data, options.max_output_error
+    with room_for(original_path, converted_path, size=window.size, batch=options.batch, named={}, data=data) as fit:
+        models = open_models(fit.a, fit.b, options.provider, twins=twins)
+        case = _MapCase(models, replace(options, data=fit.data), window, cut, fit=fit)
         inner = None
         if models.bare is not None and (tolerance is None or isinstance(tolerance, Mapping)):
-            inner = _verify_map(models.bare, window, cut, where=where, **common)
-            models = models.proven_by(inner)
-        found = joined(_verify_map(models, window, cut, where=where, inner=inner, **common), inner)
+            inner = _verify_map(replace(case, models=models.bare))
+            case = replace(case, models=models.proven_by(inner))
+        found = joined(_verify_map(case, inner), inner)
     return fit.named(found)
 
 
-def _verify_map(
-    models: Models,
-    window: Window,
-    cut: Sequence[CutTensor],
-    *,
-    samples: int,
-    seed: int,
-    data: Data | None,
-    wanted: Sequence[tuple[int, ...]],
-    fit: Room,
-    tolerance: Tolerance,
-    provider: str,
-    where: bool,
-    progress: Progress | None,
-    inner: Verification | None = None,
-) -> Verification:
-    """Compare a classifier with its fully convolutional form.
+@dataclass(frozen=True)
+class _MapCase:
+    """An open classifier and its fully convolutional form, and how they are compared; `cut` as for `verify_fcn`."""
 
-    Args:
-        wanted: the sizes of larger images. inner: what the comparison of their float surrogates gave.
-    """
+    models: Models
+    options: VerifyOptions
+    window: Window
+    cut: Sequence[CutTensor]
+    fit: Room
+
+
+def _verify_map(case: _MapCase, inner: Verification | None = None) -> Verification:
+    """Compare a classifier with its fully convolutional form; `inner` is the result for their float surrogates."""
+    models, options, window, fit = case.models, case.options, case.window, case.fit
     original, converted = models.reference, models.rewritten
     specs = native_inputs(original, converted, window, fit.batch)
-    native, given = split_data(data, window, specs)
-    taken: dict[str, Any] = {"samples": samples, "seed": seed, "data": native, "progress": progress}
-    evidence = collect(original, models.otherwise, specs, twin=models.twin, **taken)
-    ledger = evidence.ledger(seed, tolerance, original)
+    native, given = split_data(options.data, window, specs)
+    evidence = collect(original, models.otherwise, specs, replace(options, data=native), twin=models.twin)
+    ledger = evidence.ledger(options.seed, options.max_output_error, original)
     spec = next(spec for spec in specs if spec.name == window.input)
-    subject = Subject(window, original, converted, evidence, ledger, spec, seed, progress, room=fit.check)
+    subject = Subject(
+        window=window,
+        original=original,
+        converted=converted,
+        evidence=evidence,
+        ledger=ledger,
+        spec=spec,
+        seed=options.seed,
+        progress=options.progress,
+        room=fit.check,
+    )
     deviation, stopped = None, None
     if window_checks.metadata_holds(subject):
         subject.grids = _grids(subject)
@@ -300,27 +261,32 @@ def _verify_map(
         claimed = window.equivalence == "windows"
         seen = subject if claimed else subject.coarsely
         plans = window_plans(window) if claimed else native_size_plans(window)
-        larger = large_images(seen, plans, wanted, given)
+        larger = large_images(seen, plans, options.sizes, given)
         ran = ["x".join(map(str, window.size))]
         try:
             if not larger:
                 ledger.skip("larger images", "the converted model takes images of the native size alone")
             elif not claimed:
                 images = [make() for make in larger]
-                deviation = trunk_oracle.check(seen, cut, images, provider, ran)
+                deviation = trunk_oracle.check(seen, case.cut, images, options.provider, ran=ran)
             for make in larger if claimed else []:
                 image = make()
                 window_checks.windows(subject, [image])
                 ran.append(image.name)
         except (DeviceFailed, MemoryError, KeyboardInterrupt) as error:
             stopped = ended(error, f"it ran at {', '.join(ran)}")
-    at = Shapes(None, fit.batch)
-    repeat = repeated(original.path, converted.path, seed, samples, wanted, at, tolerance, provider, data)
-    facts: dict[str, Any] = {"failing": ledger.failing, "stopped": stopped, "given": _word(data), **models.facts(inner)}
-    facts |= evidence.verdicts(original, ledger.cases)
-    found = Verification(ledger.cases, deviation, command=repeat, **facts)
-    wanted_where = where and stopped is None
-    return replace(found, divergence=_locate(models, evidence, ledger)) if wanted_where else found
+    found = Verification(
+        ledger.cases,
+        deviation,
+        command=repeated(original.path, converted.path, options, Shapes(None, fit.batch)),
+        failing=ledger.failing,
+        stopped=stopped,
+        given=_word(options.data),
+        **models.facts(inner),
+        **evidence.verdicts(original, ledger.cases),
+    )
+    located = options.where and stopped is None
+    return replace(found, divergence=_locate(models, evidence, ledger)) if located else found
 
 
 def _window_of(path: str | Path) -> Window | None:
@@ -332,7 +298,7 @@ def _grids(subject: Subject) -> dict[str, OutputGrid]:
     """The grid of every output that depends on the image, and of every probe that both models have."""
     grids = dict(subject.window.outputs)
     original, converted = subject.original, subject.converted
-    shared = _shared_probes(subject.ledger, subject.evidence, original, converted, tuple(grids))
+    shared = _shared_probes(subject.ledger, subject.evidence, original, converted, outputs=tuple(grids))
     twins = {probe.name: probe for probe in converted.probes}
     for probe in original.probes:
         if probe.name not in shared or probe.output not in grids:
@@ -354,7 +320,9 @@ def _grids(subject: Subject) -> dict[str, OutputGrid]:
     return grids
 
 
-def _shared_probes(ledger: Ledger, evidence: Evidence, a: Specimen, b: Specimen, outputs: Sequence[str]) -> list[str]:
+def _shared_probes(
+    ledger: Ledger, evidence: Evidence, a: Specimen, b: Specimen, *, outputs: Sequence[str]
+) -> list[str]:
     """Names of the probes that both models have; records as skipped what only the original has."""
     check = "ahead of the final operator"
     for specimen in (a, b):

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
+from convrewrite.options import CheckOptions
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.running.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
 from convrewrite.text import parameter
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, ONE_STEP, TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
 from convrewrite.verification.shaking import Shaken
-from convrewrite.verification.specimens import Array, Data, Progress, Specimen, Tolerance, open_shaken
+from convrewrite.verification.specimens import Array, Progress, Specimen, Tolerance, open_shaken
 from convrewrite.verification.still import moved, sorted_out
 from convrewrite.verification.suggested import suggested, telling
 from convrewrite.verification.verdicts import Case
@@ -109,11 +110,8 @@ def collect(
     reference: Specimen,
     otherwise: Specimen,
     specs: Sequence[InputSpec],
+    options: CheckOptions,
     *,
-    samples: int,
-    seed: int,
-    data: Data | None,
-    progress: Progress | None = None,
     truth: Specimen | None = None,
     twin: Specimen | None = None,
 ) -> Evidence:
@@ -129,8 +127,7 @@ def collect(
     if not reference.rounds or reference.proven:
         other = otherwise if reference.optimized else None
         evidence.shaken = Shaken(other, lambda: open_shaken(reference))
-    if samples < 1:
-        raise UsageError(f"{parameter('samples')} is {samples}", remedy="give 1 or more")
+    data, seed, progress = options.data, options.seed, options.progress
 
     def observe(sample: Sample, *, keep: bool = False) -> bool:
         """Run one sample; keep it where the original gives numbers."""
@@ -153,7 +150,7 @@ def collect(
             with contextlib.suppress(RunFailed):
                 evidence.beside.append(reference.run(draw(specs, scale, seed + index).feeds))
     else:
-        _draw_all(reference, evidence, specs, samples, seed, observe, progress)
+        _draw_all(reference, evidence, specs, options, observe=observe)
     evidence.still = tuple(still(reference, evidence))
     return evidence
 
@@ -172,12 +169,12 @@ def _draw_all(
     reference: Specimen,
     evidence: Evidence,
     specs: Sequence[InputSpec],
-    samples: int,
-    seed: int,
+    options: CheckOptions,
+    *,
     observe: Callable[..., bool],
-    progress: Progress | None,
 ) -> None:
     """Observe seeded inputs, until there are enough of them and the outputs move."""
+    samples, seed = options.samples, options.seed
 
     def tried(sample: Sample) -> bool:
         try:
@@ -189,7 +186,7 @@ def _draw_all(
 
     scales, turn = list(SCALES), 0
     while len(evidence.samples) < samples and scales:
-        _tell(progress, "original on samples", len(evidence.samples), samples)
+        _tell(options.progress, "original on samples", len(evidence.samples), samples)
         scale = scales[turn % len(scales)]
         if not tried(draw(specs, scale, seed + turn)):
             scales.remove(scale)

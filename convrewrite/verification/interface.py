@@ -11,10 +11,11 @@ from typing import Any
 
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
+from convrewrite.options import VerifyOptions
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.running.sampling import Images, InputSpec, bind_batch, fill, named_array
-from convrewrite.text import Call, counted, parameter
-from convrewrite.verification.specimens import Data, Specimen, Tolerance
+from convrewrite.text import Call, by, counted, parameter
+from convrewrite.verification.specimens import Data, Specimen
 from convrewrite.verification.twins import narrower
 
 
@@ -38,19 +39,15 @@ class Shapes:
         """One input with its shape filled in."""
         shape = self.named.get(info.name)
         if shape is None:
-            remedy = f", or {parameter('shapes', {info.name: '...'})}, or real inputs with {parameter('data', 'F.npz')}"
-            return fill(info, self.size, known, self.batch, bound, remedy)
+            named = parameter("shapes", {info.name: "..."})
+            remedy = f", or {named}, or real inputs with {parameter('data', 'F.npz')}"
+            return fill(info, self.size, known, self.batch, bound=bound, remedy=remedy)
         for dims in (info.shape, known):
             pairs = zip(dims, shape, strict=False)
             if dims and (len(dims) != len(shape) or any(isinstance(a, int) and a != b for a, b in pairs)):
                 words = "x".join(map(str, dims))
                 raise UsageError(f"{parameter('shapes', {info.name: shape})} does not fit: the input is {words}")
         return InputSpec(info.name, info.dtype, shape)
-
-
-def by(extents: Sequence[int | str]) -> str:
-    """224x224."""
-    return "x".join(map(str, extents))
 
 
 def same_outputs(a: Specimen, b: Specimen) -> None:
@@ -165,29 +162,19 @@ def native_inputs(original: Specimen, converted: Specimen, window: Window, batch
     return specs
 
 
-def repeated(
-    a: object,
-    b: object,
-    seed: int,
-    samples: int,
-    sizes: Sequence[Sequence[int]],
-    shapes: Shapes,
-    tolerance: Tolerance,
-    provider: str,
-    data: Data | None,
-    reference: str = "onnxruntime",
-) -> Call:
+def repeated(a: object, b: object, options: VerifyOptions, shapes: Shapes) -> Call:
     """What repeats a verification; where the user's arrays came from is not known here: `F.npz`."""
-    given: dict[str, Any] = {"seed": seed}
+    data, tolerance, sizes = options.data, options.max_output_error, [shapes.size] if shapes.size else options.sizes
+    given: dict[str, Any] = {"seed": options.seed}
     if isinstance(data, Images):
         given |= data.parameters()
     else:
-        given |= {"samples": samples} if data is None else {"data": "F.npz"}
+        given |= {"samples": options.samples} if data is None else {"data": "F.npz"}
     given |= {"sizes": [tuple(size) for size in sizes] or None, "batch": shapes.batch or None}
     given |= {"shapes": {name: tuple(shape) for name, shape in shapes.named.items()}}
     limits = dict(tolerance) if isinstance(tolerance, Mapping) else {"": tolerance}
     limits = {name: limit for name, limit in limits.items() if limit is not None}
     given["max_output_error"] = limits[""] if list(limits) == [""] else limits
-    given |= {"provider": provider if provider != "auto" else None}
-    given |= {"reference": reference if reference != "onnxruntime" else None}
+    given |= {"provider": options.provider if options.provider != "auto" else None}
+    given |= {"reference": options.reference if options.reference != "onnxruntime" else None}
     return Call("verify", (str(a), str(b)), given)

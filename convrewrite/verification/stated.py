@@ -11,10 +11,12 @@ What lies ahead of a final Softmax counts as much as the output: a saturated one
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from convrewrite.options import VerifyOptions
 from convrewrite.verification.verdicts import Case, Verification
 
 NAME = "the original itself"
@@ -27,16 +29,23 @@ EQUAL = "the original with the new kernels"
 """What the check is called that an approximate rewrite has to pass at rounding tolerance."""
 
 
-def state(a_path: str | Path, b_path: str | Path, *, limit: float | None = None, **how: Any) -> Verification:
+def state(
+    a_path: str | Path,
+    b_path: str | Path,
+    options: VerifyOptions,
+    *,
+    limit: float | None = None,
+    fixed: Mapping[str, Sequence[Any]] | None = None,
+) -> Verification:
     """Compare the outputs of a model with those of its original, without a verdict on the difference.
 
     Args:
         a_path: the original. b_path: the approximate model. limit: error above which a case fails; None for none.
-        how: as for `verification.verify`.
+        options, fixed: as for `verification.verify`.
     """
     from convrewrite.verification import verify
 
-    found = verify(a_path, b_path, tolerance=ANYTHING, **how)
+    found = verify(a_path, b_path, replace(options, max_output_error=ANYTHING), fixed=fixed)
     return replace(found, cases=tuple(_stated(case, limit) for case in found.cases))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import style
 from matplotlib.figure import Figure
 
-from convrewrite.engine.rewrite import run_pass
+from convrewrite.engine.rewrite import Lifting, run_pass
 from convrewrite.model_io import load
 from convrewrite.models import lenet5_path
 from convrewrite.passes.fcn import Fcn
@@ -15,7 +15,7 @@ PIXELS = 56
 
 def draw() -> Figure:
     """One bar for each window of an image, along one axis."""
-    window = run_pass(Fcn(), load(str(lenet5_path())).graph).evidence["window"]
+    window = run_pass(Fcn(), load(str(lenet5_path())).graph).evidence_of(Lifting).window
     size, stride = window.size[0], window.stride[0]
     count = window.positions((PIXELS, PIXELS))[0]
     drawn, (ax,) = style.figure(7.2, 2.4, 1)

@@ -39,7 +39,7 @@ from typing import ClassVar
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal
+from convrewrite.engine.rewrite import Context, Declined, Density, Pass, Plan, Reason, Refusal, option
 from convrewrite.passes.dense.grids import Refuse, Walk
 from convrewrite.passes.dense.reasons import REASONS
 
@@ -54,7 +54,8 @@ class Dense(Pass):
 
     name: ClassVar[str] = "dense"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    stride: tuple[int, ...] | None = None
+    step_of: ClassVar[tuple[str, str] | None] = ("fcn", "stride")
+    stride: tuple[int, ...] | None = option(None)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """The first node that reads the image: the whole graph changes at once."""
@@ -75,8 +76,7 @@ class Dense(Pass):
             return Refusal(REASONS[refused.code], refused.detail)
         if not walk.edits:
             return Declined(REASONS["dense/dense-already"], label)
-        evidence = {"strides": walk.strides, "factors": walk.factors}
-        return [Plan(walk.sites(self.name), walk.edits, evidence=evidence, last=True)]
+        return [Plan(walk.sites(self.name), walk.edits, evidence=[Density(walk.strides, walk.factors)], last=True)]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Change the operators as planned."""

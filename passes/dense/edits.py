@@ -73,7 +73,7 @@ class Sampled:
         """Make it."""
         node = node_of(graph, self.output)
         data = node.inputs[0]
-        node.inputs[0] = Emitter(graph, f"{self.output}/dense", data.dtype).every("every", data, self.steps)
+        node.inputs[0] = Emitter.into(graph, f"{self.output}/dense", data.dtype).every("every", data, self.steps)
 
 
 @dataclass(frozen=True)

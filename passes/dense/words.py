@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.layers import Sliding
+from convrewrite.text import by
 
 
 def changes(old: Sliding, new: Sliding) -> str:
@@ -18,11 +17,6 @@ def changes(old: Sliding, new: Sliding) -> str:
         if getattr(old, name) != getattr(new, name)
     ]
     return ", ".join([kernel, *parts])
-
-
-def by(extents: Sequence[int]) -> str:
-    """224x224."""
-    return "x".join(map(str, extents))
 
 
 def label(node: gs.Node) -> str:

@@ -37,13 +37,14 @@ from typing import ClassVar
 import onnx
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.axes import SAMPLE
 from convrewrite.engine.branches import settled
 from convrewrite.engine.graph import (
     Constants,
     infer_shapes,
     subgraph_tensors,
 )
-from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, Lifting, Pass, Plan, Reason, Refusal, Site, option
 from convrewrite.engine.windows import METADATA_KEY
 from convrewrite.errors import UsageError
 from convrewrite.passes.fcn.entry import (
@@ -63,9 +64,6 @@ from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
 from convrewrite.passes.fcn.walk import lift
 from convrewrite.text import counted, parameter
 
-SAMPLE = 61
-"""Stands for a symbolic batch: a prime that no layer has as an extent, so that axes cannot be confused."""
-
 
 @dataclass(frozen=True)
 class Fcn(Pass):
@@ -78,8 +76,9 @@ class Fcn(Pass):
 
     name: ClassVar[str] = "fcn"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    window: tuple[int, ...] | None = None
-    size: tuple[int, ...] | None = None
+    command: ClassVar[str] = "fcn"
+    window: tuple[int, ...] | None = option(None)
+    size: tuple[int, ...] | None = option(None)
 
     def spread(self, graph: gs.Graph) -> Fcn:
         """The pass with one number as the extent of every spatial axis, where the image's rank says how many."""
@@ -127,7 +126,7 @@ class Fcn(Pass):
         if not lifted.sites:
             return Declined(REASONS["fcn/already-convolutional"], f"every output keeps the axes of '{image.name}'")
         metadata = {METADATA_KEY: lifted.window.to_json()}
-        return [Plan(lifted.sites, lifted, metadata, {"window": lifted.window, "cut": lifted.cut}, last=True)]
+        return [Plan(lifted.sites, lifted, metadata, [Lifting(lifted.window, lifted.cut)], last=True)]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put the new nodes, inputs and outputs in the place of the old ones."""
@@ -175,12 +174,12 @@ class Fcn(Pass):
     def _misfit(self, image: gs.Variable) -> str:
         """What is wrong with `window` or `size` for an input of that rank; empty where they fit it."""
         counts = spatial_axes(image)
-        for option, value in (("size", self.size), ("window", self.window)):
+        for name, value in (("size", self.size), ("window", self.window)):
             if value is not None and counts and len(value) not in counts:
                 wanted = " or ".join(map(str, sorted(counts)))
                 numbers = counted(len(value), "number")
                 axes = "axis" if counts == {1} else "axes"
-                return f"{parameter(option, value)} has {numbers}, input '{image.name}' has {wanted} spatial {axes}"
+                return f"{parameter(name, value)} has {numbers}, input '{image.name}' has {wanted} spatial {axes}"
         return ""
 
     def _readings(self, image: gs.Variable) -> Iterator[tuple[str, list[int]]]:
@@ -232,7 +231,7 @@ class Fcn(Pass):
         """Lift with trailing pads that no window sees left out; with them, where the net is padded all the same."""
         constants = Constants(graph, native)
         for trim in (True, False):
-            lifter, lifted = self._settled(graph, image, axes, constants, native, trim)
+            lifter, lifted = self._settled(graph, image, axes, constants, native=native, trim=trim)
             if lifted.window.equivalence == "windows":
                 break
         if len(axes) == 2 and not lifter.slides:
@@ -254,7 +253,16 @@ class Fcn(Pass):
         """Start again with each pool that meets a larger map kept global, until none does."""
         pools: frozenset[str] = frozenset()
         while True:
-            lifter = Lifter(graph, image, axes, native, constants, pools, trim, self.size)
+            lifter = Lifter(
+                graph=graph,
+                image=image,
+                axes=axes,
+                native=native,
+                constants=constants,
+                global_pools=pools,
+                trim=trim,
+                new_size=self.size,
+            )
             try:
                 return lifter, lift(lifter)
             except MeetsLargerMap as meeting:

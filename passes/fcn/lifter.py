@@ -16,9 +16,9 @@ import onnx_graphsurgeon as gs
 from convrewrite.engine import costs
 from convrewrite.engine.axes import Atom, atoms
 from convrewrite.engine.graph import Constants, Shape, unique_name
-from convrewrite.engine.rewrite import Site
+from convrewrite.engine.rewrite import Equivalence, Site
 from convrewrite.engine.windows import keeps_windows
-from convrewrite.passes.fcn.views import Emitter, Fixed, Refuse, State, Static, View
+from convrewrite.passes.fcn.views import Fixed, Layouts, Refuse, State, Static, View
 
 
 @dataclass
@@ -41,7 +41,7 @@ class Lifter:
     global_pools: frozenset[str]
     trim: bool
     new_size: tuple[int, ...] | None = None
-    emitter: Emitter = field(init=False)
+    emitter: Layouts = field(init=False)
     states: dict[str, State] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
     cut_holds: bool = True
@@ -52,7 +52,7 @@ class Lifter:
     progress: int = 0
 
     def __post_init__(self) -> None:
-        self.emitter = Emitter(self.graph.opset, set(self.graph.tensors()))
+        self.emitter = Layouts(self.graph.opset, set(self.graph.tensors()))
 
     # What the rules ask -----------------------------------------------------------------------------------------
 
@@ -115,7 +115,9 @@ class Lifter:
                 continue
             inputs = [made[t.name] if self._is_computed(t) else self.static(t) for t in node.inputs]
             outputs = [gs.Variable(t.name, t.dtype, t.shape) for t in node.outputs]
-            self.emitter.nodes.append(gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain))
+            self.emitter.nodes.append(
+                gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs=outputs, domain=node.domain)
+            )
             made.update((t.name, t) for t in outputs)
         return made[tensor.name]
 
@@ -137,7 +139,7 @@ class Lifter:
                 views[-1] = replace(views[-1], tensor=gs.Variable.empty())
         chosen = dict(node.attrs if attrs is None else attrs)
         self.emitter.nodes.append(
-            gs.Node(node.op, node.name, chosen, list(inputs), [v.tensor for v in views], node.domain)
+            gs.Node(node.op, node.name, chosen, list(inputs), outputs=[v.tensor for v in views], domain=node.domain)
         )
         return tuple(views)
 
@@ -172,12 +174,25 @@ class Lifter:
             bool(batch) and not isinstance(self.image.shape[self.axes.index("N")], int)
         )
 
-    def rewrote(self, node: gs.Node, detail: str, equivalence: str, *, params: tuple[int, int] = (0, 0)) -> None:
+    def rewrote(
+        self, node: gs.Node, detail: str, equivalence: Equivalence, *, params: tuple[int, int] = (0, 0)
+    ) -> None:
         """Note a site; a fully connected layer costs the same before and after at the native size."""
         macs = costs.macs(node, self.native)
         anchor = node.outputs[0].name
         self.sites.append(
-            Site("fcn", anchor, node.op, "rewritten", "", detail, "", equivalence, 0.0, macs, macs, *params)
+            Site(
+                "fcn",
+                anchor,
+                node.op,
+                "rewritten",
+                detail=detail,
+                equivalence=equivalence,
+                macs_before=macs,
+                macs_after=macs,
+                params_before=params[0],
+                params_after=params[1],
+            )
         )
 
     def check_windows(

@@ -72,9 +72,9 @@ def _product(lifter: Lifter, node: gs.Node, layer: LinearLayer, data: State) -> 
         start += size
         name = anchor if len(members) == 1 else f"{anchor}/part"
         if isinstance(member, View):
-            terms.append(_contracted(lifter, node, layer, member, part, knew, name))
+            terms.append(_contracted(lifter, node, layer, member, part=part, knew=knew, name=name))
         else:
-            terms.append(_vector_product(lifter, node, layer, member, part, knew))
+            terms.append(_vector_product(lifter, node, layer, member, part=part, knew=knew))
     view = _summed(lifter, node, terms)
     view = _with_bias(lifter, node, layer, view)
     entries = math.prod(layer.stored)
@@ -115,7 +115,9 @@ def _contracted(
     inside = set(axis)
     kernel = {letter: view.spatial(letter).extent if view.spatial(letter) in inside else 1 for letter in view.letters}
     lifter.spans |= any(size > 1 for size in kernel.values())
-    weight = _weight(lifter, node, layer, part, axis, [len(channel) and extent(channel), kernel], view, name)
+    weight = _weight(
+        lifter, node, layer, part, axis=axis, sizes=[len(channel) and extent(channel), kernel], view=view, name=name
+    )
     attrs = {"kernel_shape": [kernel[letter] for letter in view.letters]}
     output = f"{name}/conv"
     tensor = lifter.emitter.emit("Conv", [brought.tensor, weight], attrs, output=output, dtype=view.tensor.dtype)
@@ -180,7 +182,7 @@ def _weight(
     kept = Stored.read(tensor, lifter.constants)
     kept = kept and kept.arranged(kernels)
     if kept is not None and kept.finite:
-        return lifter.emitter.stored(f"{name}/weight", kept.times(layer.alpha))
+        return lifter.emitter.kept(f"{name}/weight", kept.times(layer.alpha))
     values = lifter.constants.value(tensor)
     if values is None:
         raise Refuse("fcn/weight-not-constant", f"{what} is not constant")
@@ -208,7 +210,7 @@ def _summed(lifter: Lifter, node: gs.Node, terms: Sequence[View | gs.Variable]) 
     views = [term for term in terms if isinstance(term, View)]
     strides = {letter: math.lcm(*(v.fields[letter].stride for v in views)) for letter in views[0].fields}
     views = [
-        lifter.emitter.every(v, {k: strides[k] // f.stride for k, f in v.fields.items()}, f"{v.tensor.name}/every")
+        lifter.emitter.thinned(v, {k: strides[k] // f.stride for k, f in v.fields.items()}, f"{v.tensor.name}/every")
         for v in views
     ]
     total = views[0]
@@ -251,7 +253,7 @@ def _with_bias(lifter: Lifter, node: gs.Node, layer: LinearLayer, view: View) ->
     kept = Stored.read(tensor, lifter.constants) if alone else None
     kept = kept and kept.arranged(line)
     if kept is not None and kept.finite:
-        conv.inputs.append(lifter.emitter.stored(name, kept.times(layer.beta)))
+        conv.inputs.append(lifter.emitter.kept(name, kept.times(layer.beta)))
         lifter.emitter.nodes.append(lifter.emitter.nodes.pop(lifter.emitter.nodes.index(conv)))
         return view
     values = lifter.value(tensor, node)

@@ -68,7 +68,9 @@ def finish(lifter: Lifter, inputs: list[gs.Variable]) -> Lifted:
             lifter.rewrote(tensor.inputs[0], "keeps the axes of the map", "exact")
     _name_apart(lifter.emitter.nodes)
     window = _window(lifter, views, stride)
-    return Lifted(lifter.emitter.nodes, inputs, outputs, window, _cut(lifter, views), tuple(lifter.sites))
+    return Lifted(
+        lifter.emitter.nodes, inputs, outputs, window=window, cut=_cut(lifter, views), sites=tuple(lifter.sites)
+    )
 
 
 def _name_apart(nodes: list[gs.Node]) -> None:
@@ -85,7 +87,7 @@ def _output(lifter: Lifter, tensor: gs.Tensor, view: View | None, stride: Mappin
         return _passed_through(lifter, tensor)
     if view.one_position:
         steps = {letter: stride[letter] // f.stride for letter, f in view.fields.items()}
-        view = lifter.emitter.every(view, steps, f"{tensor.name}/every")
+        view = lifter.emitter.thinned(view, steps, f"{tensor.name}/every")
     view = lifter.emitter.bring(view, _canonical(lifter, view))
     output = view.tensor
     for node in lifter.emitter.nodes:

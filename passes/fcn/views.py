@@ -1,23 +1,23 @@
 """What stands for a tensor of the original while its model is lifted, and the nodes that bring it into a layout.
 
 A `View` says: this tensor of the new graph, whose axes are `base`, holds what the original held with axes `axes`.
-Reshape, Transpose, Flatten and Squeeze change `axes` and emit nothing; `Emitter.bring` emits the Reshape and Transpose
+Reshape, Transpose, Flatten and Squeeze change `axes` and emit nothing; `Layouts.bring` emits the Reshape and Transpose
 that an operator needs, when it needs them.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Atom, Axis, Layout, atoms, extent, large, substitute
-from convrewrite.engine.graph import unique_name
-from convrewrite.engine.quantized import Stored
+from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.rewrite import Reason
 from convrewrite.engine.windows import CutTensor, Field
 from convrewrite.passes.fcn.reasons import REASONS
@@ -126,58 +126,19 @@ def is_dynamic(axis: Sequence[Atom]) -> bool:
     return any(atom.letter != "C" for atom in axis)
 
 
-@dataclass
-class Emitter:
-    """Collects the nodes of the new graph; names are unique, and constants are shared, never edited."""
+class Layouts(Emitter):
+    """Emits the nodes of the new graph; the original's constants are shared, never edited."""
 
-    opset: int
-    taken: set[str]
-    nodes: list[gs.Node] = field(default_factory=list)
-    _constants: dict[str, gs.Constant] = field(default_factory=dict)
+    @functools.cached_property
+    def _shared(self) -> dict[str, gs.Constant]:
+        return {}
 
     def share(self, constant: gs.Constant) -> gs.Constant:
         """The original's constant under its own name; the values are shared and stay lazy."""
-        if constant.name not in self._constants:
+        if constant.name not in self._shared:
             copy = gs.Constant(constant.name, constant._values, constant.data_location, constant._export_dtype)
-            self._constants[constant.name] = copy
-        return self._constants[constant.name]
-
-    def constant(self, name: str, values: np.ndarray[Any, Any]) -> gs.Constant:
-        """A fresh constant."""
-        return gs.Constant(unique_name(name, self.taken), np.ascontiguousarray(values))
-
-    def stored(self, name: str, stored: Stored) -> gs.Variable:
-        """A fresh constant that is kept quantized, with the DequantizeLinear that reads it."""
-        result = gs.Variable(unique_name(name, self.taken))
-        self.nodes.append(stored.node(result, self.constant))
-        return result
-
-    def ints(self, name: str, values: Sequence[int]) -> gs.Constant:
-        """A fresh int64 vector."""
-        return self.constant(name, np.asarray(values, np.int64))
-
-    def emit(
-        self,
-        op: str,
-        inputs: Sequence[gs.Tensor],
-        attrs: Mapping[str, Any] | None = None,
-        *,
-        output: str,
-        own_name: bool = False,
-        dtype: Any = None,
-        node_name: str = "",
-        extra_outputs: Sequence[gs.Variable] = (),
-    ) -> gs.Variable:
-        """Add a node and return its first output.
-
-        Args:
-            output: name for the output; with `own_name` it is taken as it is (a tensor that keeps its meaning).
-            node_name: name for the node; the output's where left out.
-        """
-        variable = gs.Variable(output if own_name else unique_name(output, self.taken), dtype)
-        node = gs.Node(op, node_name or variable.name, dict(attrs or {}), list(inputs), [variable, *extra_outputs])
-        self.nodes.append(node)
-        return variable
+            self._shared[constant.name] = copy
+        return self._shared[constant.name]
 
     def bring(self, view: View, target: Layout) -> View:
         """Emit what brings a view's tensor into another layout of the same atoms; often nothing."""
@@ -242,7 +203,7 @@ class Emitter:
         if dims.count(None) <= 1:
             shape: gs.Tensor = self.ints(f"{name}/shape", [-1 if d is None else d for d in dims])
         else:
-            shape = self._shape(tensor, base, target, dims, name)
+            shape = self._shape(tensor, base, target, dims, name=name)
         return self.emit("Reshape", [tensor, shape], output=name, dtype=tensor.dtype)
 
     def _shape(
@@ -274,27 +235,19 @@ class Emitter:
             return self.emit(op, [tensor, self.ints(f"{name}/axes", axes)], output=name, dtype=tensor.dtype)
         return self.emit(op, [tensor], {"axes": list(axes)}, output=name, dtype=tensor.dtype)
 
-    def every(self, view: View, steps: Mapping[str, int], name: str) -> View:
+    def thinned(self, view: View, steps: Mapping[str, int], name: str) -> View:
         """Keep every steps[letter]-th position: brings a finer grid of windows to a coarser one."""
         places = {i: steps[a.letter] for i, axis in enumerate(view.base) for a in axis if steps.get(a.letter, 1) > 1}
         if not places:
             return view
         if self.opset >= 10:
-            axes = sorted(places)
-            inputs = [
-                view.tensor,
-                self.ints(f"{name}/starts", [0] * len(axes)),
-                self.ints(f"{name}/ends", [np.iinfo(np.int64).max] * len(axes)),
-                self.ints(f"{name}/axes", axes),
-                self.ints(f"{name}/steps", [places[axis] for axis in axes]),
-            ]
-            tensor = self.emit("Slice", inputs, output=name, dtype=view.tensor.dtype)
+            tensor = self.every(name, view.tensor, places)
         else:
-            view, tensor = self._thinned(view, steps, name)
+            view, tensor = self._pooled(view, steps, name)
         fields = {letter: replace(f, stride=f.stride * steps.get(letter, 1)) for letter, f in view.fields.items()}
         return replace(view, tensor=tensor, fields=fields)
 
-    def _thinned(self, view: View, steps: Mapping[str, int], name: str) -> tuple[View, gs.Variable]:
+    def _pooled(self, view: View, steps: Mapping[str, int], name: str) -> tuple[View, gs.Variable]:
         """Subsampling by a 1x1 MaxPool, where Slice has no steps; it reads [N, C, *spatial] in a float type."""
         batch = tuple(a for a in atoms(view.base) if a.letter == "N")
         channel = tuple(a for a in atoms(view.base) if a.letter == "C")

@@ -35,16 +35,29 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar, Literal
 
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine import timemodel
+from convrewrite.engine.convsite import ConvSite, read_site, rounding
 from convrewrite.engine.graph import Shape
-from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import (
+    Context,
+    Declined,
+    Evidence,
+    JudgeName,
+    Kernels,
+    Pass,
+    Plan,
+    Reason,
+    Refusal,
+    Site,
+    option,
+)
 from convrewrite.passes.groups.clustering import needed_tol
 from convrewrite.passes.groups.dead import Trims, find_trims, trim
-from convrewrite.passes.groups.detection import Array, kernel_norms, rounding
+from convrewrite.passes.groups.detection import Array, kernel_norms
 from convrewrite.passes.groups.emission import MADE, Grouping, regroup
 from convrewrite.passes.groups.expand import Expansion, expand, expanded_size
 from convrewrite.passes.groups.network import Network
@@ -52,7 +65,6 @@ from convrewrite.passes.groups.offers import Offer, offers
 from convrewrite.passes.groups.planning import Fitting, fit
 from convrewrite.passes.groups.reasons import REASONS
 from convrewrite.passes.groups.reconstruction import reconstruction
-from convrewrite.passes.groups.site import ConvSite, read_site
 from convrewrite.passes.groups.spaces import Stop
 from convrewrite.passes.groups.weights import node_of
 from convrewrite.text import enough, parameter
@@ -83,9 +95,12 @@ class Groups(Pass):
 
     name: ClassVar[str] = "groups"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    tol: float = 0.0
-    into: int | None = None
-    expand: str | None = None
+    noun: ClassVar[str] = "convolution"
+    judge: ClassVar[JudgeName] = "smaller"
+    command: ClassVar[str] = "groups"
+    tol: float = option(0.0)
+    into: int | None = option(None)
+    expand: Literal["branches", "dense"] | None = option(None)
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Conv; every ConvTranspose too, where groups are expanded."""
@@ -97,7 +112,7 @@ class Groups(Pass):
     def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
         """Find the groups within the tolerance and the way to put them into the graph, the fastest first."""
         graph = context.graph
-        site = read_site(graph, node, context.shapes)
+        site = read_site(graph, node, "groups", context.shapes)
         if isinstance(site, Refusal):
             return site
         if self.expand is not None:
@@ -112,12 +127,12 @@ class Groups(Pass):
         if isinstance(trims, Trims) and (other := self._undivided(graph, site, trims)):
             trims = Stop("groups/dead-kept", f"{other} divides into faster groups with all of its channels")
         options = self._options(graph, site, norms)
-        plans = self._plans(graph, site, None, site, options)
+        plans = self._plans(graph, site, None, site, options=options)
         smaller: list[Plan] = []
         if isinstance(trims, Trims):
             left, more = self._trimmed(trims, site, context.shapes)
             plans = [*more, *plans]
-            smaller = [self._plan(trims.graph, site, Work(trims, None), None, left)]
+            smaller = [self._plan(trims.graph, site, Work(trims, None), None, left=left)]
         if plans or smaller:
             return [*(plan for _, plan in sorted(plans, key=lambda pair: pair[0])), *smaller]
         if not isinstance(options, Stop) and self.tol > 0 and MADE.search(site.node):
@@ -137,6 +152,12 @@ class Groups(Pass):
         if plan.payload.grouping is not None:
             regroup(graph, plan.payload.grouping)
 
+    def advice(self) -> str:
+        """What expanded groups are for."""
+        if self.expand is None:
+            return ""
+        return "for backends without grouped convolution; on ONNX Runtime it is usually slower"
+
     def _options(self, graph: gs.Graph, site: ConvSite, norms: Array) -> list[Fitting] | Stop:
         """What groups there are within the tolerance, and fit into the graph."""
         found = self._offers(site, norms)
@@ -145,7 +166,7 @@ class Groups(Pass):
     def _undivided(self, graph: gs.Graph, site: ConvSite, trims: Trims) -> str:
         """Another convolution that would be slower without the dead channels, as they no longer fill its groups up."""
         for anchor in sorted(trims.convolutions - {site.anchor}):
-            sites = [read_site(g, node_of(g, anchor), {}) for g in (graph, trims.graph)]
+            sites = [read_site(g, node_of(g, anchor), "groups") for g in (graph, trims.graph)]
             times = [self._fastest(other) for other in sites if isinstance(other, ConvSite)]
             if len(times) == 2 and times[0] < times[1]:
                 return node_of(graph, anchor).name or anchor
@@ -160,23 +181,23 @@ class Groups(Pass):
 
     def _offers(self, site: ConvSite, norms: Array) -> list[Offer]:
         tol = 0.0 if MADE.search(site.node) else self.tol
-        return offers(norms, site.taps, rounding(site.weight.dtype), tol, self.into, site.group)
+        return offers(norms, site.taps, rounding(site.weight.dtype), tol, into=self.into, group=site.group)
 
     def _plans(
         self, graph: gs.Graph, site: ConvSite, trims: Trims | None, left: ConvSite, options: list[Fitting] | Stop
     ) -> list[tuple[int, Plan]]:
         """Plans for the options, with their times."""
         found = [] if isinstance(options, Stop) else options
-        return [(o.time, self._plan(graph, site, Work(trims, o.grouping), o.offer, left)) for o in found]
+        return [(o.time, self._plan(graph, site, Work(trims, o.grouping), o.offer, left=left)) for o in found]
 
     def _trimmed(
         self, trims: Trims, site: ConvSite, shapes: Mapping[str, Shape]
     ) -> tuple[ConvSite, list[tuple[int, Plan]]]:
         """What is left without the dead channels, and plans with that in groups."""
-        left = read_site(trims.graph, node_of(trims.graph, site.anchor), shapes)
+        left = read_site(trims.graph, node_of(trims.graph, site.anchor), "groups", shapes)
         assert isinstance(left, ConvSite), "fewer of the same channels can be read as well"
         options = self._options(trims.graph, left, kernel_norms(left.weight, left.group))
-        return left, self._plans(trims.graph, site, trims, left, options)
+        return left, self._plans(trims.graph, site, trims, left, options=options)
 
     def _expansion(self, site: ConvSite) -> Sequence[Plan] | Declined:
         assert self.expand is not None
@@ -238,7 +259,7 @@ class Groups(Pass):
             tol_halves=error if offer is not None and 2 * weights <= site.weight.size else None,
             params_after=weights + biases,
         )
-        evidence: dict[str, Any] = {}
+        evidence: list[Evidence] = []
         if approximate and offer is not None:
-            evidence["kernels"] = {site.anchor: reconstruction(graph, left, offer.layout, error)}
+            evidence.append(Kernels({site.anchor: reconstruction(graph, left, offer.layout, error)}))
         return Plan((known,), work, evidence=evidence)

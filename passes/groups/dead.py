@@ -19,12 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.convsite import ConvSite, read_site
 from convrewrite.engine.layers import LinearLayer
 from convrewrite.passes.groups.absorb import Take, perform, takes
 from convrewrite.passes.groups.detection import Array, kernel_norms
 from convrewrite.passes.groups.neighbours import find_space
 from convrewrite.passes.groups.network import Network
-from convrewrite.passes.groups.site import ConvSite, read_site
 from convrewrite.passes.groups.spaces import Edit, Space, Stop
 from convrewrite.passes.groups.steady import Steady, sees_zeros, steady_channels
 from convrewrite.passes.groups.weights import Workshop, node_of
@@ -95,7 +95,7 @@ def find_trims(graph: gs.Graph, site: ConvSite, norms: Array) -> Trims | Stop | 
     todo = _fewer_rows(net, first)
     while todo:
         anchor = todo.pop(0)
-        reader = read_site(left, node_of(left, anchor), {})
+        reader = read_site(left, node_of(left, anchor), "groups")
         kernels = kernel_norms(reader.weight) if isinstance(reader, ConvSite) and reader.group == 1 else np.ones((1, 1))
         if isinstance(reader, ConvSite) and not kernels.any(0).all():
             net = Network(left)
@@ -143,7 +143,7 @@ def find_trim(net: Network, site: ConvSite, norms: Array, outputs: bool = True) 
     rows = {take.anchor: take.index for take in made if take.input == 1 and _takes_rows(net, take)}
     moved = tuple(Shift(a, amount[rows[a]] if a in rows else amount) for a, amount in shifts.items() if amount.any())
     tensors = tuple(dict.fromkeys(name for space, _ in changes for name in space.members))
-    return Trim(made, moved, tensors, lost[0], lost[1])
+    return Trim(made, moved, tensors, inputs=lost[0], outputs=lost[1])
 
 
 def trim(graph: gs.Graph, plan: Trim) -> None:
@@ -250,7 +250,9 @@ def _reading(net: Network, edit: Edit, size: int, data: Steady | None) -> _Readi
     np.add.at(response.T, channel, scale * values[:, None] * sums)
     outside = np.ones(size, bool)
     outside[channel] = False
-    return _Reading(edit.anchor, net.label(node), constant & ~outside, every | outside, response, padded)
+    return _Reading(
+        edit.anchor, net.label(node), constant & ~outside, free=every | outside, response=response, padded=padded
+    )
 
 
 def _gemm_scale(net: Network, node: gs.Node) -> tuple[bool, float]:

@@ -29,11 +29,6 @@ from scipy.sparse.csgraph import connected_components
 Array = np.ndarray[Any, Any]
 
 
-def rounding(dtype: np.dtype[Any]) -> float:
-    """Relative error of a kernel that storing it in a type costs at most."""
-    return float(np.finfo(dtype).eps)
-
-
 def kernel_norms(weight: Array, group: int = 1) -> Array:
     """Norms of the kernels of a weight [O, I/g, *kernel], as the matrix [O, I] of the dense convolution, float64."""
     out, per = weight.shape[:2]
@@ -118,7 +113,7 @@ def structure(norms: Array, tol: float = 0.0, exact: float = 0.0) -> Structure:
     kept = ~zero_kernels(norms, tol, exact)
     if kept.all():  # as most are: one component
         everything = Component(np.arange(out), np.arange(inputs))
-        return Structure((out, inputs), (everything,), np.arange(0), np.arange(0), 0.0)
+        return Structure((out, inputs), (everything,), np.arange(0), dead_inputs=np.arange(0), error=0.0)
     rows, columns = np.nonzero(kept)
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns + out)), shape=(out + inputs, out + inputs))
     count, labels = connected_components(graph, directed=False)
@@ -130,7 +125,13 @@ def structure(norms: Array, tol: float = 0.0, exact: float = 0.0) -> Structure:
             found.append(Component(outputs, columns))
     found.sort(key=lambda component: int(component.inputs[0]))
     error = error_of(norms, kept)
-    return Structure((out, inputs), tuple(found), np.flatnonzero(~live_outputs), np.flatnonzero(~live_inputs), error)
+    return Structure(
+        (out, inputs),
+        tuple(found),
+        np.flatnonzero(~live_outputs),
+        dead_inputs=np.flatnonzero(~live_inputs),
+        error=error,
+    )
 
 
 def _by_label(labels: Array, count: int) -> list[Array]:

@@ -10,12 +10,10 @@ import onnx
 import onnx.shape_inference
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.axes import SAMPLE
 from convrewrite.engine.graph import Constants, Shape, infer_shapes, skeleton, subgraph_tensors
 
 Dims = tuple[int | None, ...]
-
-SAMPLE = 61
-"""Stands for a batch without a number: a prime, so that extents which are made of it can be told from the others."""
 
 
 class Network:

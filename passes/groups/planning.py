@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from convrewrite.engine import timemodel
+from convrewrite.engine.convsite import ConvSite, rounding
 from convrewrite.passes.groups.absorb import takes
-from convrewrite.passes.groups.detection import Array, rounding
+from convrewrite.passes.groups.detection import Array
 from convrewrite.passes.groups.emission import Grouping
 from convrewrite.passes.groups.moves import Orders
 from convrewrite.passes.groups.neighbours import find_space
 from convrewrite.passes.groups.network import Network
 from convrewrite.passes.groups.offers import Offer
 from convrewrite.passes.groups.packing import Layout, by_inputs, by_outputs
-from convrewrite.passes.groups.site import ConvSite
 from convrewrite.passes.groups.spaces import Space, Stop
 
 ORDERS: tuple[Callable[[Layout], Layout], ...] = (by_inputs, by_outputs)
@@ -78,7 +78,7 @@ def _groupings(net: Network, site: ConvSite, sides: _Sides, layout: Layout) -> I
     for order in ORDERS:
         ordered = order(layout)
         for output_leads in (False, True):
-            yield _settled(net, site, sides, ordered, output_leads)
+            yield _settled(net, site, sides, ordered, output_leads=output_leads)
 
 
 def _settled(

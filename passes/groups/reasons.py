@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from convrewrite.engine.convsite import weight_reasons
 from convrewrite.engine.rewrite import Reason
 from convrewrite.text import parameter
 
 REASONS = {
     reason.code: reason
     for reason in (
+        *weight_reasons("groups"),
         Reason(
             "groups/no-structure",
             "within the tolerance the channels cannot be divided into groups that would be faster",
@@ -61,27 +63,6 @@ REASONS = {
             "groups/dead-kept",
             "the convolution has dead channels, but something that depends on their number or order reads them",
             "none, unless that operator can be left out of the model",
-        ),
-        Reason(
-            "groups/weight-not-constant",
-            "the weight is computed from an input of the model, or is one",
-            "make it an initializer",
-        ),
-        Reason(
-            "groups/weight-type",
-            "the weight is not of a floating-point type that ONNX Runtime convolves",
-            "convert the model to float32 or float16",
-        ),
-        Reason(
-            "groups/unknown-rank",
-            "the weight does not have 1, 2 or 3 spatial axes",
-            f"leave the layer out with {parameter('skip')}",
-        ),
-        Reason(
-            "groups/nan-weight",
-            "the weights hold NaN or Inf",
-            "repair the model: its training has diverged, or its file is damaged",
-            whole=True,
         ),
     )
 }

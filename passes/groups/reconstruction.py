@@ -14,10 +14,10 @@ from collections.abc import Callable
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.convsite import ConvSite, rounding
 from convrewrite.errors import ConvrewriteError
-from convrewrite.passes.groups.detection import Array, rounding, spread
+from convrewrite.passes.groups.detection import Array, spread
 from convrewrite.passes.groups.packing import Layout
-from convrewrite.passes.groups.site import ConvSite
 from convrewrite.passes.groups.weights import Origin, node_of, origin
 
 Kernel = Callable[[], tuple[Array, Array | None]]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.axes import Atom
+from convrewrite.engine.axes import SAMPLE, Atom
 from convrewrite.engine.graph import Constants, Shape, live_nodes, producer, subgraph_tensors, subgraphs
 from convrewrite.engine.operators import chosen, is_standard
 from convrewrite.passes.open_batch.edits import Edit
@@ -145,7 +145,7 @@ class Walk:
         for node in live_nodes(self.graph):
             states = [self.state(tensor) for tensor in node.inputs]
             self._check(node, states)
-            after = self._after(node, states, rules, counting, takes_counts)
+            after = self._after(node, states, rules, counting, takes_counts=takes_counts)
             for tensor, state in zip(node.outputs, after, strict=False):
                 if tensor.name:
                     self._keep(node, tensor, state)
@@ -224,7 +224,7 @@ class Walk:
 def images_for(native: int, shapes: Mapping[str, Shape]) -> Images:
     """The atom of the images: a prime that divides no extent, so that no axis can be taken for theirs."""
     extents = {size for shape in shapes.values() for size in shape}
-    prime = 61
+    prime = SAMPLE
     while any(prime % k == 0 for k in range(2, int(prime**0.5) + 1)) or any(
         size % prime == 0 for size in extents if size
     ):

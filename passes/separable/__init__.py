@@ -42,15 +42,15 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, overload
+from typing import ClassVar, Literal, overload
 
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.convsite import rounding
 from convrewrite.engine.graph import has_fixed_inputs
 from convrewrite.engine.layers import LinearLayer
-from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site
+from convrewrite.engine.rewrite import Context, Declined, JudgeName, Kernels, Pass, Plan, Reason, Refusal, Site, option
 from convrewrite.passes.separable.emission import Replacement, emit
-from convrewrite.passes.separable.factors import rounding
 from convrewrite.passes.separable.matrices import read_matrix
 from convrewrite.passes.separable.plans import Offers, Option, offers
 from convrewrite.passes.separable.reasons import REASONS
@@ -103,9 +103,12 @@ class Separable(Pass):
 
     name: ClassVar[str] = "separable"
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
-    tol: float = 0.0
-    form: str = "auto"
+    noun: ClassVar[str] = "linear layer and no convolution"
+    judge: ClassVar[JudgeName] = "smaller"
+    command: ClassVar[str] = "separable"
     fits: ClassVar[bool] = True
+    tol: float = option(0.0)
+    form: Literal["auto", "spatial", "depthwise", "channel", "tucker"] = option("auto")
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """Every Conv and ConvTranspose, and every Gemm and MatMul with one constant factor."""
@@ -175,4 +178,4 @@ class Separable(Pass):
             form=option.decomposition.name,
             rank=option.rank,
         )
-        return Plan((told,), replacement, evidence={"kernels": {site.anchor: replacement.reconstruction}})
+        return Plan((told,), replacement, evidence=[Kernels({site.anchor: replacement.reconstruction})])

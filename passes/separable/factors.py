@@ -16,24 +16,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 Array = np.ndarray[Any, Any]
 Rank = tuple[int, ...]
-
-# Spacing of the numbers next to 1, by the name of the type; numpy's finfo does not know bfloat16.
-_EPS = {"bfloat16": 2.0**-7, "float16": 2.0**-10, "float32": 2.0**-23}
-_EXACT_FLOAT64 = 1e-13
-
-
-def rounding(dtype: npt.DTypeLike) -> float:
-    """The relative error below which a factorization counts as exact for weights stored in `dtype`.
-
-    8 spacings of the numbers next to 1: storing factors in that type costs as much. 1e-13 for float64, since singular
-    values are not known better.
-    """
-    eps = _EPS.get(np.dtype(dtype).name)
-    return _EXACT_FLOAT64 if eps is None else 8 * eps
 
 
 @dataclass(frozen=True)

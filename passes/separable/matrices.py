@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine.convsite import FLOATS
 from convrewrite.engine.graph import Constants
 from convrewrite.engine.layers import LinearLayer
 from convrewrite.engine.rewrite import Declined, Refusal
 from convrewrite.passes.separable.factors import Array
 from convrewrite.passes.separable.reasons import REASONS
-from convrewrite.passes.separable.site import FLOATS, LayerSite
+from convrewrite.passes.separable.site import LayerSite
 
 
 def read_matrix(
@@ -55,7 +56,18 @@ def read_matrix(
     target, bias, fits = _added(node, layer, constants)
     attrs = dict(node.attrs)
     return LayerSite(
-        anchor, node.name or anchor, target, weight, bias, None, 1, stored.dtype, attrs, node.op, layer, fits
+        anchor=anchor,
+        node=node.name or anchor,
+        target=target,
+        weight=weight,
+        bias=bias,
+        scale=None,
+        group=1,
+        dtype=stored.dtype,
+        attrs=attrs,
+        op=node.op,
+        layer=layer,
+        fits=fits,
     )
 
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from convrewrite.engine.convsite import rounding
 from convrewrite.engine.timemodel import BLOCK
 from convrewrite.passes.separable.decomposition import Decomposition, answers
-from convrewrite.passes.separable.factors import Rank, Stage, rounding
+from convrewrite.passes.separable.factors import Rank, Stage
 from convrewrite.passes.separable.forms import decompositions
 from convrewrite.passes.separable.geometry import Cells, Cost, cost
 from convrewrite.passes.separable.placing import cells_of

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from convrewrite.engine.convsite import weight_reasons
 from convrewrite.engine.rewrite import Reason
 from convrewrite.text import parameter
 
 REASONS = {
     reason.code: reason
     for reason in (
+        *weight_reasons("separable"),
         Reason(
             "separable/already-factored",
             "the layer is a factor that this pass made; factoring it again would add to its error unseen",
@@ -25,21 +27,6 @@ REASONS = {
             "remove the layer; 'convrewrite groups' drops channels that are dead",
         ),
         Reason(
-            "separable/weight-not-constant",
-            "the weight is computed from an input of the model, or is one",
-            "make it an initializer",
-        ),
-        Reason(
-            "separable/weight-type",
-            "the weight is not of a floating-point type that is factored: float16, float32 or float64",
-            "convert the model to float32 or float16",
-        ),
-        Reason(
-            "separable/unknown-rank",
-            "the weight does not have 1, 2 or 3 spatial axes",
-            f"leave the layer out with {parameter('skip')}",
-        ),
-        Reason(
             "separable/not-folded",
             "the weight is computed from constants, by operators that are not computed beforehand",
             "fold constants first, for example with onnxsim, so that the weight is an initializer",
@@ -53,12 +40,6 @@ REASONS = {
             "separable/open-rank",
             "the constant stands on the left of a MatMul, and it is not known how many axes the other factor has",
             f"infer the shapes first (onnx.shape_inference), or give {parameter('size')}",
-        ),
-        Reason(
-            "separable/nan-weight",
-            "the weights hold NaN or Inf",
-            "repair the model: its training has diverged, or its file is damaged",
-            whole=True,
         ),
     )
 }

@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from convrewrite.engine import convsite
+from convrewrite.engine.convsite import described, swapped
 from convrewrite.engine.graph import Constants, control_nodes, subgraph_tensors
 from convrewrite.engine.layers import LinearLayer
 from convrewrite.engine.rewrite import Refusal
 from convrewrite.passes.separable.factors import Array
-from convrewrite.passes.separable.reasons import REASONS
-from convrewrite.passes.separable.transposed import swapped
-
-FLOATS = ("float16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -85,40 +83,35 @@ class LayerSite:
         return weight.astype(self.dtype)
 
     def __str__(self) -> str:
-        shape = " x ".join(map(str, [*self.channels, *(["x".join(map(str, self.kernel))] if self.kernel else [])]))
-        return f"{self.op} {shape}{f', {self.group} groups' if self.group > 1 else ''}"
+        return described(self.op, self.channels, self.kernel, self.group)
 
 
 def read_site(graph: gs.Graph, node: gs.Node) -> LayerSite | Refusal:
     """Read a Conv or ConvTranspose, or say why it cannot be factored."""
-    anchor = node.outputs[0].name
-    label = f"{node.op} '{node.name or anchor}'"
-    constants = Constants(graph)
-    weight = constants.value(node.inputs[1])
-    has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
-    bias = constants.value(node.inputs[2]) if has_bias else None
-    if weight is None or (has_bias and bias is None):
-        which = node.inputs[1 if weight is None else 2].name
-        return Refusal(REASONS["separable/weight-not-constant"], f"'{which}' of {label}")
-    if weight.dtype.name not in FLOATS:
-        return Refusal(REASONS["separable/weight-type"], f"{label} has weights of type {weight.dtype}")
-    if not 3 <= weight.ndim <= 5:
-        return Refusal(REASONS["separable/unknown-rank"], f"{label} has weights {list(weight.shape)}")
-    group = int(node.attrs.get("group", 1))
-    wide = weight.astype(np.float64)
-    if node.op == "ConvTranspose":
-        wide = swapped(wide, group)
-    shift = None if bias is None else bias.astype(np.float64)
-    if not np.isfinite(wide).all() or (shift is not None and not np.isfinite(shift).all()):
-        return Refusal(REASONS["separable/nan-weight"], label)
-    target, scale = anchor, None
-    folded = _normalization(graph, node, constants)
+    site = convsite.read_site(graph, node, "separable")
+    if isinstance(site, Refusal):
+        return site
+    wide = site.kernels.astype(np.float64)
+    shift = None if site.bias is None else site.bias.astype(np.float64)
+    target, scale = site.anchor, None
+    folded = _normalization(graph, node, Constants(graph))
     if folded is not None:
         target, scale, offset, mean = folded
         wide = wide * scale.reshape(-1, *[1] * (wide.ndim - 1))
         shift = scale * ((0.0 if shift is None else shift) - mean) + offset
-    attrs = dict(node.attrs)
-    return LayerSite(anchor, node.name or anchor, target, wide, shift, scale, group, weight.dtype, attrs, node.op)
+    dtype = site.weight.dtype
+    return LayerSite(
+        anchor=site.anchor,
+        node=site.node,
+        target=target,
+        weight=wide,
+        bias=shift,
+        scale=scale,
+        group=site.group,
+        dtype=dtype,
+        attrs=site.attrs,
+        op=site.op,
+    )
 
 
 def _normalization(graph: gs.Graph, node: gs.Node, constants: Constants) -> tuple[str, Array, Array, Array] | None:

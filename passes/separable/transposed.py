@@ -16,18 +16,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from convrewrite.engine.layers import Spreading
-from convrewrite.passes.separable.factors import Array
 from convrewrite.passes.separable.geometry import Cells, Chain, Placed
-
-
-def swapped(weight: Array, group: int) -> Array:
-    """[O, I / g, *kernel] as a ConvTranspose stores it, [I, O / g, *kernel]; and back, which is the same."""
-    first, second, *kernel = weight.shape
-    apart = weight.reshape(group, first // group, second, *kernel).swapaxes(1, 2)
-    return np.ascontiguousarray(apart).reshape(group * second, first // group, *kernel)
 
 
 def explicit(attrs: Mapping[str, Any], kernel: Sequence[int], size: Sequence[int]) -> dict[str, Any]:

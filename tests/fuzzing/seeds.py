@@ -10,8 +10,7 @@ import onnx
 from cli_models import attention, convolutional, padded, plain, symbolic
 
 from convrewrite import pipeline
-from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import FcnOptions
 from nets import Net
 
 
@@ -94,7 +93,7 @@ def write(folder: Path) -> None:
     """The models, and two that `fcn` made of one: with cells, and with pixels."""
     for name, build in BUILDERS.items():
         (folder / f"{name}.onnx").write_bytes(build().SerializeToString())
-    source, options = str(folder / "plain.onnx"), Options(verify=False)
-    pipeline.fcn(source, str(folder / "cells.onnx"), Fcn(), options).check()
-    pixels = pipeline.Map(upsample="bilinear")
-    pipeline.fcn(source, str(folder / "pixels.onnx"), Fcn(), options, pixels).check()
+    source, options = str(folder / "plain.onnx"), FcnOptions(verify=False)
+    pipeline.fcn(source, str(folder / "cells.onnx"), options).check()
+    pixels = FcnOptions(verify=False, upsample="bilinear")
+    pipeline.fcn(source, str(folder / "pixels.onnx"), pixels).check()

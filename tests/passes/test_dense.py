@@ -17,7 +17,7 @@ import pytest
 
 from convrewrite import model_io
 from convrewrite.engine.graph import infer_shapes, skeleton
-from convrewrite.engine.rewrite import Context, PassResult, run_pass
+from convrewrite.engine.rewrite import Context, Density, PassResult, run_pass
 from convrewrite.errors import UsageError
 from convrewrite.passes.dense import Dense
 from nets import Net, run
@@ -61,7 +61,7 @@ def assert_dense(
     result = dense(model, stride, size)
     assert result.changed, result
     new = made(result, model)
-    ((output, steps),) = result.evidence["factors"].items()
+    ((output, steps),) = result.evidence_of(Density).factors.items()
     name = model.graph.input[0].name
     places = [i for i, letter in enumerate(layout) if letter not in "NC"]
     for more in (0, 1, 3):
@@ -76,7 +76,7 @@ def assert_dense(
         index = tuple(slice(None, None, steps.get(dim, 1)) for dim in range(want.ndim))
         same(got[index], want, exact)
         for shift in itertools.product(*(range(min(steps.get(p, 1), 3)) for p in places)) if shifts else ():
-            unit = [result.evidence["strides"][output][i] for i in range(len(places))]
+            unit = [result.evidence_of(Density).strides[output][i] for i in range(len(places))]
             cut = [slice(None)] * x.ndim
             for p, s, u in zip(places, shift, unit, strict=True):
                 cut[p] = slice(s * u, None)

@@ -15,9 +15,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from convrewrite import pipeline
-from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline import Map
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import FcnOptions
 from helpers import Net, check_lifted
 
 
@@ -197,8 +195,8 @@ def test_every_cell_is_the_original_on_its_crop(name: str, opset: int) -> None:
 def test_denser_for_many_images_to_pixels(tmp_path: Path, name: str, opset: int) -> None:
     """The newest of each through every option, verified in ONNX Runtime with nothing skipped."""
     onnx.save(exported(name, opset), tmp_path / "m.onnx")
-    how = Map((1,), "bilinear", dynamic_batch=True, opset=11 if opset < 11 else None)
-    made = pipeline.fcn(str(tmp_path / "m.onnx"), str(tmp_path / "o.onnx"), Fcn(), Options(), how).check()
+    how = FcnOptions(stride=1, upsample="bilinear", dynamic_batch=True, opset=11 if opset < 11 else None)
+    made = pipeline.fcn(str(tmp_path / "m.onnx"), str(tmp_path / "o.onnx"), how).check()
     assert made.verification is not None
     assert {case.status for case in made.verification.cases} == {"passed"}
     names = [case.name for case in made.verification.cases]
@@ -218,7 +216,7 @@ def test_a_gate_right_ahead_of_the_head_belongs_to_the_trunk(tmp_path: Path) -> 
     gated = net.Mul(net.Transpose(map_, perm=[0, 2, 3, 1]), net.Reshape(gate, net.const([-1, 1, 1, 4])))
     mean = net.reduce("ReduceMean", gated, [1, 2], keepdims=0)
     onnx.save(net.model(net.MatMul(mean, net.ints(4, 3))), tmp_path / "m.onnx")
-    made = pipeline.fcn(str(tmp_path / "m.onnx"), str(tmp_path / "o.onnx"), Fcn(), Options()).check()
+    made = pipeline.fcn(str(tmp_path / "m.onnx"), str(tmp_path / "o.onnx"), FcnOptions()).check()
     assert made.window is not None
     assert made.window.equivalence == "native-size"
     assert made.verification is not None

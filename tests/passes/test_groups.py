@@ -16,11 +16,11 @@ import pytest
 
 from convrewrite import model_io
 from convrewrite.cli.words import FLAGS
-from convrewrite.engine.rewrite import Declined, PassResult, Plan, Refusal
+from convrewrite.engine.convsite import read_site
+from convrewrite.engine.rewrite import Declined, Kernels, PassResult, Plan, Refusal
 from convrewrite.errors import ConvrewriteError
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.groups.packing import Layout
-from convrewrite.passes.groups.site import read_site
 from convrewrite.text import told
 from groups_nets import assert_equal, blocks, conv, equal, feeds_of, group_counts, ops, planted, rewrite, stem
 from helpers import Net, run
@@ -473,7 +473,7 @@ def test_blocks_that_are_almost_there(groups: int) -> None:
     assert 0.01 < site.error <= 0.1
     assert group_counts(made) == [1, groups, 1]
     assert ops(made) == ops(model)
-    kept, _ = result.evidence["kernels"][site.anchor]()
+    kept, _ = result.evidence_of(Kernels).made[site.anchor]()
     assert_equal(with_weight(model, site.anchor, kept), made, error=1e-5)
     before = weight_of(model, site.anchor)
     assert np.linalg.norm(before - kept) / np.linalg.norm(before) == pytest.approx(site.error, rel=1e-5)
@@ -485,7 +485,7 @@ def test_the_evidence_of_a_chain_is_in_the_original_order() -> None:
     result, made = rewrite(model, Groups(tol=0.1))
     reference = model
     assert len(result.outcome("rewritten")) == 2
-    for anchor, kernel in result.evidence["kernels"].items():
+    for anchor, kernel in result.evidence_of(Kernels).made.items():
         reference = with_weight(reference, anchor, kernel()[0])
     assert_equal(reference, made, error=1e-5)
 
@@ -606,7 +606,7 @@ def test_weight_type() -> None:
     graph = model_io.load(net.model(net.conv("x", 8, 3, 3)).SerializeToString()).graph
     (node,) = graph.nodes
     node.inputs[1].values = np.ones((8, 4, 3, 3), np.int32)
-    refusal = read_site(graph, node, {})
+    refusal = read_site(graph, node, "groups")
     assert isinstance(refusal, Refusal)
     assert refusal.reason.code == "groups/weight-type"
 
@@ -654,10 +654,10 @@ def test_the_same_input_gives_the_same_bytes() -> None:
 def test_a_claimed_kernel_that_is_too_far_off_is_an_internal_error(monkeypatch: pytest.MonkeyPatch) -> None:
     """What an approximate rewrite is verified against is itself held against the original's kernel."""
     result, _ = rewrite(noisy(4, 0.02, 2), Groups(tol=0.1))
-    assert result.evidence["kernels"]
-    for kernel in result.evidence["kernels"].values():
+    assert result.evidence_of(Kernels).made
+    for kernel in result.evidence_of(Kernels).made.values():
         assert np.any(kernel()[0])
     monkeypatch.setattr(Layout, "mask", lambda self, rows, columns: np.eye(rows, columns, dtype=bool))
-    for kernel in result.evidence["kernels"].values():
+    for kernel in result.evidence_of(Kernels).made.values():
         with pytest.raises(ConvrewriteError, match=r"are off by .*, not by"):
             kernel()

@@ -10,7 +10,7 @@ import onnx
 import pytest
 
 from convrewrite.acceptance import smaller
-from convrewrite.engine.rewrite import PassResult, Site
+from convrewrite.engine.rewrite import Kernels, PassResult, Site
 from convrewrite.passes.groups import Groups
 from groups_nets import assert_equal, conv, equal, group_counts, ops, planted, rewrite, stem
 from helpers import Array, Net
@@ -273,7 +273,7 @@ def test_approximate_groups_behind_dead_channels_are_stated_whole() -> None:
     model = head(net, net.Relu(conv(net, x, weight, bias=False)), 35)
     result, _ = rewrite(model, Groups(tol=0.1))
     (site,) = (s for s in result.outcome("rewritten") if s.error > 0)
-    kept, _ = result.evidence["kernels"][site.anchor]()
+    kept, _ = result.evidence_of(Kernels).made[site.anchor]()
     assert kept.shape == weight.shape
     assert np.linalg.norm(weight - kept) / np.linalg.norm(weight) == pytest.approx(site.error, rel=1e-4)
 

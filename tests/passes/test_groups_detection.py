@@ -10,10 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from convrewrite.engine import timemodel
+from convrewrite.engine.convsite import rounding
 from convrewrite.passes.groups.clustering import best_groups, cocluster, error_of_layout, needed_tol
-from convrewrite.passes.groups.detection import kernel_norms, rounding, spread, structure
+from convrewrite.passes.groups.detection import kernel_norms, spread, structure
 from convrewrite.passes.groups.offers import offers
-from convrewrite.passes.groups.packing import Layout, equal_groups, layouts, pack, part_time, unequal_groups
+from convrewrite.passes.groups.packing import Layout, equal_groups, layouts, pack, unequal_groups
 from groups_nets import blocks, equal, planted
 from helpers import Array
 
@@ -196,7 +198,7 @@ def test_offers_are_ranked_and_within_the_tolerance() -> None:
     assert all(0 < o.error <= 0.05 for o in found)
     times = [o.layout.time(9) for o in found]
     assert times == sorted(times)
-    assert times[-1] < part_time(64, 64, 1, 9)
+    assert times[-1] < timemodel.grouped(64, 64, 1, 9)
     assert [shapes_of(o.layout) for o in offers(norms, 9, EXACT, tol=0.05, into=2)] == [[(2, (32, 32))]]
 
 

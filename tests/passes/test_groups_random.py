@@ -21,7 +21,7 @@ from convrewrite.acceptance import with_kernels
 from convrewrite.acceptance.regions import region
 from convrewrite.engine import timemodel
 from convrewrite.engine.graph import infer_shapes
-from convrewrite.engine.rewrite import Declined, Plan
+from convrewrite.engine.rewrite import Declined, Kernels, Plan
 from convrewrite.passes.groups import Groups
 from groups_nets import assert_equal, conv, ops, planted, rewrite
 from helpers import Net
@@ -195,9 +195,11 @@ def test_random_graphs_within_a_tolerance_are_what_they_say(seed: int, length: i
     traffic, block = (timemodel.TRAFFIC, timemodel.BLOCK) if dear else (0, 1)
     with patch.multiple(timemodel, TRAFFIC=traffic, BLOCK=block):
         result, made = rewrite(model, Groups(tol=tol))
-    kernels = result.evidence.get("kernels", {})
-    event(f"{len(kernels)} kernels")
-    assert set(kernels) == {site.anchor for site in result.outcome("rewritten") if site.equivalence == "approximate"}
+    kernels = result.evidence_of(Kernels) or Kernels({})
+    event(f"{len(kernels.made)} kernels")
+    assert set(kernels.made) == {
+        site.anchor for site in result.outcome("rewritten") if site.equivalence == "approximate"
+    }
     assert all(site.error <= tol for site in result.sites)
     stated = with_kernels(model_io.load(model.SerializeToString()).graph, kernels)
     assert_equal(onnx.load_model_from_string(model_io.to_bytes(model_io.Model(stated, model.ir_version))), made)

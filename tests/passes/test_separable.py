@@ -18,7 +18,7 @@ from onnx.reference import ReferenceEvaluator
 
 from convrewrite import model_io
 from convrewrite.acceptance import NOT_SMALLER, smaller
-from convrewrite.engine.rewrite import Declined, PassResult, Site, accept_all
+from convrewrite.engine.rewrite import Declined, Kernels, PassResult, Site, accept_all
 from convrewrite.passes.separable import Separable
 from helpers import Array, Net
 from rewriting import ROUNDING, assert_same, macs_of, reference_of, rewrite
@@ -196,7 +196,7 @@ def test_planted_noise_is_stated_to_a_percent(form: str, tol: float) -> None:
     result, made = rewrite(model, Separable(tol=tol, form=form))
     site = only_site(result)
     assert (site.outcome, site.equivalence) == ("rewritten", "approximate")
-    kernel, _ = result.evidence["kernels"]["planted"]()
+    kernel, _ = result.evidence_of(Kernels).made["planted"]()
     true = np.linalg.norm(kernel - weight) / np.linalg.norm(weight)
     assert true <= tol
     assert site.error == pytest.approx(true, rel=0.01)
@@ -212,7 +212,7 @@ def test_a_normalization_is_folded_before_the_error_is_measured() -> None:
     norm = next(node for node in model.graph.node if node.op_type == "BatchNormalization")
     gain = scales[norm.input[1]] / np.sqrt(scales[norm.input[4]] + 1e-5)
     result, made = rewrite(model, Separable(tol=0.05))
-    kernel, _ = result.evidence["kernels"]["planted"]()
+    kernel, _ = result.evidence_of(Kernels).made["planted"]()
     wide = gain[:, None, None, None]
     stored = scales["W"]
     true = np.linalg.norm(wide * (kernel - stored)) / np.linalg.norm(wide * stored)

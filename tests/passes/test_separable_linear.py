@@ -17,7 +17,7 @@ from convrewrite import model_io
 from convrewrite.acceptance import smaller
 from convrewrite.engine.graph import computed_from_constants
 from convrewrite.engine.layers import LinearLayer
-from convrewrite.engine.rewrite import Declined, accept_all
+from convrewrite.engine.rewrite import Declined, Kernels, accept_all
 from convrewrite.page.spectra import spectra
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.separable.emission import Replacement, emit
@@ -182,7 +182,7 @@ def test_the_factors_are_those_of_the_truncated_svd(op: str, tol: float) -> None
     assert site.equivalence == "approximate"
     assert site.error == pytest.approx(tails[R], rel=0.01)
     best = (u[:, :R] * s[:R]) @ v[:R]
-    kernel, shift = result.evidence["kernels"]["planted"]()
+    kernel, shift = result.evidence_of(Kernels).made["planted"]()
     assert shift is None
     np.testing.assert_allclose(kernel if op != "left" else kernel.T, best, atol=1e-5 * np.abs(best).max())
     assert_same(reference_of(model, result), made)

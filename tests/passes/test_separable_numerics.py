@@ -20,8 +20,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from processes import HANGS
 
+from convrewrite.engine.convsite import rounding
 from convrewrite.passes.separable.decomposition import Decomposition, answers, bisect, highest_corners, lowest_corners
-from convrewrite.passes.separable.factors import Array, Factor, Factorization, Rank, Stage, rounding
+from convrewrite.passes.separable.factors import Array, Factor, Factorization, Rank, Stage
 from convrewrite.passes.separable.forms import FORMS, decompositions
 from convrewrite.passes.separable.lazy import lazy
 from convrewrite.passes.separable.spectra import Bank, Matrix

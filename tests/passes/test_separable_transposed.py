@@ -17,8 +17,9 @@ import pytest
 from onnx import numpy_helper
 
 from convrewrite import model_io
+from convrewrite.engine.convsite import swapped
 from convrewrite.engine.layers import Spreading
-from convrewrite.engine.rewrite import accept_all
+from convrewrite.engine.rewrite import Kernels, accept_all
 from convrewrite.passes.separable import Separable
 from convrewrite.passes.separable.emission import Replacement, emit
 from convrewrite.passes.separable.forms import decompositions
@@ -26,7 +27,7 @@ from convrewrite.passes.separable.geometry import Cost
 from convrewrite.passes.separable.plans import Option
 from convrewrite.passes.separable.refine import Moments
 from convrewrite.passes.separable.site import LayerSite, read_site
-from convrewrite.passes.separable.transposed import explicit, swapped
+from convrewrite.passes.separable.transposed import explicit
 from convrewrite.pipeline import native, responses
 from nets import Array, Net, run
 from rewriting import ROUNDING, assert_same, macs_of, reference_of, rewrite
@@ -190,7 +191,7 @@ def test_noise_is_stated_and_verified_by_the_reconstruction(form: str, tol: floa
     result, made = rewrite(model, Separable(tol=tol, form=form))
     (site,) = result.sites
     assert site.equivalence == "approximate"
-    kernel, _ = result.evidence["kernels"]["planted"]()
+    kernel, _ = result.evidence_of(Kernels).made["planted"]()
     assert site.error == pytest.approx(np.linalg.norm(kernel - weight) / np.linalg.norm(weight), rel=0.01)
     assert site.error <= tol
     assert_same(reference_of(model, result), made)

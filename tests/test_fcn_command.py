@@ -1,4 +1,4 @@
-"""What people who tried the tool on models of their own ran into: each has its test."""
+"""The command `fcn` on forms that exporters write, each of which was converted wrongly once, or not at all."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from convrewrite import model_io, pipeline
 from convrewrite.errors import Refused
 from convrewrite.models import lenet5_path
-from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline.outcome import Options, Outcome
+from convrewrite.options import FcnOptions
+from convrewrite.pipeline.outcome import Outcome
 
-CPU = Options(provider="cpu")
+CPU = FcnOptions(provider="cpu")
 
 
 def save(path: Path, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray], opset: int = 13) -> Path:
@@ -41,7 +41,7 @@ def weights(*shape: int) -> np.ndarray:
 
 
 def converted(source: Path) -> Outcome:
-    return pipeline.fcn(str(source), str(source.with_name("out.onnx")), Fcn(), CPU)
+    return pipeline.fcn(str(source), str(source.with_name("out.onnx")), CPU)
 
 
 def test_a_gate_whose_reshape_reads_the_batch_runs_at_any_batch(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_a_symbolic_link_is_written_through(tmp_path: Path) -> None:
 def test_windows_that_were_not_compared_are_not_claimed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("convrewrite.verification.subjects.CROP_PIXELS", 32 * 32 * 20)
     source, target = str(lenet5_path()), str(tmp_path / "out.onnx")
-    outcome = pipeline.fcn(source, target, Fcn(size=(64, 80)), CPU).check()
+    outcome = pipeline.fcn(source, target, FcnOptions(provider="cpu", size=(64, 80))).check()
     assert outcome.verification is not None
     names = {case.name for case in outcome.verification.cases}
     assert any(re.fullmatch(r"\d+ of 117 windows of 64x80", name) for name in names)

@@ -1,4 +1,4 @@
-"""What a new user of `fcn --dense`, `--upsample` and their kin ran into."""
+"""`fcn --dense` and `--upsample`, and the passes behind them, on models that are unlike those of the other tests."""
 
 from __future__ import annotations
 

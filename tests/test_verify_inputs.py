@@ -1,4 +1,4 @@
-"""What people who tried `verify` and `bench` with models and inputs of their own ran into: each has its test."""
+"""What `verify` and `bench` make of a user's inputs: their types, ranks and numbers, and data that does not fit."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from convrewrite import pipeline, timing
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
 from convrewrite.models import lenet5_path
-from convrewrite.passes.fcn import Fcn
-from convrewrite.pipeline.outcome import Options
+from convrewrite.options import FcnOptions, VerifyOptions
 from convrewrite.running.sampling import Images, InputSpec, read_data
 from convrewrite.text import told
-from convrewrite.verification import Verification, verify
+from convrewrite.verification import Verification
+from helpers import bench, verify
 
 HEADER = '<ir_version: 8, opset_import: ["": 13]>'
 
@@ -74,7 +74,7 @@ def test_a_vector_of_the_batch_is_not_taken_for_an_image(tmp_path: Path) -> None
     assert verify(path, path, size=(20, 20), batch=3).passed
     assert verify(path, path, size=(20,)).passed
     assert verify(path, path, shapes={"image": (3, 3, 20, 20)}).passed
-    found = timing.bench(path, path, sizes=[(20,)], batches=[3], seconds=0.01, sets=1, memory=False, provider="cpu")
+    found = bench(path, path, sizes=[(20,)], batches=[3], seconds=0.01, sets=1, memory=False, provider="cpu")
     assert found.error is None, found.error
 
 
@@ -138,7 +138,7 @@ def test_what_says_nothing_says_what_helps_here(tmp_path: Path, scores: Path) ->
     fixed = SCORES.replace("N, 3, H, W", "1, 3, 8, 9").replace("N, 4", "1, 4")
     path = save(tmp_path / "still.onnx", fixed, gain=0.0)
     with pytest.raises(ConvrewriteError) as caught:
-        pipeline.fcn(str(path), str(tmp_path / "out.onnx"), Fcn(), Options("cpu")).check()
+        pipeline.fcn(str(path), str(tmp_path / "out.onnx"), FcnOptions(provider="cpu")).check()
     assert isinstance(caught.value, CheckFailed)
     assert "verify=False" in str(caught.value)
 
@@ -159,21 +159,21 @@ def test_sixteen_bits_are_not_cut_off(tmp_path: Path) -> None:
 
 def test_bench_names_only_options_that_it_has(tmp_path: Path, scores: Path) -> None:
     with pytest.raises(UsageError) as caught:
-        timing.bench(scores, scores)
+        bench(scores, scores)
     assert str(caught.value).endswith("give size=(H, W)")
     assert "shapes={'image': ...}" in stopped(scores)
     words = save(tmp_path / "words.onnx", f"{HEADER} net (string[N] x) => (string[N] y) {{ y = Identity (x) }}")
     with pytest.raises(UsageError, match="no numbers can be drawn for it"):
-        timing.bench(words, words)
+        bench(words, words)
 
 
 def test_a_comparison_of_two_converted_models_claims_no_windows(tmp_path: Path) -> None:
     """It printed "every output equals the original on its window", which it had not looked at."""
     original, converted = lenet5_path(), tmp_path / "out.onnx"
-    pipeline.fcn(str(original), str(converted), Fcn(), Options("cpu")).check()
-    both = pipeline.compare(str(converted), str(converted), None, Options("cpu"), sizes=[(40, 40)]).check()
+    pipeline.fcn(str(original), str(converted), FcnOptions(provider="cpu")).check()
+    both = pipeline.compare(str(converted), str(converted), VerifyOptions(provider="cpu", sizes=[(40, 40)])).check()
     assert both.window is None
-    assert pipeline.compare(str(original), str(converted), None, Options("cpu")).check().window is not None
+    assert pipeline.compare(str(original), str(converted), VerifyOptions(provider="cpu")).check().window is not None
 
 
 def test_a_size_that_was_cut_short_says_so() -> None:
