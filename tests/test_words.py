@@ -51,7 +51,7 @@ def texts(folder: str) -> Iterator[tuple[str, str]]:
 
 
 def declarations(tree: ast.Module) -> Iterator[int]:
-    """Texts of options as they are declared, `size: Extents = Sizes(None, "...", flag="--size")`, which --help prints."""
+    """Texts of options as they are declared, `size: Extents = Sizes(None, "...", flag="--size")`: --help shows them."""
     for statement in ast.walk(tree):
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.value, ast.Call):
             yield from (id(node) for node in ast.walk(statement.value))

@@ -177,7 +177,7 @@ def _trade(source: str, target: str, pass_: Pass, options: TradeOptions, *, log:
     runtime.check_installation()
     if pass_.step_of is not None:
         command, option = pass_.step_of
-        remedy = f"run {Call(command)} with {parameter(option)}"
+        remedy = f"run {Call(command, given={option: '...'})}"
         raise UsageError(f"the pass {pass_.name} is a step of {command}", remedy=remedy)
     check_provider(options.provider)
     refuse_stream_target(target)
