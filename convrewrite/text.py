@@ -8,6 +8,7 @@
     file_name        one part of a path that is made out of a name
     json_text        a report as JSON
     enough           a tolerance, rounded up to two digits
+    as_line         what an error says
     by, columns      extents, and rows whose cells stand below each other
 
 And from the library itself, which names its parameters and functions for readers of several kinds:
@@ -98,6 +99,11 @@ def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[
         ).rstrip()
         for row in rows
     ]
+
+
+def as_line(what: object) -> str:
+    """What an error says, or any other text, with its lines and spaces as one line."""
+    return " ".join((what.text if isinstance(what, Speaker) else str(what)).split())
 
 
 def shortened(text: str, longest: int = 2000) -> str:
@@ -263,6 +269,11 @@ class Words(Protocol):
 @runtime_checkable
 class Speaker(Protocol):
     """What tells itself: an error."""
+
+    @property
+    def text(self) -> str:
+        """What it says, with its parameters still neutral."""
+        ...
 
     def speak(self, words: Words) -> None:
         """Name parameters in these words from now on."""

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from apply_images import LENET, SIZE
+from apply_images import LENET, SIZE, fork_workers
 from cli_models import call
 
 import convrewrite as cr
@@ -37,6 +37,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run tests/test_shipped_models.py over the .onnx files and wheels below a folder",
     )
     parser.addoption("--fuzz", metavar="N", type=int, help="run N cases of the long fuzzing test (marker fuzz_long)")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run in parallel, each worker gets neighbours, which share fixtures, and helps out at the end."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "worksteal"
 
 
 def corpus_files(config: pytest.Config) -> list[Path]:
@@ -83,6 +89,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     asked = config.getoption("-m") or ""
     unasked = {"shipped"} if not config.getoption("--shipped") and "shipped" not in asked else set()
+    unasked |= {"campaign"} if "campaign" not in asked else set()
     unasked |= {"fuzz_long"} if config.getoption("--fuzz") is None and "fuzz_long" not in asked else set()
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
     config.hook.pytest_deselected(items=left_out)
@@ -94,7 +101,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """LeNet-5 for images of any size."""
+    """LeNet-5 for images of any size, for `apply`."""
+    fork_workers()
     path = tmp_path_factory.mktemp("models") / "any.onnx"
     cr.fcn(LENET, verify=False).save(path)
     return str(path)

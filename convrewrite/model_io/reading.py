@@ -20,6 +20,7 @@ from convrewrite.model_io.names import is_text, unreadable_text
 from convrewrite.model_io.protofile import MappedFile, Memory, cut
 from convrewrite.model_io.protograph import import_graph, sort_nodes
 from convrewrite.system.board import doing
+from convrewrite.text import as_line
 
 
 def load(source: str | Path | bytes) -> Model:
@@ -88,7 +89,7 @@ def _map(path: Path) -> MappedFile:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = as_line(error)
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from convrewrite import model_io, verification
 from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import sort_nodes
+from convrewrite.engine.operators import chosen
 from convrewrite.engine.rewrite import Context, Density, Site, run_pass
 from convrewrite.engine.windows import METADATA_KEY, Window
 from convrewrite.errors import Refused, UsageError
@@ -30,7 +31,7 @@ from convrewrite.verification import Verification, trunk_oracle
 CELLS = (2, 3, 2)
 """Cells of the coarse map, per axis, for which shapes are looked at."""
 
-CELL_BY_CELL = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "ArgMin")
+CELL_BY_CELL = chosen("Softmax LogSoftmax Sigmoid search")
 """Last operators ahead of which the cells may be taken, as long as they keep the axes that there are."""
 
 

@@ -27,12 +27,12 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.errors import ConvrewriteError, UsageError, said
+from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.running.unloadable import refuse_missing, unloadable
 from convrewrite.system.board import doing, mine
 from convrewrite.system.leftovers import shown
 from convrewrite.system.spelling import spelled
-from convrewrite.text import counted, parameter
+from convrewrite.text import as_line, counted, parameter
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """The providers that can be asked for. "auto" is CUDA where a session really gets it, else the CPU."""
@@ -284,7 +284,7 @@ def check_installation(installed: Mapping[str, str] | None = None) -> None:
 
 def one_line(error: BaseException | str) -> str:
     """What ONNX Runtime says, without its prefixes and source positions, on one line of reasonable length."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(said(error).split()))
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", as_line(error))
     text = re.sub(r"^Load model from .*? failed:|\bThis is an invalid model\. |\bType Error: ", "", text)
     text = re.sub(r"\S*/onnxruntime/\S+:\d+ (?:\S+ )*?\S+\([^)]*\) ?", "", text)
     return text if len(text) <= 300 else text[:297] + "..."

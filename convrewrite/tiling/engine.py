@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from convrewrite.errors import UsageError, said
+from convrewrite.errors import UsageError
 from convrewrite.running.runtime import Session, open_session
-from convrewrite.text import parameter
+from convrewrite.text import as_line, parameter
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.geometry import Geometry
 from convrewrite.tiling.images import Source
@@ -174,7 +174,7 @@ def _words(error: BaseException) -> str:
         return (
             f"the worker died {TRIES} times over it; it may want more memory than {parameter('memory')} leaves for it"
         )
-    return " ".join(said(error).split())[:300] or type(error).__name__
+    return as_line(error)[:300] or type(error).__name__
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
-from convrewrite.text import counted, parameter
+from convrewrite.text import by, counted, parameter
 from convrewrite.tiling.extra import library
 
 Array = np.ndarray[Any, Any]
@@ -233,8 +233,7 @@ def _picture(url: str, scratch: Path | None, memory: float) -> Source:
         size = math.prod(image.size) * len(image.getbands()) * (4 if image.mode in ("I", "F") else 1)
         if size > memory:
             raise UsageError(
-                f"the picture {url} of {'x'.join(map(str, image.size[::-1]))} pixels is unpacked whole, "
-                f"to {size / 1e9:,.1f} GB",
+                f"the picture {url} of {by(image.size[::-1])} pixels is unpacked whole, to {size / 1e9:,.1f} GB",
                 remedy=f"save it as TIFF or Zarr, or give more {parameter('memory')}",
             )
         pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr") else image)
@@ -270,12 +269,12 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
     """
     spatial, shape = SPATIAL[rank], source.shape
     if min(shape, default=1) < 1:
-        raise UsageError(f"the image [{'x'.join(map(str, shape))[:SHOWN]}] has no pixels")
+        raise UsageError(f"the image [{by(shape)[:SHOWN]}] has no pixels")
     if math.prod(shape) > MOST_PIXELS:
-        raise UsageError(f"the image [{'x'.join(map(str, shape))[:SHOWN]}] has more pixels than can be counted")
+        raise UsageError(f"the image [{by(shape)[:SHOWN]}] has more pixels than can be counted")
     if np.dtype(source.dtype).kind not in "biuf":
         raise UsageError(f"the image has pixels of type {source.dtype}", remedy="give real numbers")
-    text = "x".join(map(str, shape))[:SHOWN]
+    text = by(shape)[:SHOWN]
     axes = layout.upper() or source.axes or _guessed(shape, spatial, channels, bool(taken))
     if not axes:
         letters = f"{spatial}C, C{spatial} or {spatial}"

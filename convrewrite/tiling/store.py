@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
-from convrewrite.text import parameter
+from convrewrite.text import as_line, parameter
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.geometry import Geometry, Tile
 
@@ -129,7 +129,7 @@ class Store:
             group.create_array(DONE, shape=(tiles,), chunks=(1,), dtype="uint8")
             group.attrs[PLAN] = dict(plan)
         except Exception as error:  # each kind of store has errors of its own
-            text = " ".join(str(error).split())[:200]
+            text = as_line(error)[:200]
             raise UsageError(f"cannot write {self.url}: {text}", remedy="choose another OUT") from None
 
     def open(self) -> Any:
@@ -171,7 +171,7 @@ class Store:
             if done.shape != (math.prod(self.counts),) or group[SEEN].shape != (done.size, HASH):
                 raise ValueError("it has another number of tiles")
         except Exception as error:  # each kind of store has errors of its own
-            text = " ".join(str(error).split())[:200]
+            text = as_line(error)[:200]
             raise UsageError(
                 f"{self.url} is damaged: {text}", remedy=f"give {parameter('overwrite')} to begin anew"
             ) from None

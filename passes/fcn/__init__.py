@@ -62,7 +62,7 @@ from convrewrite.passes.fcn.outputs import Lifted
 from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
 from convrewrite.passes.fcn.walk import lift
-from convrewrite.text import counted, parameter
+from convrewrite.text import as_line, by, counted, parameter
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Fcn(Pass):
                 flat, taken = settled(graph, variants, self._declared(graph, image, axes, shape))
                 native = infer_shapes(flat, variants[0])
             except onnx.shape_inference.InferenceError as error:
-                text = " ".join(str(error).split())[:160]
+                text = as_line(error)[:160]
                 attempt = 0, Refuse("fcn/dynamic-shape", f"shapes do not follow from the input's: {text}")
             else:
                 try:
@@ -283,7 +283,7 @@ def _fix_output_sizes(graph: gs.Graph, lifted: Lifted) -> None:
     window = lifted.window
     image = next(t for t in lifted.inputs if t.name == window.input)
     new = tuple(image.shape[window.axes.index(letter)] for letter in window.letters)
-    text, native = "x".join(map(str, new)), "x".join(map(str, window.size))
+    text, native = by(new), by(window.size)
     if any(wanted < own for wanted, own in zip(new, window.size, strict=True)):
         raise UsageError(f"{parameter('size', text)} is smaller than the classifier's own {native}")
     fixed = gs.Graph(lifted.nodes, lifted.inputs, lifted.outputs, opset=graph.opset)
@@ -292,7 +292,7 @@ def _fix_output_sizes(graph: gs.Graph, lifted: Lifted) -> None:
     try:
         known = infer_shapes(fixed, shapes)
     except onnx.shape_inference.InferenceError:
-        step = "x".join(map(str, window.stride))
+        step = by(window.stride)
         raise UsageError(
             f"the model does not run at {parameter('size', text)}", remedy=f"try {native} + k * {step}"
         ) from None

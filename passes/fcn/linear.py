@@ -25,6 +25,7 @@ from convrewrite.engine.operators import ruled
 from convrewrite.engine.quantized import Stored
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
+from convrewrite.text import by
 
 
 def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -91,7 +92,7 @@ def _kernel_text(lifter: Lifter, members: Sequence[View | Fixed], axis: int, out
     inside = view.axes[axis]
     kernel = [view.spatial(letter).extent if view.spatial(letter) in inside else 1 for letter in view.letters]
     fan_in = extent(a for a in inside if a.letter == "C")
-    return "Conv " + " x ".join(map(str, [outputs, fan_in, *kernel]))
+    return "Conv " + by([outputs, fan_in, *kernel], " x ")
 
 
 def _contracted(

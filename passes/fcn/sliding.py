@@ -26,6 +26,7 @@ from convrewrite.passes.fcn.hollow import without_hollow_axes
 from convrewrite.passes.fcn.joining import join
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View
+from convrewrite.text import by
 
 POOLS_OF_REDUCTIONS = {
     "ReduceMean": "AveragePool",
@@ -189,7 +190,7 @@ def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, fa
     if factor != 1.0:
         scale = lifter.emitter.constant(f"{anchor}/factor", np.asarray(factor, lifter.float_type(node)))
         tensor = lifter.emitter.emit("Mul", [tensor, scale], output=f"{name}/scaled", dtype=dtype)
-    kernel = " x ".join(map(str, sliding.kernel))
+    kernel = by(sliding.kernel, " x ")
     lifter.rewrote(node, f"{node.op} over the whole map -> {layer.op} {kernel}, stride 1", "reassociated")
     lifter.spans = True
     return replace(result, tensor=tensor, pools=view.pools | {anchor})
