@@ -195,7 +195,7 @@ CASES: dict[str, Case] = {
     "they are not equal": (
         ("verify", "padded.onnx", "other.onnx"),
         lambda folder: cr.verify(folder / "padded.onnx", folder / "other.onnx"),
-        "repeat it with: convrewrite verify padded.onnx other.onnx --samples 3 --seed 0",
+        "repeat it with: convrewrite verify padded.onnx other.onnx --seed 0 --samples 3",
         r"repeat it with: convrewrite.verify\(a, b, seed=0, samples=3\)",
     ),
     "a check of fcn fails": (
