@@ -13,6 +13,7 @@ from convrewrite import flags, model_io
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
 from convrewrite.options.kinds import path
+from convrewrite.text import as_line
 
 __all__ = ["Given", "model", "path", "spoken"]
 
@@ -50,7 +51,7 @@ def _from_proto(proto: ModelProto) -> Model:
     try:
         content = proto.SerializeToString()
     except Exception as error:  # what this release of protobuf raises above 2 GB
-        text = " ".join(str(error).split())
+        text = as_line(error)
         raise UsageError(f"the onnx model cannot be written to memory: {text}", remedy="give its path") from None
     try:
         return model_io.load(content)

@@ -8,6 +8,7 @@
     file_name        one part of a path that is made out of a name
     json_text        a report as JSON
     enough           a tolerance, rounded up to two digits
+    as_line         what an error says
     by, columns      extents, and rows whose cells stand below each other
 
 What cannot be shown is made visible as Python would write it (a newline as `\\n`, a byte that is no UTF-8 as `\\xff`),
@@ -85,6 +86,11 @@ def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[
         ).rstrip()
         for row in rows
     ]
+
+
+def as_line(what: object) -> str:
+    """What an error says, or any other text, with its lines and spaces as one line."""
+    return " ".join(str(what).split())
 
 
 def shortened(text: str, longest: int = 2000) -> str:

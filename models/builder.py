@@ -103,7 +103,7 @@ class NetBuilder:
         fan_in = incoming // groups * kernel**rank
         weight = self._weight(f"{name}.weight", (channels, incoming // groups, *[kernel] * rank), fan_in)
         inputs = [x.name, weight, *([self._bias(f"{name}.bias", channels)] if bias else [])]
-        shape = (x.shape[0], channels, *self._window(x, name, kernel, stride, pad))
+        shape = (x.shape[0], channels, *self._window(x, name, kernel, stride, pad=pad))
         return self._node("Conv", name, inputs, shape, **_window_attributes(kernel, stride, pad, rank), group=groups)
 
     def deconv(self, x: Tensor, channels: int, kernel: int, *, stride: int, name: str | None = None) -> Tensor:
@@ -169,11 +169,11 @@ class NetBuilder:
 
     def maxpool(self, x: Tensor, kernel: int, *, stride: int, pad: int = 0, name: str | None = None) -> Tensor:
         """Largest value of each kernel x kernel window (windows that do not fit are dropped)."""
-        return self._pool("MaxPool", x, kernel, stride, pad, self._name("maxpool", name))
+        return self._pool("MaxPool", x, kernel, stride, pad=pad, name=self._name("maxpool", name))
 
     def avgpool(self, x: Tensor, kernel: int, *, stride: int, pad: int = 0, name: str | None = None) -> Tensor:
         """Mean of each kernel x kernel window, padding not counted."""
-        return self._pool("AveragePool", x, kernel, stride, pad, self._name("avgpool", name))
+        return self._pool("AveragePool", x, kernel, stride, pad=pad, name=self._name("avgpool", name))
 
     def global_avg_pool(self, x: Tensor, *, name: str | None = None) -> Tensor:
         """Mean over the whole map: [N,C,H,W] -> [N,C,1,1]."""
@@ -271,7 +271,7 @@ class NetBuilder:
             name,
             ends[:1],
             ends[1:],
-            list(self._initializers.values()),
+            initializer=list(self._initializers.values()),
         )
         return helper.make_model(
             graph,
@@ -293,7 +293,7 @@ class NetBuilder:
         return Tensor(name, shape)
 
     def _pool(self, op: str, x: Tensor, kernel: int, stride: int, pad: int, name: str) -> Tensor:
-        shape = (*x.shape[:2], *self._window(x, name, kernel, stride, pad))
+        shape = (*x.shape[:2], *self._window(x, name, kernel, stride, pad=pad))
         return self._node(op, name, [x.name], shape, **_window_attributes(kernel, stride, pad, len(x.shape) - 2))
 
     def _window(self, x: Tensor, name: str, kernel: int, stride: int, pad: int) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ def build(
         for repeat in range(repeats):
             count += 1
             step = stride if repeat == 0 else 1
-            x = _mbconv(net, x, expansion, kernel, scaled(channels, width), step, f"block{count}")
+            x = _mbconv(net, x, expansion, kernel, channels=scaled(channels, width), stride=step, name=f"block{count}")
     x = _conv(net, x, scaled(1280, width), 1, name="conv_last")
     x = net.dropout(net.flatten(net.global_avg_pool(x, name="pool")))
     return net.finish(net.gemm(x, classes, name="logits"), name="efficientnet_b0")

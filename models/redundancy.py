@@ -112,5 +112,5 @@ def tails(model: onnx.ModelProto) -> list[Tail]:
             squares = np.square(np.linalg.svd(unfold(kernel.weight, kernel.groups, form), compute_uv=False))
             ranks = [int(whole * share // costs[form]) for share in (0.5, 1.0)]
             half, even = (float(np.sqrt(squares[:, rank:].sum() / squares.sum())) for rank in ranks)
-            result.append(Tail(kernel.name, form, ranks[0], half, ranks[1], even))
+            result.append(Tail(kernel.name, form, ranks[0], half=half, even_rank=ranks[1], even=even))
     return result

@@ -43,7 +43,7 @@ def build(
     block = _block if depth < 50 else _bottleneck
     for stage, ((channels, stride), blocks) in enumerate(zip(STAGES, BLOCKS[depth], strict=True), 2):
         for index in range(1, blocks + 1):
-            x = block(net, x, scaled(channels, width), stride if index == 1 else 1, f"conv{stage}_{index}")
+            x = block(net, x, scaled(channels, width), stride if index == 1 else 1, name=f"conv{stage}_{index}")
     x = net.flatten(net.global_avg_pool(x, name="pool5"))
     return net.finish(net.gemm(x, classes, name="logits"), name=f"resnet{depth}")
 
@@ -54,7 +54,7 @@ def _block(net: NetBuilder, x: Tensor, channels: int, stride: int, name: str) ->
     branch = net.relu(net.batchnorm(branch, name=f"{name}a_bn"))
     branch = net.conv(branch, channels, 3, pad=1, bias=False, name=f"{name}b")
     branch = net.batchnorm(branch, gain=0.5, name=f"{name}b_bn")
-    return net.relu(net.add(branch, _shortcut(net, x, channels, stride, name), name=f"{name}_add"))
+    return net.relu(net.add(branch, _shortcut(net, x, channels, stride, name=name), name=f"{name}_add"))
 
 
 def _bottleneck(net: NetBuilder, x: Tensor, channels: int, stride: int, name: str) -> Tensor:
@@ -65,7 +65,7 @@ def _bottleneck(net: NetBuilder, x: Tensor, channels: int, stride: int, name: st
     branch = net.relu(net.batchnorm(branch, name=f"{name}b_bn"))
     branch = net.conv(branch, 4 * channels, 1, bias=False, name=f"{name}c")
     branch = net.batchnorm(branch, gain=0.5, name=f"{name}c_bn")
-    return net.relu(net.add(branch, _shortcut(net, x, 4 * channels, stride, name), name=f"{name}_add"))
+    return net.relu(net.add(branch, _shortcut(net, x, 4 * channels, stride, name=name), name=f"{name}_add"))
 
 
 def _shortcut(net: NetBuilder, x: Tensor, channels: int, stride: int, name: str) -> Tensor:

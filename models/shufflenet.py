@@ -34,7 +34,12 @@ def build(
         wide = channels if width == 1.0 else wide
         for unit in range(1, units + 1):
             x = _unit(
-                net, x, wide, 2 if unit == 1 else 1, 1 if (stage, unit) == (2, 1) else GROUPS, f"unit{stage}_{unit}"
+                net,
+                x,
+                wide,
+                2 if unit == 1 else 1,
+                first=1 if (stage, unit) == (2, 1) else GROUPS,
+                name=f"unit{stage}_{unit}",
             )
     x = net.flatten(net.global_avg_pool(x, name="pool5"))
     return net.finish(net.gemm(x, classes, name="logits"), name="shufflenet")

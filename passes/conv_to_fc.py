@@ -31,6 +31,7 @@ from convrewrite.engine.graph import Constants, maker, position, producer
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.quantized import Stored
 from convrewrite.engine.rewrite import Context, Declined, FixedSize, Pass, Plan, Reason, Refusal, Site
+from convrewrite.text import by
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -102,7 +103,7 @@ class ConvToFc(Pass):
         if matrix is None:
             return Declined(REASONS["conv-to-fc/not-constant"], label)
         out, inputs = matrix.shape
-        text = f"Conv {' x '.join(map(str, weight.shape))} -> Gemm [{out}, {inputs}]"
+        text = f"Conv {by(weight.shape, ' x ')} -> Gemm [{out}, {inputs}]"
         text += ", the input fixed at --size" if fixes else ""
         site = Site(self.name, node.outputs[0].name, "Conv", "rewritten", detail=text, equivalence="reassociated")
         layer = _Layer(node.outputs[0].name, matrix, bias, len(extents))

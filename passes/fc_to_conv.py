@@ -122,7 +122,7 @@ class FcToConv(Pass):
             bias = _vector(node.inputs[layer.bias], layer, constants)
             if bias is None:
                 return Declined(REASONS["fc-to-conv/added-matrix"], label)
-        made = _Layer(node.outputs[0].name, layer, kernel, bias, shapes)
+        made = _Layer(node.outputs[0].name, layer, kernel, bias=bias, shapes=shapes)
         text = f"{node.op} [{layer.inputs}, {layer.outputs}] -> Conv {layer.outputs} x {layer.inputs} x 1 x 1"
         site = Site(self.name, node.outputs[0].name, node.op, "rewritten", detail=text, equivalence="reassociated")
         return [Plan((site,), made)]

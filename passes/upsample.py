@@ -112,7 +112,7 @@ class Upsample(Pass):
         axes = tuple(_Axis.of(*axis) for axis in zip(window.size, window.stride, window.offset, strict=True))
         text = f"{self.mode} by {'x'.join(str(axis.stride) for axis in axes)}{where}"
         site = Site(self.name, output.name, node.op, "rewritten", detail=text, equivalence="reassociated")
-        return [Plan((site,), _Work(output.name, self.mode, moved, axes, window))]
+        return [Plan((site,), _Work(output.name, self.mode, moved, axes=axes, window=window))]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
         """Put Pad, Resize and Slice between the output and what gave it."""
@@ -140,8 +140,10 @@ class _Axis:
         half = size % 2 == 0 and stride % 2 == 0
         start = 2 * stride * before - twice + (stride - 1 if half else 0)
         if size % 2 or half:
-            return cls(stride, before, after, stride, start // 2, 1, half)
-        return cls(stride, before, after, 2 * stride, start, 2, False)
+            return cls(
+                stride=stride, before=before, after=after, scale=stride, start=start // 2, step=1, half_pixel=half
+            )
+        return cls(stride=stride, before=before, after=after, scale=2 * stride, start=start, step=2, half_pixel=False)
 
 
 @dataclass(frozen=True)
@@ -192,7 +194,7 @@ class _Work:
         if self.softmax == "last":
             moved = gs.Variable(f"{self.output}/upsampled", dtype)
             final.outputs[0] = moved
-            graph.nodes.append(gs.Node(last.op, last.name, dict(last.attrs), [moved], [result]))
+            graph.nodes.append(gs.Node(last.op, last.name, dict(last.attrs), [moved], outputs=[result]))
         else:
             final.outputs[0] = result
         if self.softmax:

@@ -181,7 +181,7 @@ def run(
     words = list(map(str, arguments))
     environment = {**os.environ, "COLUMNS": "80", **(env or {})}
     if hasattr(os, "fork") and server().fits(environment):
-        return server().run(words, cwd or Path.cwd(), stdin)
+        return server().run(words, cwd or Path.cwd(), stdin, environment)
     words = [*COMMAND, *words]
     return subprocess.run(words, cwd=cwd, input=stdin, capture_output=True, env=environment, timeout=HANGS, check=False)
 

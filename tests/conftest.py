@@ -32,6 +32,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--fuzz", metavar="N", type=int, help="run N cases of the long fuzzing test (marker fuzz_long)")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Where tests run in parallel, each worker gets neighbours, which share fixtures, and helps out at the end."""
+    if getattr(config.option, "dist", "no") == "load":
+        config.option.dist = "worksteal"
+
+
 def corpus_files(config: pytest.Config) -> list[Path]:
     """The models of --corpus; a folder that was named must hold some."""
     named: Path | None = config.getoption("--corpus")
@@ -76,6 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     asked = config.getoption("-m") or ""
     unasked = {"shipped"} if not config.getoption("--shipped") and "shipped" not in asked else set()
+    unasked |= {"campaign"} if "campaign" not in asked else set()
     unasked |= {"fuzz_long"} if config.getoption("--fuzz") is None and "fuzz_long" not in asked else set()
     left_out = [item for item in items if any(item.get_closest_marker(name) for name in unasked)]
     config.hook.pytest_deselected(items=left_out)

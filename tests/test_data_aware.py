@@ -19,7 +19,7 @@ from convrewrite.running.runtime import open_session
 pytestmark = pytest.mark.slow
 
 SOURCE = models.trained_path("digits_vgg")
-DIGITS = 128
+DIGITS = 32
 
 
 def correct(path: Path) -> int:

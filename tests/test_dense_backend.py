@@ -10,8 +10,10 @@ A case that is not rewritten must be refused or declined with a known reason.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -58,33 +60,97 @@ def strided(model: onnx.ModelProto, feeds: Feeds) -> Iterator[tuple[onnx.ModelPr
     yield made, {"the_image": image.astype(np.float32), **others}
 
 
-def rewritten(model: onnx.ModelProto, pass_: Pass, feeds: Feeds) -> tuple[PassResult, onnx.ModelProto] | str:
-    """What a pass makes of a model; or what came of it instead."""
+@dataclass(frozen=True)
+class Case:
+    """A model that ONNX Runtime runs, read once for all passes: `run_pass` does not change the graph that it is given.
+
+    Attributes:
+        wanted: what ONNX Runtime gives. loaded, context: None where the reader refuses it.
+    """
+
+    label: str
+    model: onnx.ModelProto
+    feeds: Feeds
+    wanted: Feeds
+    loaded: model_io.Model | None
+    context: Context | None
+
+
+def case_of(label: str, model: onnx.ModelProto, feeds: Feeds) -> Case | None:
+    """A model as a case; None where ONNX Runtime does not run it."""
+    try:
+        wanted = run(model, feeds)
+    except Exception:  # the exception classes of ONNX Runtime share no base but Exception
+        return None
     try:
         loaded = model_io.load(model.SerializeToString())
-        shapes = infer_shapes(
-            loaded.graph, {t.name: feeds[t.name].shape for t in loaded.graph.inputs if t.name in feeds}
-        )
+        given = {t.name: feeds[t.name].shape for t in loaded.graph.inputs if t.name in feeds}
+        context = Context.of(loaded.graph, shapes=infer_shapes(loaded.graph, given))
+        return Case(label, model, feeds, wanted, loaded, context)
     except (UsageError, onnx.shape_inference.InferenceError):
+        return Case(label, model, feeds, wanted, None, None)
+
+
+@functools.cache
+def own_cases() -> tuple[Case | None, ...]:
+    """Every case as it is, and with all inputs but the first as weights."""
+    return tuple(case_of(*one) for one in models())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read() -> None:
+    own_cases()
+
+
+def models() -> Iterator[tuple[str, onnx.ModelProto, Feeds]]:
+    for case in cases():
+        for own, feeds in variants("own", case):
+            for model, given in with_weights(own, feeds):
+                yield f"{case.kind} {case.name}", model, given
+
+
+def strided_cases() -> Iterator[Case | None]:
+    for label, model, feeds in models():
+        for made, larger in strided(model, feeds):
+            yield case_of(label, made, larger)
+
+
+def check_all(found: Iterable[Case | None], check: Callable[[Case], str], least: int) -> None:
+    """Look at every case before the test fails; `least` of them must be rewritten."""
+    counts: Counter[str] = Counter()
+    failures = []
+    for case in found:
+        try:
+            counts["does not run" if case is None else check(case)] += 1
+        except Exception as error:
+            failures.append(f"{case and case.label}: {type(error).__name__}: {str(error)[:300]}")
+    assert not failures, f"{counts}\n" + "\n".join(failures)
+    assert counts["rewritten"] >= least, counts
+
+
+def rewritten(case: Case, pass_: Pass) -> tuple[PassResult, onnx.ModelProto] | str:
+    """What a pass makes of a model; or what came of it instead."""
+    if case.loaded is None:
         return "not read"
     try:
-        result = run_pass(pass_, loaded.graph, context=Context.of(loaded.graph, shapes=shapes))
+        result = run_pass(pass_, case.loaded.graph, context=case.context)
     except UsageError:
         return "not read"
     for site in result.sites:
         assert site.outcome == "rewritten" or site.reason in pass_.reasons
     if not result.changed:
         return "left alone"
-    return result, onnx.load_model_from_string(model_io.to_bytes(model_io.Model(result.graph, loaded.ir_version)))
+    made = model_io.Model(result.graph, case.loaded.ir_version)
+    return result, onnx.load_model_from_string(model_io.to_bytes(made))
 
 
-def check_dense(model: onnx.ModelProto, feeds: Feeds) -> str:
-    made = rewritten(model, Dense(), feeds)
+def check_dense(case: Case) -> str:
+    made = rewritten(case, Dense())
     if isinstance(made, str):
         return made
     result, new = made
-    want, got = run(model, feeds), run(new, feeds)
-    for name, values in want.items():
+    got = run(new, case.feeds)
+    for name, values in case.wanted.items():
         steps = result.evidence_of(Density).factors.get(name, {})
         cells = got[name][tuple(slice(None, None, steps.get(dim, 1)) for dim in range(values.ndim))]
         same(cells, values, name)
@@ -102,49 +168,36 @@ def same(got: Any, want: Any, name: str) -> None:
         assert float(np.abs(got[finite] - want[finite]).max(initial=0)) <= ROUNDING * max(peak, 1e-30), name
 
 
-def check_same(model: onnx.ModelProto, feeds: Feeds, pass_: Pass) -> str:
-    made = rewritten(model, pass_, feeds)
+def check_same(case: Case, pass_: Pass) -> str:
+    made = rewritten(case, pass_)
     if isinstance(made, str):
         return made
-    want, got = run(model, feeds), run(made[1], feeds)
-    for name, values in want.items():
+    got = run(made[1], case.feeds)
+    for name, values in case.wanted.items():
         same(got[name], values, name)
     return "rewritten"
 
 
 @pytest.mark.parametrize(("kind", "least"), [("own", 25), ("strided", 60)])
 def test_dense(kind: str, least: int) -> None:
-    counts: Counter[str] = Counter()
-    failures = []
-    for case in cases():
-        for own, feeds in variants("own", case):
-            for model, given in with_weights(own, feeds):
-                for made, larger in strided(model, given) if kind == "strided" else [(model, given)]:
-                    try:
-                        run(made, larger)
-                    except Exception:
-                        counts["does not run"] += 1
-                        continue
-                    try:
-                        counts[check_dense(made, larger)] += 1
-                    except Exception as error:  # every case is looked at before the test fails
-                        failures.append(f"{case.kind} {case.name}: {type(error).__name__}: {str(error)[:300]}")
-    assert not failures, f"{counts}\n" + "\n".join(failures)
-    assert counts["rewritten"] >= least, counts
+    check_all(own_cases() if kind == "own" else strided_cases(), check_dense, least)
 
 
-def check_back(model: onnx.ModelProto, feeds: Feeds) -> str:
+def check_back(case: Case) -> str:
     """The convolutions of fc-to-conv as products again: its own cases are no convolutions of a whole map."""
-    made = rewritten(model, FcToConv(), feeds)
-    return made if isinstance(made, str) else check_same(made[1], feeds, ConvToFc)
+    made = rewritten(case, FcToConv())
+    if isinstance(made, str):
+        return made
+    convolutions = case_of(case.label, made[1], case.feeds)
+    assert convolutions is not None
+    return check_same(convolutions, ConvToFc())
 
 
-def check_pixels(model: onnx.ModelProto, feeds: Feeds) -> str:
-    name, image = next(iter(feeds.items()), ("", np.zeros(0)))
-    want = run(model, feeds)
+def check_pixels(case: Case) -> str:
+    name, image = next(iter(case.feeds.items()), ("", np.zeros(0)))
     cells = {
         output: values
-        for output, values in want.items()
+        for output, values in case.wanted.items()
         if image.ndim == 4 == values.ndim
         and values.dtype == np.float32
         and np.isfinite(values).all()
@@ -155,16 +208,16 @@ def check_pixels(model: onnx.ModelProto, feeds: Feeds) -> str:
     output, values = next(iter(cells.items()))
     size = tuple(pixel - cell + 1 for cell, pixel in zip(values.shape[2:], image.shape[2:], strict=True))
     window = Window(name, "NCHW", size, (1, 1), (0, 0), size, "windows", outputs={output: OutputGrid((1, 1), (1, 1))})
-    made = rewritten(model, lambda shapes: Upsample("bilinear", window=window), feeds)
+    made = rewritten(case, Upsample("bilinear", window=window))
     if isinstance(made, str):
         return made
-    got = run(made[1], feeds)[output]
+    got = run(made[1], case.feeds)[output]
     same(got, pixels_by_hand(values, window, image.shape[2:], "bilinear").astype(np.float32), output)
     return "rewritten"
 
 
-PASSES: dict[str, tuple[Callable[[onnx.ModelProto, Feeds], str], int]] = {
-    "fc-to-conv": (lambda model, feeds: check_same(model, feeds, FcToConv()), 15),
+PASSES: dict[str, tuple[Callable[[Case], str], int]] = {
+    "fc-to-conv": (lambda case: check_same(case, FcToConv()), 15),
     "conv-to-fc": (check_back, 12),
     "upsample": (check_pixels, 20),
 }
@@ -174,19 +227,4 @@ PASSES: dict[str, tuple[Callable[[onnx.ModelProto, Feeds], str], int]] = {
 @pytest.mark.parametrize("name", PASSES)
 def test_other_forms(name: str) -> None:
     check, least = PASSES[name]
-    counts: Counter[str] = Counter()
-    failures = []
-    for case in cases():
-        for own, feeds in variants("own", case):
-            for model, given in with_weights(own, feeds):
-                try:
-                    run(model, given)
-                except Exception:
-                    counts["does not run"] += 1
-                    continue
-                try:
-                    counts[check(model, given)] += 1
-                except Exception as error:  # every case is looked at before the test fails
-                    failures.append(f"{case.kind} {case.name}: {type(error).__name__}: {str(error)[:300]}")
-    assert not failures, f"{counts}\n" + "\n".join(failures)
-    assert counts["rewritten"] >= least, counts
+    check_all(own_cases(), check, least)

@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from campaigns import campaign
 from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
 
@@ -32,7 +33,6 @@ OVER_A_FLAT_MAP = ("Softmax", "LogSoftmax", "Slice")
 """What a head without a fully connected layer may do to the positions of the map."""
 
 SETTINGS = settings(
-    max_examples=EXAMPLES or 150,
     derandomize=not EXAMPLES,
     database=None,
     deadline=None,
@@ -104,12 +104,13 @@ def compare(net: RandomNet, made: oracles.Lift, extra: Sequence[int]) -> None:
 
 
 @pytest.mark.slow
+@campaign(50, 150)
 @pytest.mark.parametrize("padded", [False, True], ids=["valid", "padded"])
 @pytest.mark.parametrize("rank", [1, 2])
-def test_random_net(rank: int, padded: bool) -> None:
+def test_random_net(rank: int, padded: bool, examples: int) -> None:
     """Whatever is drawn gives the same as its original, or is left alone with a reason."""
 
-    @SETTINGS
+    @settings(SETTINGS, max_examples=EXAMPLES or examples)
     @given(net=nets(rank, padded), extra=st.tuples(st.integers(0, 7), st.integers(0, 7)))
     def run_all(net: RandomNet, extra: tuple[int, int]) -> None:
         check(net, extra)

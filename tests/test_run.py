@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from xml.etree import ElementTree
 import numpy as np
 import onnx
 import pytest
-from cli_models import COMMAND, constant_output, flat_input, save, snapshot
+from cli_models import COMMAND, constant_output, flat_input, run, save, snapshot
 
 from convrewrite import models
 from convrewrite.batch import pool
@@ -51,14 +50,8 @@ def repository(tmp_path: Path) -> Path:
 
 
 def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*COMMAND, *words],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        env={**os.environ, **environment},
-        check=False,
-    )
+    done = run(*words, cwd=folder, env=environment)
+    return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
 
 
 def told(folder: Path) -> dict[str, Any]:

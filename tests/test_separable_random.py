@@ -17,6 +17,7 @@ import numpy as np
 import onnx
 import pytest
 import scipy.signal
+from campaigns import campaign
 from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -135,11 +136,12 @@ def compare(conv: RandomConv, kernel: Array, made: onnx.ModelProto, feeds: Feeds
         assert_close(got, by_scipy.astype(conv.dtype), close, "SciPy")
 
 
+@campaign(50, 150)
 @pytest.mark.parametrize("rank", [1, 2, 3])
-def test_random_conv(rank: int) -> None:
+def test_random_conv(rank: int, examples: int) -> None:
     """Whatever is drawn: the error is right and within the bound, the function is the one that is claimed."""
 
-    @drawn(150)
+    @drawn(examples)
     @given(
         conv=convs(rank),
         tol=st.one_of(st.just(0.0), st.floats(-4, -0.05).map(lambda power: 10**power)),
@@ -177,10 +179,11 @@ def check_graph(graph: PlantedGraph) -> None:
     assert not rewrite(made, Separable())[0].changed
 
 
-def test_random_graph() -> None:
+@campaign(20, 60)
+def test_random_graph(examples: int) -> None:
     """Inception blocks, residuals, shared weights, subgraphs that read a convolution, several outputs."""
 
-    @drawn(60)
+    @drawn(examples)
     @given(graph=planted_graphs())
     def run_all(graph: PlantedGraph) -> None:
         check_graph(graph)

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from campaigns import campaign
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiled_nets import check_tiles, loaded, open_net, opened, padded, run, session, tiled
@@ -177,10 +178,18 @@ def test_built_networks(name: str, how: dict[str, Any]) -> None:
 
 
 @pytest.mark.slow
+@campaign(80, 240)
 @pytest.mark.parametrize("padded", [False, True])
-@settings(max_examples=240, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
-@given(data=st.data())
-def test_random_networks(padded: bool, data: st.DataObject) -> None:
+def test_random_networks(padded: bool, examples: int) -> None:
+    @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+    @given(data=st.data())
+    def run_all(data: st.DataObject) -> None:
+        check_drawn(padded, data)
+
+    run_all()
+
+
+def check_drawn(padded: bool, data: st.DataObject) -> None:
     """What fcn makes of a random net: refused by name, or exact."""
     drawn = data.draw(nets(2, padded))
     original = loaded(drawn.model)

@@ -23,8 +23,11 @@ from pathlib import Path
 
 from processes import HANGS
 
-OWN = frozenset({"PYTEST_CURRENT_TEST"})
-"""Variables that no command reads, and that change from test to test."""
+OWN = frozenset({"GITHUB_STEP_SUMMARY", "PYTEST_CURRENT_TEST", "PYTHONPATH", "TMPDIR"})
+"""Variables that a command may have for itself: no module reads them when it is imported."""
+
+START = "import sys; sys.path.insert(0, sys.argv[1]); import warm; warm.serve(int(sys.argv[2]))"
+"""No file, which the processes that a command starts would read again."""
 
 IMPORTED = (
     "convrewrite.acceptance",
@@ -46,7 +49,7 @@ class Server:
         self.environment = _without_own(environment)
         self.lock = threading.Lock()
         self.line, theirs = socket.socketpair()
-        words = [sys.executable, str(Path(__file__).resolve()), str(theirs.fileno())]
+        words = [sys.executable, "-P", "-c", START, str(Path(__file__).resolve().parent), str(theirs.fileno())]
         with theirs:
             self.process = subprocess.Popen(
                 words,
@@ -60,12 +63,15 @@ class Server:
         """Whether commands here see that environment: some of it counts when a module is imported."""
         return self.process.poll() is None and _without_own(environment) == self.environment
 
-    def run(self, words: Sequence[str], folder: Path, given: bytes) -> subprocess.CompletedProcess[bytes]:
+    def run(
+        self, words: Sequence[str], folder: Path, given: bytes, environment: Mapping[str, str]
+    ) -> subprocess.CompletedProcess[bytes]:
         """A command, as `subprocess.run` gives it."""
         pipes = [os.pipe() for _ in range(3)]
         (ours_in, theirs_in), *outs = (pipes[0][::-1], *pipes[1:])
         ours, theirs = [ours_in, *(read for read, _ in outs)], [theirs_in, *(write for _, write in outs)]
-        order = json.dumps({"words": list(words), "folder": str(folder)}).encode()
+        own = {name: environment.get(name) for name in OWN}
+        order = json.dumps({"words": list(words), "folder": str(folder), "own": own}).encode()
         said: list[bytes] = [b"", b""]
 
         def read(place: int) -> None:
@@ -96,7 +102,7 @@ def _without_own(environment: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name not in OWN}
 
 
-def serve(line: socket.socket) -> None:
+def serve(number: int) -> None:
     """Fork for each order, one after the other, and answer with the exit code as `subprocess` gives it."""
     import typer_once  # noqa: F401
 
@@ -108,6 +114,7 @@ def serve(line: socket.socket) -> None:
     app._command()  # what the command line imports late, it imports now; standard output leads nowhere
     assert "onnxruntime" not in sys.modules
     assert threading.active_count() == 1
+    line = socket.socket(fileno=number)
     while True:
         content, streams, _, _ = socket.recv_fds(line, 1 << 16, 3)
         if not content:
@@ -124,18 +131,18 @@ def serve(line: socket.socket) -> None:
         line.sendall(os.waitstatus_to_exitcode(status).to_bytes(4, "big", signed=True))
 
 
-def _be_the_command(streams: Sequence[int], words: Sequence[str], folder: str) -> None:
+def _be_the_command(streams: Sequence[int], words: Sequence[str], folder: str, own: Mapping[str, str | None]) -> None:
     from convrewrite.cli import app
 
     for place, stream in enumerate(streams):
         os.dup2(stream, place)
         os.close(stream)
-    del sys.path[0]  # this folder, from which no command imports
+    for name, value in own.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
+    sys.path[:1] = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))  # in the place of this folder
     os.chdir(folder)
     tempfile.tempdir = None
     sys.argv = ["convrewrite", *words]
     app.main()
-
-
-if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))

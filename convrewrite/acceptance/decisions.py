@@ -61,9 +61,9 @@ class Decision:
             cell.comparison.verdict,
             round(speedup.median, 4),
             round(speedup.low, 4),
-            round(speedup.high, 4),
-            round(cell.a.seconds * 1e3, 5),
-            round(cell.b.seconds * 1e3, 5),
+            high=round(speedup.high, 4),
+            before_ms=round(cell.a.seconds * 1e3, 5),
+            after_ms=round(cell.b.seconds * 1e3, 5),
         )
 
     def __str__(self) -> str:

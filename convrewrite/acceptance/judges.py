@@ -93,7 +93,7 @@ class Faster:
         self._tried[anchor] += 1
         if self._tried[anchor] > TRIES:
             return Declined(NOT_FASTER, f"{TRIES} forms were timed; the last: {self._last[anchor]}")
-        parts = region(graph, self.pass_, plan, self.shapes, self.ir_version)
+        parts = region(graph, self.pass_, plan, self.shapes, ir_version=self.ir_version)
         where = device(self.provider, self.threads)
         decision = self.decisions.get(where, parts.key)
         if decision is None:

@@ -65,4 +65,4 @@ def _added(graph: gs.Graph, node: gs.Node, shift: Array, taken: set[str]) -> Non
     node.outputs = [product]
     more = gs.Constant(unique_name(f"{result.name}/shift", taken), shift)
     name = unique_name(f"{result.name}/shifted", taken)
-    graph.nodes.insert(graph.nodes.index(node) + 1, gs.Node("Add", name, {}, [product, more], [result]))
+    graph.nodes.insert(graph.nodes.index(node) + 1, gs.Node("Add", name, {}, [product, more], outputs=[result]))

@@ -49,7 +49,9 @@ def region(graph: gs.Graph, pass_: Pass, plan: Plan, shapes: Shapes, ir_version:
             f"the shape of '{unknown[0]}' is not known, so nothing can be timed",
             remedy="give --size with the size that it is used at",
         )
-    models = [_model(whole, nodes, read, shapes, ir_version) for whole, nodes in ((graph, old), (changed, new))]
+    models = [
+        _model(whole, nodes, read, shapes, ir_version=ir_version) for whole, nodes in ((graph, old), (changed, new))
+    ]
     text = "\n".join(_structure(model.graph) for model in models)
     return Region(models[0], models[1], hashlib.sha256(text.encode()).hexdigest()[:32])
 

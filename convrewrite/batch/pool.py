@@ -101,7 +101,7 @@ def _run(task: Mapping[str, Any], threads: int, limit: float, running: set[subpr
         last = [line for line in lines if line.strip()][-1:]
         said = one_line(last[0]) if last else ""
         remedy = "try fewer jobs, or this model alone"
-        error = error or unanswered("its process", worker.returncode, watched, said, remedy)
+        error = error or unanswered("its process", worker.returncode, watched, said, remedy=remedy)
     return {"status": "error", "exit_code": error.exit_code, "message": str(error)}
 
 

@@ -96,7 +96,7 @@ def _work(
             tell(todo[index].name, len(found), len(found) + len(todo))
 
         done = 0
-        for index, facts in run_all(tasks, many, max(1, timing.cores() // many), started, settings.timeout):
+        for index, facts in run_all(tasks, many, max(1, timing.cores() // many), started, limit=settings.timeout):
             job, done = todo[index], done + 1
             try:
                 lock.learn(Path(tasks[index]["timings"]))

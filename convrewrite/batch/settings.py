@@ -27,6 +27,7 @@ from convrewrite.options import (
     kinds,
 )
 from convrewrite.options.kinds import TOML, Option, options_of
+from convrewrite.text import as_line
 
 DEFAULT = "convrewrite.toml"
 
@@ -312,5 +313,5 @@ def _told(mistake: Any) -> str:
 
 def _short(what: object) -> str:
     """On one line, and no longer than one wants to read."""
-    text = "".join(char if char.isprintable() else "?" for char in " ".join(str(what).split()))
+    text = "".join(char if char.isprintable() else "?" for char in as_line(what))
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -93,9 +93,9 @@ class Context:
             graph,
             OnDemand(lambda: _shapes(graph)) if shapes is None else shapes,
             OnDemand(lambda: fixed_extents(graph)),
-            {} if sized is None else OnDemand(lambda: fixed_extents(graph, sized)),
-            Constants(graph),
-            responses,
+            sized={} if sized is None else OnDemand(lambda: fixed_extents(graph, sized)),
+            constants=Constants(graph),
+            responses=responses,
         )
 
     def at(self, graph: gs.Graph) -> Context:

@@ -139,7 +139,17 @@ def read_site(
     known = (shapes or {}).get(node.inputs[0].name if node.op == "ConvTranspose" else anchor)
     cells = 1 if known is None or len(known) != weight.ndim else known[0] * math.prod(known[2:])
     group, attrs = int(node.attrs.get("group", 1)), dict(node.attrs)
-    return ConvSite(anchor, node.name or anchor, node.op, node.inputs[0].name, weight, bias, group, attrs, cells)
+    return ConvSite(
+        anchor=anchor,
+        node=node.name or anchor,
+        op=node.op,
+        data=node.inputs[0].name,
+        weight=weight,
+        bias=bias,
+        group=group,
+        attrs=attrs,
+        cells=cells,
+    )
 
 
 def weight_reasons(owner: str) -> tuple[Reason, Reason, Reason, Reason]:

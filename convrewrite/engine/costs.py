@@ -28,21 +28,22 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import infer_shapes
 from convrewrite.engine.layers import LinearLayer
+from convrewrite.engine.operators import chosen
 from convrewrite.engine.skeletons import held_tensor, is_tensor
 from convrewrite.engine.tensors import producer, subgraphs
 
 Shape = tuple[int, ...]
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
-CONVS = frozenset("Conv ConvInteger QLinearConv FusedConv NhwcFusedConv DeformConv".split())
-PRODUCTS = frozenset("MatMul MatMulInteger QLinearMatMul FusedMatMul".split())
+CONVS = chosen("convolution integer-convolution DeformConv") | {"FusedConv", "NhwcFusedConv"}
+PRODUCTS = chosen("MatMul integer-matrix") | {"FusedMatMul"}
 GEMMS = frozenset("Gemm FusedGemm".split())
 WEIGHTED = CONVS | PRODUCTS | GEMMS | frozenset(GATES) | {"ConvTranspose", "Einsum"}
 """Operators that have MACs."""
 
-FIXED_SIZES = dict.fromkeys("Shape Size ArgMax ArgMin NonZero".split(), 8)
-FIXED_SIZES |= dict.fromkeys("ConvInteger MatMulInteger".split(), 4)
-FIXED_SIZES |= dict.fromkeys("Equal Greater GreaterOrEqual Less LessOrEqual Not And Or Xor IsNaN IsInf".split(), 1)
+FIXED_SIZES = dict.fromkeys(chosen("extents search NonZero"), 8)
+FIXED_SIZES |= dict.fromkeys(chosen("ConvInteger MatMulInteger"), 4)
+FIXED_SIZES |= dict.fromkeys(chosen("Equal Greater GreaterOrEqual Less LessOrEqual Not And Or Xor IsNaN IsInf"), 1)
 """Bytes per entry of what these give, whatever they take."""
 
 QUANTIZED = {"QLinearConv": (0, 3), "QLinearMatMul": (0, 3)}

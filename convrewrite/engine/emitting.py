@@ -36,7 +36,7 @@ class Emitter:
     @classmethod
     def into(cls, graph: gs.Graph, prefix: str, dtype: Any) -> Emitter:
         """One that appends to a graph."""
-        return cls(graph.opset, set(graph.tensors()), graph.nodes, prefix, dtype)
+        return cls(graph.opset, set(graph.tensors()), graph.nodes, prefix=prefix, dtype=dtype)
 
     def __call__(
         self,
@@ -52,7 +52,7 @@ class Emitter:
         if result is None:
             dtype = self.dtype if dtype is None else dtype
             return self.emit(op, inputs, attrs, output=self._full(name), dtype=dtype)
-        self.nodes.append(gs.Node(op, self._full(name), attrs, list(inputs), [result]))
+        self.nodes.append(gs.Node(op, self._full(name), attrs, list(inputs), outputs=[result]))
         return result
 
     def emit(
@@ -73,7 +73,7 @@ class Emitter:
             node_name: name for the node; the output's where left out.
         """
         variable = gs.Variable(output if own_name else unique_name(output, self.taken), dtype)
-        self.nodes.append(gs.Node(op, node_name or variable.name, dict(attrs or {}), list(inputs), [variable]))
+        self.nodes.append(gs.Node(op, node_name or variable.name, dict(attrs or {}), list(inputs), outputs=[variable]))
         return variable
 
     def constant(self, name: str, values: Array) -> gs.Constant:

@@ -85,7 +85,7 @@ def estimate(node: onnx.NodeProto, operands: Sequence[Operand | None], opset: in
         if operand.values is not None:
             initializers.append(onnx.numpy_helper.from_array(operand.values, name))
     outputs = [onnx.ValueInfoProto(name=name) for name in node.output if name]
-    graph = onnx.helper.make_graph([node], "one", inputs, outputs, initializers)
+    graph = onnx.helper.make_graph([node], "one", inputs, outputs, initializer=initializers)
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)], ir_version=8)
     known = onnx.shape_inference.infer_shapes(model, data_prop=True).graph.output
     given = [operand for operand in operands if operand is not None]

@@ -108,7 +108,8 @@ def receptive_fields(
             lost = next((reach.why for reach in read if reach.why), "")
             if lost:
                 raise _Lost(lost)
-            reach = _Step(node, found, shapes, constants, graph.opset, strides_only, bounds).reach()
+            step = _Step(node, found, shapes, constants, opset=graph.opset, strides_only=strides_only, bounds=bounds)
+            reach = step.reach()
         except _Lost as loss:
             reach = Reach(why=loss.why)
         if reach.axes or reach.why:
@@ -173,7 +174,7 @@ class _Step:
                 continue
             try:
                 times, before, behind = spread(
-                    node, along.dim, self._shape(data), self._shape(node.outputs[0]), kernel, self.opset
+                    node, along.dim, self._shape(data), self._shape(node.outputs[0]), kernel=kernel, opset=self.opset
                 )
             except ValueError as error:
                 raise _Lost(str(error)) from None

@@ -303,7 +303,7 @@ def _one_by_one(graph: gs.Graph, model: onnx.ModelProto, shapes: dict[str, Shape
         inputs = [infos[name] for name in dict.fromkeys(single.input) if name in infos and name not in stored]
         initializers = folded + [stored[name] for name in dict.fromkeys(single.input) if name in stored]
         outputs = [onnx.ValueInfoProto(name=name) for name in single.output if name]
-        alone = onnx.helper.make_graph([single], "one", inputs, outputs, initializers)
+        alone = onnx.helper.make_graph([single], "one", inputs, outputs, initializer=initializers)
         one = onnx.helper.make_model(alone, opset_imports=model.opset_import, ir_version=8)
         for info in _infos(one, strict=strict):
             shape = _fixed(info)

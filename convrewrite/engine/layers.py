@@ -63,7 +63,8 @@ class Sliding:
             pairs = [_auto_pads(auto_pad, n, (k - 1) * d + 1, s) for n, k, s, d in quads]
             begin, end = tuple(p[0] for p in pairs), tuple(p[1] for p in pairs)
         ceil_mode = bool(attrs.get("ceil_mode", 0))
-        return cls(tuple(size), tuple(kernel), strides, dilations, tuple(begin), tuple(end), ceil_mode)
+        begin, end = tuple(begin), tuple(end)
+        return cls(tuple(size), tuple(kernel), strides, dilations, begin=begin, end=end, ceil_mode=ceil_mode)
 
     @property
     def reach(self) -> Ints:
@@ -154,11 +155,11 @@ class Spreading:
         if wanted:
             crops = [max(0, w - out) for w, out in zip(whole, wanted, strict=True)]
             begin = tuple(c // 2 if auto_pad == "SAME_UPPER" else c - c // 2 for c in crops)
-            return cls(tuple(kernel), strides, dilations, begin, tuple(wanted))
+            return cls(tuple(kernel), strides, dilations, begin=begin, output=tuple(wanted))
         if auto_pad == "VALID":
             pads = (0,) * (2 * rank)
         output = tuple(w - a - b for w, a, b in zip(whole, pads[:rank], pads[rank:], strict=True))
-        return cls(tuple(kernel), strides, dilations, pads[:rank], output)
+        return cls(tuple(kernel), strides, dilations, begin=pads[:rank], output=output)
 
 
 @dataclass(frozen=True)
@@ -290,10 +291,10 @@ class LinearLayer:
         bias = 2 if len(node.inputs) > 2 and node.inputs[2].name else None
         alpha, beta = node.attrs.get("alpha", 1.0), node.attrs.get("beta", 1.0)
         rows = (weight == 1) == stored_flipped
-        if data == 1 and (len(node.inputs[data].shape or (0, 0)) if rank is None else rank) == 1:
-            return cls(data, -1, weight, rows, -1, tuple(stored), bias, alpha, beta)
-        axis, made = -1 if (data == 0) != flipped else -2, -1 if data == 0 else -2
-        return cls(data, axis, weight, rows, made, tuple(stored), bias, alpha, beta)
+        vector = data == 1 and (len(node.inputs[data].shape or (0, 0)) if rank is None else rank) == 1
+        axis, made = (-1 if vector or (data == 0) != flipped else -2), (-1 if vector or data == 0 else -2)
+        layer = cls(data, axis, weight, rows, output_axis=made, stored=tuple(stored))
+        return replace(layer, bias=bias, alpha=alpha, beta=beta)
 
     @classmethod
     def of(cls, node: gs.Node) -> LinearLayer | None:

@@ -141,7 +141,16 @@ _DILATES = {"MaxPool": 10, "LpPool": 18, "AveragePool": 19}
 def _operator(name: str, kind: str) -> Operator:
     weight, bias = _WEIGHTS.get(name, (None, None))
     moves, finer = name in _MOVES.split(), name in _FINER.split()
-    return Operator(name, kind, _AXES.get(name), weight, bias, moves, finer, _DILATES.get(name, 1))
+    return Operator(
+        name=name,
+        kind=kind,
+        axis=_AXES.get(name),
+        weight=weight,
+        bias=bias,
+        moves=moves,
+        finer=finer,
+        dilates_from=_DILATES.get(name, 1),
+    )
 
 
 OPERATORS: Mapping[str, Operator] = MappingProxyType(

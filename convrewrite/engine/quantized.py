@@ -58,8 +58,8 @@ class Stored:
             return None
         attrs = {name: value for name, value in node.attrs.items() if name not in ("axis", "block_size")}
         if scale.size == 1:
-            return cls(values, scale.reshape(()), None if zero is None else zero.reshape(()), None, attrs)
-        return cls(values, scale, zero, int(node.attrs.get("axis", 1)) % values.ndim, attrs)
+            return cls(values, scale.reshape(()), None if zero is None else zero.reshape(()), axis=None, attrs=attrs)
+        return cls(values, scale, zero, axis=int(node.attrs.get("axis", 1)) % values.ndim, attrs=attrs)
 
     def arranged(self, arrange: Arrange) -> Stored | None:
         """With the values arranged otherwise; None where the scales then go along several axes."""
@@ -88,7 +88,7 @@ class Stored:
         inputs = [constant(f"{result.name}/{name}", part) for name, part in parts.items() if part is not None]
         attrs = self.attrs if self.axis is None else {**self.attrs, "axis": self.axis}
         result.dtype = self.scale.dtype
-        return gs.Node("DequantizeLinear", result.name, dict(attrs), inputs, [result])
+        return gs.Node("DequantizeLinear", result.name, dict(attrs), inputs, outputs=[result])
 
     @property
     def finite(self) -> bool:

@@ -134,7 +134,7 @@ def run_pass(
         if node is None:
             break
         walk.seen.add(_anchor(node))
-        outcome = _plan(pass_, came.at(work), node, judge, only, skip)
+        outcome = _plan(pass_, came.at(work), node, judge, only=only, skip=skip)
         if isinstance(outcome, Plan):
             with _blamed(pass_, f"apply at {_anchor(node)}"):
                 pass_.apply(work, outcome)
@@ -253,7 +253,7 @@ def _plan(
         kind: SiteOutcome = "refused" if isinstance(outcome, Refusal) else "declined"
         reason = outcome.reason
         if isinstance(outcome, Declined) and outcome.known is not None:
-            return _left_alone(site, outcome.known, reason.code, outcome.detail, reason.remedy)
+            return _left_alone(site, outcome.known, reason.code, outcome.detail, remedy=reason.remedy)
         return replace(site, outcome=kind, reason=reason.code, detail=outcome.detail, remedy=reason.remedy)
     declined: Declined | None = None
     for plan in outcome:

@@ -81,7 +81,7 @@ def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | No
         given.get(tensor.name) or described(tensor, tensor.shape if recorded else None) for tensor in graph.outputs
     ]
     proto = onnx.helper.make_graph(
-        nodes, graph.name or "graph", [*inputs, *writer.inputs], outputs, writer.initializers
+        nodes, graph.name or "graph", [*inputs, *writer.inputs], outputs, initializer=writer.initializers
     )
     opsets = list(graph.import_domains or [onnx.helper.make_opsetid("", graph.opset)])
     if not any(opset.domain in ("", "ai.onnx") for opset in opsets):

@@ -77,15 +77,15 @@ def inspect(
     facts = replace(input_facts(model, path), macs=counted.macs if at.tensors else None)
     outputs = {t.name: reaches[t.name] for t in graph.outputs if t.name in reaches}
     return Inspection(
-        facts,
-        at.size,
-        at.assumed,
-        image,
-        layers,
-        outputs,
-        sites,
-        head(graph, at.tensors, reaches),
-        counted.uncounted,
+        file=facts,
+        size=at.size,
+        assumed=at.assumed,
+        image=image,
+        layers=layers,
+        outputs=outputs,
+        sites=sites,
+        head=head(graph, at.tensors, reaches),
+        uncounted=counted.uncounted,
         needs_size=bool(graph.inputs) and not at.inputs,
     )
 
@@ -104,7 +104,7 @@ def _layer(node: gs.Node, cost: LayerCost, at: Native, reach: Reach | None) -> L
     shape = _shape(node.inputs[0], at) if node.inputs else None
     if node.op not in SLIDING or shape is None:
         return Layer(cost, shape, reach=reach)
-    return Layer(cost, shape, _sliding(node, at, shape), _group(node), reach)
+    return Layer(cost, shape, _sliding(node, at, shape), group=_group(node), reach=reach)
 
 
 def _sliding(node: gs.Node, at: Native, shape: Shape) -> Sliding | None:

@@ -71,7 +71,7 @@ class LayerMatrix:
             for name, shape in (("x", image.shape), ("y", None))
         ]
         weights = [onnx.numpy_helper.from_array(np.ascontiguousarray(self.weight), "w")]
-        graph = onnx.helper.make_graph([node], "conv", infos[:1], infos[1:], weights)
+        graph = onnx.helper.make_graph([node], "conv", infos[:1], infos[1:], initializer=weights)
         model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
         want = runtime.open_session(model.SerializeToString(), "cpu").run({"x": image})["y"].ravel().astype(float)
         got = matrix.astype(float) @ image.ravel().astype(float)

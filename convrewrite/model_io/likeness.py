@@ -24,7 +24,11 @@ def alike(one: Exported, other: Exported, tolerance: float) -> bool:
     """
     pairs = zip(tensors(one[0].graph), tensors(other[0].graph), strict=False)
     for a, b in pairs:
-        if list(a.dims) != list(b.dims) or a.data_type != b.data_type or not _near(a, b, one, other, tolerance):
+        if (
+            list(a.dims) != list(b.dims)
+            or a.data_type != b.data_type
+            or not _near(a, b, one, other, tolerance=tolerance)
+        ):
             return False
         for tensor in (a, b):
             for name in VALUES:

@@ -223,7 +223,7 @@ def cut(source: Source) -> tuple[bytes, list[Payload]]:
         return mark(len(payloads) - 1)
 
     view = source.view
-    segments = _rewrite(view, 0, len(view), "Model", lambda start, end: end - start >= LARGE, replace)
+    segments = _rewrite(view, 0, len(view), "Model", worth=lambda start, end: end - start >= LARGE, replace=replace)
     return b"".join(chunks(segments)), payloads
 
 
@@ -237,7 +237,7 @@ def splice(skeleton: bytes, payloads: Sequence[Payload]) -> list[Segment]:
     def holds_mark(start: int, end: int) -> bool:
         return skeleton.find(_MARK, start, end) >= 0
 
-    return _rewrite(memoryview(skeleton), 0, len(skeleton), "Model", holds_mark, replace)
+    return _rewrite(memoryview(skeleton), 0, len(skeleton), "Model", worth=holds_mark, replace=replace)
 
 
 def _rewrite(
@@ -261,7 +261,7 @@ def _rewrite(
         if child == "raw_data":
             inner = [replace(value_start, value_end)]
         else:
-            inner = _rewrite(data, value_start, value_end, child, worth, replace, depth + 1)
+            inner = _rewrite(data, value_start, value_end, child, worth=worth, replace=replace, depth=depth + 1)
         segments.append(data[kept:tag_start])
         segments.append(_encoded(number << 3 | 2) + _encoded(sum(map(len, inner))))
         segments.extend(inner)

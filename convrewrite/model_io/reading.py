@@ -20,6 +20,7 @@ from convrewrite.model_io.names import is_text, unreadable_text
 from convrewrite.model_io.protofile import MappedFile, Memory, cut
 from convrewrite.model_io.protograph import import_graph, sort_nodes
 from convrewrite.system.board import doing
+from convrewrite.text import as_line
 
 
 def load(source: str | Path | bytes) -> Model:
@@ -69,7 +70,14 @@ def _load(source: str | Path | bytes, path: Path | None, label: str) -> Model:
         shell.ClearField(name)
     metadata = {entry.key: entry.value for entry in proto.metadata_props if is_text(entry)}
     shell.metadata_props.extend(entry for entry in proto.metadata_props if not is_text(entry))
-    return Model(graph, proto.ir_version, path, metadata, shell, Origin(data, external, proto.graph, payloads))
+    return Model(
+        graph,
+        proto.ir_version,
+        path,
+        metadata=metadata,
+        shell=shell,
+        origin=Origin(data, external, proto.graph, payloads),
+    )
 
 
 def _map(path: Path) -> MappedFile:
@@ -81,7 +89,7 @@ def _map(path: Path) -> MappedFile:
 
 
 def _one_line(error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = as_line(error)
     return text if len(text) <= 300 else f"{text[:300]}..."
 
 

@@ -89,7 +89,7 @@ def class_map(model: Model, window: Window, data: Mapping[str, Array] | None, im
     shape = dict(zip(window.axes, info.shape, strict=True))
     channels = shape.get("C", 1)
     fixed = [shape[letter] if isinstance(shape[letter], int) else None for letter in window.letters]
-    sample = _sample(window, channels, fixed, data, image)
+    sample = _sample(window, channels, fixed, data, image=image)
     feed = _arranged(sample.image, window.axes, shape).astype(info.dtype)
     try:
         with atomic.scratch() as folder:

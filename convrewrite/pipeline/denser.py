@@ -15,6 +15,7 @@ from typing import Any
 from convrewrite import model_io, verification
 from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import sort_nodes
+from convrewrite.engine.operators import chosen
 from convrewrite.engine.rewrite import Context, Density, Site, run_pass
 from convrewrite.engine.windows import METADATA_KEY, Window
 from convrewrite.errors import Refused, UsageError
@@ -30,7 +31,7 @@ from convrewrite.verification import Verification, trunk_oracle
 CELLS = (2, 3, 2)
 """Cells of the coarse map, per axis, for which shapes are looked at."""
 
-CELL_BY_CELL = ("Softmax", "LogSoftmax", "Sigmoid", "ArgMax", "ArgMin")
+CELL_BY_CELL = chosen("Softmax LogSoftmax Sigmoid search")
 """Last operators ahead of which the cells may be taken, as long as they keep the axes that there are."""
 
 
@@ -75,7 +76,7 @@ def denser(model: Model, window: Window | None, stride: Sequence[int], size: Seq
     for site in result.outcome("refused"):
         raise refusal(pass_, site)
     if not result.changed:
-        return Denser(model, window, result.sites, {}, sizes)
+        return Denser(model, window, result.sites, factors={}, sizes=sizes)
     density = result.evidence_of(Density)
     assert density is not None, "what dense rewrites has other strides"
     metadata = dict(model.metadata)
@@ -83,7 +84,7 @@ def denser(model: Model, window: Window | None, stride: Sequence[int], size: Seq
         window = _window(window, density.strides)
         metadata[METADATA_KEY] = window.to_json()
     after = replace(model, graph=result.graph, metadata=metadata)
-    return Denser(after, window, result.sites, density.factors, sizes)
+    return Denser(after, window, result.sites, factors=density.factors, sizes=sizes)
 
 
 def _sizes(model: Model, window: Window | None, size: Sequence[int] | None) -> tuple[tuple[int, ...], ...]:

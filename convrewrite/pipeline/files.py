@@ -73,16 +73,16 @@ def same_file(source: str, target: str) -> bool:
 
 def input_facts(model: Model, path: str) -> FileFacts:
     """Of a file that was read."""
-    return FileFacts(path, lambda: model.sha256, model.nbytes, costs.parameters(model.graph), None)
+    return FileFacts(path, lambda: model.sha256, model.nbytes, parameters=costs.parameters(model.graph), macs=None)
 
 
 def output_facts(model: Model, staged: Path, target: str) -> FileFacts:
     """Of a file that is written but not published yet, under the name that it will have."""
     size, parameters = staged.stat().st_size, costs.parameters(model.graph)
     if target != STREAM:
-        return FileFacts(target, lambda: _digest(Path(target)), size, parameters, None)
+        return FileFacts(target, lambda: _digest(Path(target)), size, parameters=parameters, macs=None)
     found = _digest(staged)  # it is gone once the stream has it
-    return FileFacts(target, lambda: found, size, parameters, None)
+    return FileFacts(target, lambda: found, size, parameters=parameters, macs=None)
 
 
 def fixed_defaults(before: Model, after: Model) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.running.sampling import fill
+from convrewrite.text import as_line
 
 USUAL = (224, 256, 299, 128, 64, 32, 28, 512)
 """Sizes that are tried where the file leaves it open and the user says nothing."""
@@ -112,7 +113,7 @@ def _at(graph: gs.Graph, infos: Sequence[TensorInfo], size: tuple[int, ...] | No
         tensors = infer_shapes(graph, inputs)
     except onnx.shape_inference.InferenceError as error:
         if size is not None and not assumed:
-            text = " ".join(str(error).split())[:200]
+            text = as_line(error)[:200]
             words = "x".join(map(str, size))
             raise UsageError(f"the model does not run at --size {words}: {text}", remedy="try another") from None
         tensors = {}

@@ -10,6 +10,7 @@ from onnx import version_converter
 from convrewrite import model_io
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
+from convrewrite.text import as_line
 
 
 def upgraded(model: Model, opset: int) -> Model:
@@ -29,7 +30,7 @@ def upgraded(model: Model, opset: int) -> Model:
     try:
         made = version_converter.convert_version(proto, opset)
     except Exception as error:  # the converter raises what its C++ throws
-        text = " ".join(str(error).split())[:200]
+        text = as_line(error)[:200]
         raise UsageError(
             f"onnx cannot convert the model to opset {opset}: {text}", remedy="try another opset"
         ) from None

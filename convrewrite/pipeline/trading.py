@@ -93,7 +93,14 @@ class _Run:
         if self.options.accept != "faster":
             return acceptance.COUNTING[self.options.accept]
         provider = obtained(self.options.provider)
-        return Faster(self.pass_, self.at.tensors, self.model.ir_version, self.decisions, provider, timing.cores())
+        return Faster(
+            self.pass_,
+            self.at.tensors,
+            self.model.ir_version,
+            decisions=self.decisions,
+            provider=provider,
+            threads=timing.cores(),
+        )
 
     def _error(self, result: PassResult) -> float:
         """How far the outputs of a rewritten graph are from the original's."""
@@ -221,7 +228,7 @@ def _context(model: Model, pass_: Pass, at: Native, options: TradeOptions) -> Co
     """
     responses: Collected | None = None
     if options.fits and pass_.fits and options.data is not None:
-        responses = Collected.read(model, options.data, at, options.provider, options.seed)
+        responses = Collected.read(model, options.data, at, options.provider, seed=options.seed)
     sized = fixing.given(model.graph, at) if at.size is not None and not at.assumed else None
     return Context.of(model.graph, shapes=at.tensors, sized=sized, responses=responses)
 

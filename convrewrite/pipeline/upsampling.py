@@ -61,7 +61,7 @@ def upsampled(model: Model, window: Window, mode: str, softmax: str) -> Upsample
     metadata = {key: text for key, text in model.metadata.items() if key != METADATA_KEY}
     metadata[UPSAMPLED_KEY] = json.dumps({"mode": mode, "softmax": softmax, "window": json.loads(window.to_json())})
     after = replace(model, graph=result.graph, metadata=metadata)
-    return Upsampled(after, result.sites, _scores(model, softmax), mode, softmax, window)
+    return Upsampled(after, result.sites, _scores(model, softmax), mode=mode, softmax=softmax, window=window)
 
 
 def _scores(model: Model, softmax: str) -> Model:

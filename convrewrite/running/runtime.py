@@ -32,7 +32,7 @@ from convrewrite.running.unloadable import refuse_missing, unloadable
 from convrewrite.system.board import doing, mine
 from convrewrite.system.leftovers import shown
 from convrewrite.system.spelling import spelled
-from convrewrite.text import counted
+from convrewrite.text import as_line, counted
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
@@ -246,9 +246,9 @@ def open_session(
     if provider in ("cuda", "tensorrt") and provider not in obtained:
         raise _not_obtained(ort, provider)
     got = next(name for name in ("tensorrt", "cuda", "cpu") if name in obtained)
-    infos = _infos(raw.get_inputs()), _infos(raw.get_outputs())
+    inputs, outputs = _infos(raw.get_inputs()), _infos(raw.get_outputs())
     rounds = os.environ.get("NVIDIA_TF32_OVERRIDE") != "0" if got == "tensorrt" else tf32 and got == "cuda"
-    return Session(label, got, *infos, raw, rounds, _placement(raw))
+    return Session(label, got, inputs, outputs, _raw=raw, tf32=rounds, placement=_placement(raw))
 
 
 @contextlib.contextmanager
@@ -284,7 +284,7 @@ def check_installation(installed: Mapping[str, str] | None = None) -> None:
 
 def one_line(error: BaseException | str) -> str:
     """What ONNX Runtime says, without its prefixes and source positions, on one line of reasonable length."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", as_line(error))
     text = re.sub(r"^Load model from .*? failed:|\bThis is an invalid model\. |\bType Error: ", "", text)
     text = re.sub(r"\S*/onnxruntime/\S+:\d+ (?:\S+ )*?\S+\([^)]*\) ?", "", text)
     return text if len(text) <= 300 else text[:297] + "..."

@@ -17,7 +17,7 @@ import numpy as np
 
 from convrewrite.errors import UsageError
 from convrewrite.running.runtime import TensorInfo
-from convrewrite.text import counted
+from convrewrite.text import as_line, counted
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -282,7 +282,7 @@ class Images:
                 mode = ImageOps.exif_transpose(image).convert("L" if channels == 1 else "RGB")
                 pixels = np.asarray(mode.resize((extent["W"], extent["H"]), Image.Resampling.BILINEAR))
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            words = " ".join(str(error).split())
+            words = as_line(error)
             raise UsageError(f"cannot read the image {file}: {words or type(error).__name__}") from None
         for name, numbers in (("--mean", self.mean), ("--std", self.std)):
             if len(numbers) not in (1, channels):

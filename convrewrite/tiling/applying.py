@@ -135,28 +135,37 @@ class _Run:
             seen.geometry.check(step)
         store = self._store(url, seen, step)
         exports.check(kind, self.target, store.targets, options.chosen)
-        plan = self._plan(seen, source, preparation, step, threads, provider)
+        plan = self._plan(seen, source, preparation, step, threads=threads, provider=provider)
         resumed = self._begin(store, plan, before, kind)
         frozen: str | bytes = str(model_io.save(seen.model, self.folder / "frozen.onnx"))
         if options.scheduler is not None:
             frozen = model_io.to_bytes(seen.model)
         recipe = Recipe.of(seen)
         job = Job(
-            secrets.token_hex(8), frozen, source, store, recipe, seen.geometry, preparation, step, provider, threads
+            key=secrets.token_hex(8),
+            model=frozen,
+            source=source,
+            store=store,
+            recipe=recipe,
+            geometry=seen.geometry,
+            preparation=preparation,
+            step=step,
+            provider=provider,
+            threads=threads,
         )
         ready, left = store.places() if resumed else ([], store.every())
         finished = Finished()
         if ready or left:
             share = memory.parse_bytes(options.memory) / workers
             try:
-                with engine.workers(workers, provider, options.scheduler, share, str(self.folder)) as client:
+                with engine.workers(workers, provider, options.scheduler, share, folder=str(self.folder)) as client:
                     self._compare(job, ready, client)
                     store.tidy()
                     finished = engine.run(job, left, client, tell)
             except KeyboardInterrupt:
                 raise Interrupted("interrupted; the tiles that are done are kept, and --resume goes on") from None
         total = math.prod(store.counts)
-        result = self._applied(seen, job, total, total - len(left), finished, workers)
+        result = self._applied(seen, job, total, total - len(left), finished=finished, workers=workers)
         if finished.failed:
             return result
         result = replace(result, without_class=store.without_class())
@@ -168,7 +177,7 @@ class _Run:
             result = replace(result, written=kind == "zarr" or not result.failed)
         if kind != "zarr" and not result.failed:
             only = next(iter(store.targets.values()))
-            exports.export(kind, store.open()[only.name], self.target, only, options.chosen)
+            exports.export(kind, store.open()[only.name], self.target, only, chosen=options.chosen)
             shutil.rmtree(url)
         return result
 
@@ -217,7 +226,7 @@ class _Run:
             }
             for name, axes in seen.geometry.outputs.items()
         }
-        made = targets(seen.geometry, step, seen.values, seen.dtypes, attributes, top1=self.options.top1)
+        made = targets(seen.geometry, step, seen.values, seen.dtypes, attributes=attributes, top1=self.options.top1)
         return Store(url, made, seen.geometry.counts(step))
 
     def _plan(

@@ -54,7 +54,7 @@ def lazily(model: Model, image: Any, options: LazyOptions = DEFAULT) -> dict[str
     rank, depth = outline(model)
     prepare = prepared(model.metadata, options).fitting(depth)
     source = settled(
-        Source("the image", "dask", "", tuple(image.shape), str(image.dtype)),
+        Source("the image", "dask", "", shape=tuple(image.shape), dtype=str(image.dtype)),
         rank,
         depth,
         options.layout,
@@ -68,7 +68,8 @@ def lazily(model: Model, image: Any, options: LazyOptions = DEFAULT) -> dict[str
     parts: dict[str, Array] = {name: np.empty(counts, object) for name in geometry.outputs}
     for place in itertools.product(*map(range, counts)):
         crop = geometry.tile(place, step).crop
-        cells = dask.delayed(_cells)(frozen, source.region(image, crop), prepare, recipe, geometry, place, step)
+        pixels = source.region(image, crop)
+        cells = dask.delayed(_cells)(frozen, pixels, prepare, recipe, geometry=geometry, place=place, step=step)
         for name, spans in geometry.tile(place, step).cells.items():
             shape = tuple(stop - start for start, stop in spans)
             if options.top1 and seen.values[name] > 1:
@@ -86,6 +87,7 @@ def _cells(
     pixels: Array,
     prepare: Preparation,
     recipe: Recipe,
+    *,
     geometry: Geometry,
     place: Sequence[int],
     step: Sequence[int],

@@ -79,7 +79,7 @@ def check(
     Raises:
         UsageError: the original cannot be loaded. RunFailed: it does not run on a crop.
     """
-    places = _Places(job, survey, np.random.default_rng(seed), count, tolerance)
+    places = _Places(job, survey, np.random.default_rng(seed), count=count, tolerance=tolerance)
     found = [places.again(name) for name in job.store.targets]
     name = "the original on its crops"
     window = survey.window

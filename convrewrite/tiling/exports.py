@@ -11,7 +11,7 @@ import numpy as np
 
 from convrewrite.errors import UsageError
 from convrewrite.system.atomic import discard, publish, refuse_target, temporary_beside, write_errors
-from convrewrite.text import counted
+from convrewrite.text import by, counted
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.images import PICTURES, TIFFS
 from convrewrite.tiling.store import Target, blocks
@@ -57,7 +57,7 @@ def check(kind: str, target: str, found: Mapping[str, Target], chosen: int | Non
     if kind != "png":
         return
     if max(only.shape) > LARGEST_PICTURE:
-        text = "x".join(map(str, only.shape))
+        text = by(only.shape)
         raise UsageError(f"a picture of {text} cells is too large", remedy="write a TIFF, which has a pyramid, or Zarr")
     if not only.top1 and only.values > 1 and chosen is None:
         raise UsageError(f"a picture shows one of {counted(only.values, 'value')}", remedy="give --class K, or --top1")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from convrewrite.engine.windows import Field
 from convrewrite.errors import UsageError
-from convrewrite.text import counted
+from convrewrite.text import by, counted
 
 Span = tuple[int, int]
 """First, and one past the last."""
@@ -118,7 +118,7 @@ class Geometry:
         """
         rank = len(self.size)
         if len(tile) not in (1, rank) or min(tile) < 1:
-            raise UsageError(f"a tile of {'x'.join(map(str, tile))} cells does not fit {counted(rank, 'axis')}")
+            raise UsageError(f"a tile of {by(tile)} cells does not fit {counted(rank, 'axis')}")
         cells = tuple(tile) * (rank if len(tile) == 1 else 1)
         strides = [axis.stride for axis in next(iter(self.outputs.values()))]
         spans = zip(cells, strides, self.unit, self.counts([1] * rank), strict=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
-from convrewrite.text import counted
+from convrewrite.text import by, counted
 from convrewrite.tiling.extra import library
 
 Array = np.ndarray[Any, Any]
@@ -154,7 +154,7 @@ def find(url: str, key: str = "", scratch: Path | None = None, memory: float = m
     try:
         if suffix == ".npy":
             array = np.load(url, mmap_mode="r", allow_pickle=False)
-            return Source(url, "npy", "", array.shape, array.dtype.name)
+            return Source(url, "npy", "", shape=array.shape, dtype=array.dtype.name)
         if suffix in TIFFS:
             return _tiff(url, key)
         if suffix in PICTURES:
@@ -179,7 +179,12 @@ def _tiff(url: str, key: str) -> Source:
         if stored < told:
             raise UsageError(f"the image {url} is damaged: its header tells of {told:,} pieces, and places {stored:,}")
         return Source(
-            url, "tiff", str(number), tuple(level.shape), level.dtype.name, _lettered(level.axes, level.shape)
+            url,
+            "tiff",
+            str(number),
+            shape=tuple(level.shape),
+            dtype=level.dtype.name,
+            axes=_lettered(level.axes, level.shape),
         )
 
 
@@ -211,7 +216,7 @@ def _zarr(url: str, key: str) -> Source:
     named = getattr(node.metadata, "dimension_names", None)
     if not axes and named and all(isinstance(name, str) for name in named):
         axes = "".join(name[:1].upper() for name in named)
-    return Source(url, "zarr", key, tuple(node.shape), node.dtype.name, _lettered(axes, node.shape))
+    return Source(url, "zarr", key, shape=tuple(node.shape), dtype=node.dtype.name, axes=_lettered(axes, node.shape))
 
 
 def _zarr_array(url: str, key: str) -> Any:
@@ -227,8 +232,7 @@ def _picture(url: str, scratch: Path | None, memory: float) -> Source:
         size = math.prod(image.size) * len(image.getbands()) * (4 if image.mode in ("I", "F") else 1)
         if size > memory:
             raise UsageError(
-                f"the picture {url} of {'x'.join(map(str, image.size[::-1]))} pixels is unpacked whole, "
-                f"to {size / 1e9:,.1f} GB",
+                f"the picture {url} of {by(image.size[::-1])} pixels is unpacked whole, to {size / 1e9:,.1f} GB",
                 remedy="save it as TIFF or Zarr, or give more --memory",
             )
         pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr") else image)
@@ -236,7 +240,9 @@ def _picture(url: str, scratch: Path | None, memory: float) -> Source:
         raise UsageError(f"{url} has to be unpacked first", remedy="save it as TIFF or Zarr")
     target = scratch / f"{Path(url).stem}.npy"
     np.save(target, pixels)
-    return Source(str(target), "npy", "", pixels.shape, pixels.dtype.name, "HWC" if pixels.ndim == 3 else "HW")
+    return Source(
+        str(target), "npy", "", shape=pixels.shape, dtype=pixels.dtype.name, axes="HWC" if pixels.ndim == 3 else "HW"
+    )
 
 
 def _lettered(axes: str, shape: Sequence[int]) -> str:
@@ -262,12 +268,12 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
     """
     spatial, shape = SPATIAL[rank], source.shape
     if min(shape, default=1) < 1:
-        raise UsageError(f"the image [{'x'.join(map(str, shape))[:SHOWN]}] has no pixels")
+        raise UsageError(f"the image [{by(shape)[:SHOWN]}] has no pixels")
     if math.prod(shape) > MOST_PIXELS:
-        raise UsageError(f"the image [{'x'.join(map(str, shape))[:SHOWN]}] has more pixels than can be counted")
+        raise UsageError(f"the image [{by(shape)[:SHOWN]}] has more pixels than can be counted")
     if np.dtype(source.dtype).kind not in "biuf":
         raise UsageError(f"the image has pixels of type {source.dtype}", remedy="give real numbers")
-    text = "x".join(map(str, shape))[:SHOWN]
+    text = by(shape)[:SHOWN]
     axes = layout.upper() or source.axes or _guessed(shape, spatial, channels, bool(taken))
     if not axes:
         letters = f"{spatial}C, C{spatial} or {spatial}"

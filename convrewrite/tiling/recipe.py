@@ -40,7 +40,15 @@ class Recipe:
         shape = tuple(0 if dim in survey.dims else extent for dim, extent in enumerate(survey.shape))
         strides = {name: tuple(axis.stride for axis in axes) for name, axes in survey.geometry.outputs.items()}
         dtype = np.dtype(source.dtype).name
-        return cls(survey.image, shape, survey.dims, survey.channel, dtype, strides, dict(survey.places))
+        return cls(
+            input=survey.image,
+            shape=shape,
+            dims=survey.dims,
+            channel=survey.channel,
+            dtype=dtype,
+            strides=strides,
+            places=dict(survey.places),
+        )
 
     def feed(self, pixels: Array) -> Array:
         """The input of the model for pixels [C, *spatial]."""

@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
+from convrewrite.text import as_line
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.geometry import Geometry, Tile
 
@@ -128,7 +129,7 @@ class Store:
             group.create_array(DONE, shape=(tiles,), chunks=(1,), dtype="uint8")
             group.attrs[PLAN] = dict(plan)
         except Exception as error:  # each kind of store has errors of its own
-            text = " ".join(str(error).split())[:200]
+            text = as_line(error)[:200]
             raise UsageError(f"cannot write {self.url}: {text}", remedy="choose another OUT") from None
 
     def open(self) -> Any:
@@ -170,7 +171,7 @@ class Store:
             if done.shape != (math.prod(self.counts),) or group[SEEN].shape != (done.size, HASH):
                 raise ValueError("it has another number of tiles")
         except Exception as error:  # each kind of store has errors of its own
-            text = " ".join(str(error).split())[:200]
+            text = as_line(error)[:200]
             raise UsageError(f"{self.url} is damaged: {text}", remedy="give --overwrite to begin anew") from None
         numbers = np.flatnonzero(done != 0), np.flatnonzero(done == 0)
         first, second = ([tuple(int(i) for i in np.unravel_index(n, self.counts)) for n in of] for of in numbers)
@@ -226,5 +227,7 @@ def targets(
         best = top1 and values[output] > 1
         stored = class_type(values[output]) if best else dtypes[output].name
         means = {**attributes[output], **({"no_class": no_class(stored)} if best else {})}
-        found[output] = Target(name, best, values[output], shape, chunk, stored, means)
+        found[output] = Target(
+            name=name, top1=best, values=values[output], shape=shape, chunk=chunk, dtype=stored, attributes=means
+        )
     return found

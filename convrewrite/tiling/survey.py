@@ -24,7 +24,7 @@ from convrewrite.engine.rewrite import Reason
 from convrewrite.engine.windows import ELEMENTWISE, SLIDING, Window
 from convrewrite.errors import Refused, UsageError
 from convrewrite.model_io import Model
-from convrewrite.text import counted
+from convrewrite.text import as_line, by, counted
 from convrewrite.tiling.geometry import Axis, Cells, Geometry, Pixels
 
 REASONS = {
@@ -124,7 +124,7 @@ def survey(model: Model, size: Sequence[int], outputs: Sequence[str] = ()) -> Su
     fixed = tuple(source.shape[dim] for dim in dims)
     shape = _shape(graph, source, dims, size)
     if window is not None and any(n < own for n, own in zip(size, window.size, strict=True)):
-        text, own = ("x".join(map(str, extents)) for extents in (size, window.size))
+        text, own = (by(extents) for extents in (size, window.size))
         raise UsageError(f"an image of {text} is smaller than the model's window, {own}", remedy="give a larger one")
     known = _shapes(graph, image, shape)
     _freeze(graph, known)
@@ -136,27 +136,29 @@ def survey(model: Model, size: Sequence[int], outputs: Sequence[str] = ()) -> Su
     axes: dict[str, tuple[Axis, ...]] = {}
     places: dict[str, tuple[int, ...]] = {}
     for tensor in chosen:
-        axes[tensor.name], places[tensor.name] = _axes(graph, tensor, known, reaches, window if pixels else None, size)
+        axes[tensor.name], places[tensor.name] = _axes(
+            graph, tensor, known, reaches, between=window if pixels else None, size=size
+        )
     strides = [reach.stride for reach in reaches.values() if reach.axes and all(a.dim is not None for a in reach.axes)]
     period = tuple(math.lcm(*(stride[axis] for stride in strides)) for axis in range(len(dims)))
     one_size = all(isinstance(extent, int) for extent in fixed)
     if one_size and any(n < own for n, own in zip(size, fixed, strict=True)):
-        text, own = ("x".join(map(str, extents)) for extents in (size, fixed))
+        text, own = (by(extents) for extents in (size, fixed))
         raise UsageError(f"an image of {text} is smaller than the one size that the model takes, {own}")
     geometry = Geometry(tuple(size), period, axes, fixed if one_size else None)
     others = [dim for dim in range(len(shape)) if dim not in dims and not _is_batch(dim, window)]
     values = {t.name: math.prod(e for dim, e in enumerate(known[t.name]) if dim not in places[t.name]) for t in chosen}
     return Survey(
-        replace(model, graph=graph),
-        image,
-        shape,
-        dims,
-        others[0] if others else None,
-        geometry,
-        places,
-        values,
-        {t.name: np.dtype(t.dtype) for t in chosen},
-        window,
+        model=replace(model, graph=graph),
+        image=image,
+        shape=shape,
+        dims=dims,
+        channel=others[0] if others else None,
+        geometry=geometry,
+        places=places,
+        values=values,
+        dtypes={t.name: np.dtype(t.dtype) for t in chosen},
+        window=window,
     )
 
 
@@ -221,15 +223,15 @@ def _shapes(graph: gs.Graph, image: str, shape: Shape) -> Mapping[str, Shape]:
     try:
         known = infer_shapes(graph, {image: shape})
     except onnx.shape_inference.InferenceError as error:
-        text = " ".join(str(error).split()).removeprefix("[ShapeInferenceError] ")
+        text = as_line(error).removeprefix("[ShapeInferenceError] ")
         raise UsageError(
-            f"the model does not run on an image of {'x'.join(map(str, shape))}: {text[:300]}",
+            f"the model does not run on an image of {by(shape)}: {text[:300]}",
             remedy="a classifier has to be converted with 'convrewrite fcn' first; a network that joins maps of "
             "several sizes needs an image of a size that fits, such as a multiple of its strides",
         ) from None
     if any(extent < 1 for name in known for extent in known[name] if name in {t.name for t in graph.outputs}):
         raise UsageError(
-            f"an image of {'x'.join(map(str, shape))} is smaller than what one cell of the model sees",
+            f"an image of {by(shape)} is smaller than what one cell of the model sees",
             remedy="give a larger image",
         )
     return known

@@ -145,9 +145,9 @@ def _plans(a: Candidate, b: Candidate, options: BenchOptions) -> Iterator[Plan]:
                 extent,
                 (images,),
                 (Subject.plain(a.path, shapes), Subject.plain(b.path, shapes)),
-                ((a.macs(shapes),), (b.macs(shapes),)),
-                images,
-                math.prod(shape),
+                macs=((a.macs(shapes),), (b.macs(shapes),)),
+                images=images,
+                elements=math.prod(shape),
             )
 
 
@@ -158,9 +158,9 @@ def _windows_plan(original: Candidate, fcn: Candidate, size: Size | None, batche
         work.size,
         work.batches,
         (work.original, Subject.plain(fcn.path, work.image)),
-        (macs, (fcn.macs(work.image),)),
-        1,
-        math.prod(work.size),
+        macs=(macs, (fcn.macs(work.image),)),
+        images=1,
+        elements=math.prod(work.size),
         twice=1,
         windows=work.windows,
         limit=work.limit,
@@ -199,7 +199,7 @@ def _measure(
     finally:
         if done:
             found.ready = ready if plan.twice == 0 else {**ready, "nodes": ready["nodes"][::-1]}
-            found.cells.append(_cell(plan, compare(done, task.seed), ready, bytes_used, nodes, complete))
+            found.cells.append(_cell(plan, compare(done, task.seed), ready, bytes_used, nodes=nodes, complete=complete))
 
 
 def _once(task: Task) -> Event:
@@ -220,10 +220,25 @@ def _cell(
     if plan.twice:
         seconds, found = seconds[::-1], _seen_from_the_other(found)
     a, b = (
-        Cost(seconds[i], plan.images, plan.macs[i][way if plan.windows and i == 0 else 0], memory[i], nodes[i])
+        Cost(
+            seconds[i],
+            plan.images,
+            plan.macs[i][way if plan.windows and i == 0 else 0],
+            memory=memory[i],
+            nodes=nodes[i],
+        )
         for i in (0, 1)
     )
-    return Cell(plan.size, plan.batches[way], a, b, found, complete, plan.windows, plan.limit)
+    return Cell(
+        size=plan.size,
+        batch=plan.batches[way],
+        a=a,
+        b=b,
+        comparison=found,
+        complete=complete,
+        windows=plan.windows,
+        limit=plan.limit,
+    )
 
 
 def _seen_from_the_other(found: Comparison) -> Comparison:

@@ -139,7 +139,7 @@ def shapes_at(a: Candidate, b: Candidate, size: Size | None, batch: int | None) 
     for one, other in ((a, b), (b, a)):
         known = {info.name: info.shape for info in other.inputs}
         bound = bind_batch(one.inputs, batch)
-        specs = (fill(info, size, known[info.name], batch, bound) for info in one.inputs)
+        specs = (fill(info, size, known[info.name], batch, bound=bound) for info in one.inputs)
         shapes = {spec.name: spec.shape for spec in specs}
         if size is not None and not _is_at(shapes[one.image.name], size):
             raise UsageError(
@@ -255,7 +255,7 @@ def sliding(original: Candidate, fcn: Candidate, size: Size | None, batches: Seq
     one_window = original.macs({name: _with_batch(crop, axis, held or 1)})
     one_pass = fcn.macs(shapes)
     limit = one_window / (held or 1) * count / one_pass if one_window and one_pass else None
-    return Sliding(shapes, Subject(original.path, tuple(ways)), tried, count, size, limit)
+    return Sliding(shapes, Subject(original.path, tuple(ways)), tried, windows=count, size=size, limit=limit)
 
 
 def _image_shape(window: Window, size: Sequence[int], channels: int) -> Size:

@@ -91,7 +91,7 @@ def check(
         except RunFailed:
             ledger.skip(words, "the original does not run on its images turned round")
             return
-        if not _at_once(rewritten, reference, parts, inputs, ledger, names, read, words):
+        if not _at_once(rewritten, reference, parts, inputs, ledger=ledger, names=names, read=read, check=words):
             return
 
 

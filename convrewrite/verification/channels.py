@@ -142,7 +142,9 @@ def judge(
             return None
         badness, index = _worst(errors, allowed)
         if worst is None or badness > worst.badness:
-            worst = _channel(index, axis, along, (a, b, difference), (errors, peaks, allowed), noise, reduced)
+            worst = _channel(
+                index, axis, along, (a, b, difference), sums=(errors, peaks, allowed), noise=noise, reduced=reduced
+            )
     for first, steps in _grids(want.shape):
         cut = _cut(first, steps)
         error, peak = difference[cut].max(), magnitude[cut].max()
@@ -156,7 +158,7 @@ def judge(
         elif asked:
             return None
         if worst is None or float(_ratio(error, np.asarray(limit))) > worst.badness:
-            worst = _grid(first, steps, (a, b, difference), (float(error), float(peak), limit), noise)
+            worst = _grid(first, steps, (a, b, difference), (float(error), float(peak), limit), noise=noise)
     return worst
 
 
@@ -175,7 +177,17 @@ def _grid(
     place = tuple(start + step * int(i) for start, step, i in zip(first, steps, inside, strict=True))
     own = None if noise is None else float(noise[cut].max()) / scale
     figures = float(a[place]), float(b[place])
-    return Channel(None, first, None, error / scale, allowed / scale, own, place, figures, steps)
+    return Channel(
+        axis=None,
+        index=first,
+        along=None,
+        error=error / scale,
+        tolerance=allowed / scale,
+        noise=own,
+        place=place,
+        figures=figures,
+        every=steps,
+    )
 
 
 def judge_each(
@@ -207,7 +219,7 @@ def judge_each(
     if asked and not known:
         return None
     found: list[Channel | None] = [
-        judge(got[entry], want[entry], relative, whole, functools.partial(_entry, known or (), i))
+        judge(got[entry], want[entry], relative, whole, draws=functools.partial(_entry, known or (), i))
         for i, entry in enumerate(asked or [int(order[0])])
     ]
     return max((one for one in found if one is not None), key=lambda one: one.badness, default=None)
@@ -277,4 +289,13 @@ def _channel(
     inside = iter(np.unravel_index(int(np.argmax(inner)), inner.shape))
     place = tuple(int(next(inside)) if isinstance(part, slice) else int(part) for part in where)
     own = None if noise is None else float(noise[where].max()) / scale
-    return Channel(axis, index, along, error / scale, allowed / scale, own, place, (float(a[place]), float(b[place])))
+    return Channel(
+        axis=axis,
+        index=index,
+        along=along,
+        error=error / scale,
+        tolerance=allowed / scale,
+        noise=own,
+        place=place,
+        figures=(float(a[place]), float(b[place])),
+    )

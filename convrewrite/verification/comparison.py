@@ -152,7 +152,7 @@ class Ledger:
             words = [f"{array.dtype} of shape {'x'.join(map(str, array.shape)) or 'scalar'}" for array in (got, want)]
             case = replace(case, status="failed", note=f"{words[0]} instead of {words[1]}; {note}".rstrip("; "))
         elif got.dtype.kind == "f":
-            case = self._floats(case, got, want, again, bool(places))
+            case = self._floats(case, got, want, again, stacked=bool(places))
             if finite(got) and finite(want):
                 self._tallies.setdefault((check, output), Tally()).add(got, want, stacked=bool(places))
         else:
@@ -182,7 +182,7 @@ class Ledger:
         scale = float(np.max(np.abs(want.astype(np.float64)))) or self.peak.get(case.output, 0.0)
         if self.limits.get(case.output, self.limit) is None and scale:
             tolerance = max(tolerance, self.stepped.get(case.output, 0.0) / scale * (1.0 + 1e-6))
-        channel = self._part(case.output, got, want, tolerance * scale, again, stacked) if error else None
+        channel = self._part(case.output, got, want, tolerance * scale, again=again, stacked=stacked) if error else None
         asked = self.limits.get(case.output, self.limit) is not None
         beyond = channel is not None and channel.badness > 1.0 and not asked
         status: Status = "passed" if error <= tolerance and not beyond else "failed"
@@ -207,8 +207,10 @@ class Ledger:
         if again is None and (self.shaken is None or stacked):
             return None
         if stacked:
-            return judge_each(got, want, relative, whole, lambda entries: again(output, entries) if again else None)
-        return judge(got, want, relative, whole, lambda: (again or self._again)(output, ()))
+            return judge_each(
+                got, want, relative, whole, draws=lambda entries: again(output, entries) if again else None
+            )
+        return judge(got, want, relative, whole, draws=lambda: (again or self._again)(output, ()))
 
     def _again(self, output: str, _: Sequence[int]) -> Draws | None:
         """What rounding makes of an output on the inputs of the comparison."""

@@ -129,7 +129,9 @@ def check(
         done = 0
         for group in dict.fromkeys((symbol, _with_alike(symbol, every, shapes))):
             for extents in _tried(group, shapes):
-                done += _at(models, specs, extents, evidence, ledger, names, read, (check_name, group))
+                done += _at(
+                    models, specs, extents, evidence, ledger=ledger, names=names, read=read, called=(check_name, group)
+                )
                 if done == DRAWS:
                     break
             if done:

@@ -40,7 +40,7 @@ class Shapes:
         shape = self.named.get(info.name)
         if shape is None:
             remedy = f", or --shape {info.name}=..., or real inputs with --data F.npz"
-            return fill(info, self.size, known, self.batch, bound, remedy)
+            return fill(info, self.size, known, self.batch, bound=bound, remedy=remedy)
         for dims in (info.shape, known):
             pairs = zip(dims, shape, strict=False)
             if dims and (len(dims) != len(shape) or any(isinstance(a, int) and a != b for a, b in pairs)):

@@ -44,4 +44,6 @@ def opened(make: Callable[[], Session | Flattened]) -> Session | Flattened | OnD
     session = make()
     if not _wanted.get():
         return session
-    return OnDemand(session.provider, session.inputs, session.outputs, session.nodes, session.warning, make)
+    return OnDemand(
+        session.provider, session.inputs, session.outputs, nodes=session.nodes, warning=session.warning, _open=make
+    )

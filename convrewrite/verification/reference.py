@@ -57,7 +57,15 @@ def open_reference(original: Specimen) -> Specimen:
         raise _unable(original.path, error) from None
     session = original.session
     runner = Evaluator(original.path, session.inputs, session.outputs, evaluator)
-    return Specimen(original.path, original.outputs, probes, original.unprobed, original.moving, None, runner)
+    return Specimen(
+        path=original.path,
+        outputs=original.outputs,
+        probes=probes,
+        unprobed=original.unprobed,
+        moving=original.moving,
+        _plain=None,
+        _probed=runner,
+    )
 
 
 def _unable(path: str, error: Exception) -> UsageError:

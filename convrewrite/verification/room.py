@@ -131,7 +131,7 @@ def room_for(
     run = max(need.run for need in needs)
     if run * SLACK > SLICED_ABOVE or _all(needs) > free:
         with tempfile.TemporaryDirectory(prefix="convrewrite-") as folder:
-            sliced = _sliced(both, at, run, plain, named, Path(folder))
+            sliced = _sliced(both, at, run, plain, named=named, folder=Path(folder))
             if sliced is not None:
                 with _own_words(sliced):
                     yield sliced
@@ -231,7 +231,7 @@ def _sliced(
         except (ConvrewriteError, onnx.shape_inference.InferenceError, ValueError, TypeError):
             return None
     data = None if plain.data is None else _images(plain.data, at, whole)
-    return Room(paths[0], paths[1], part, data, whole, (str(plain.a), str(plain.b)))
+    return Room(paths[0], paths[1], part, data=data, whole=whole, given=(str(plain.a), str(plain.b)))
 
 
 def _batched(known: Shape, shape: Sequence[Any], whole: int) -> Iterator[Any]:

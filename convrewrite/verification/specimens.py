@@ -152,8 +152,21 @@ def open_specimen(
     assert described is not None
     added = {probe.name for probe in probes}
     outputs = tuple(info.name for info in described.outputs if info.name not in added)
-    how = (optimize, rounds, steps, units, variant)
-    return Specimen(path, outputs, probes, unprobed, moving, plain, probed, below, *how)
+    return Specimen(
+        path=path,
+        outputs=outputs,
+        probes=probes,
+        unprobed=unprobed,
+        moving=moving,
+        _plain=plain,
+        _probed=probed,
+        below=below,
+        optimized=optimize,
+        rounds=rounds,
+        steps=steps,
+        units=units,
+        variant=variant,
+    )
 
 
 def open_shaken(specimen: Specimen) -> Specimen:

@@ -253,4 +253,12 @@ def _large_image(subject: Subject, size: tuple[int, ...], index: int, given: Arr
         note += f"; {len(chosen)} of {counted(len(positions), 'window')}"
     exact = all((a - b) % c == 0 for a, b, c in zip(size, window.size, window.stride, strict=True))
     feeds = {**sample.feeds, window.input: image}
-    return LargeImage(size, tuple(chosen), len(positions), exact, feeds, sample.scale or Scale("0..1"), note)
+    return LargeImage(
+        size=size,
+        chosen=tuple(chosen),
+        total=len(positions),
+        exact=exact,
+        feeds=feeds,
+        scale=sample.scale or Scale("0..1"),
+        note=note,
+    )

@@ -80,7 +80,7 @@ class TrunkOracle:
         axes = {tensor.name: tensor.layout.index("N") for tensor in self.cut if "N" in tensor.layout}
         if set(axes) != {info.name for info in self.head.inputs}:
             axes = {}
-        found = run_each(self.subject, self.head.run, items, axes, "head on every feature window")
+        found = run_each(self.subject, self.head.run, items, axes, text="head on every feature window")
         return found, source, functools.partial(self._again, items)
 
     def _again(self, items: Sequence[Feeds], output: str, entries: Sequence[int]) -> Draws:
@@ -182,7 +182,9 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
         wanted = [name for name in inputs if name in needed]
         head = session_of(sketch, exposure.part(model, starts, wanted, outputs), path, provider)
         held = {window.input: sample.feeds[window.input]} if window.input in wanted else {}
-        oracle = TrunkOracle(subject, tuple(cut), trunk, head, features, held, provider)
+        oracle = TrunkOracle(
+            subject=subject, cut=tuple(cut), trunk=trunk, head=head, features=features, held=held, provider=provider
+        )
         values = head.run({**{name: sample.feeds[name] for name in wanted}, **starts})
     except (ConvrewriteError, ValueError) as error:
         raise NoOracle(f"the original cannot be cut in two: {error}") from None
@@ -226,7 +228,9 @@ def check(
         else:
             try:
                 wants, source, again = oracle.wants(image)
-                compare_cells(subject, name, values, image.chosen, wants, f"{image.note}; {source}", again)
+                compare_cells(
+                    subject, name, values, image.chosen, wants=wants, note=f"{image.note}; {source}", again=again
+                )
             except WrongStride as error:
                 subject.ledger.fail(name, str(error))
             except (NoOracle, RunFailed) as error:
@@ -252,8 +256,8 @@ def measure_deviation(subject: Subject, image: LargeImage, values: Mapping[str, 
         got, want = np.stack([block for block in blocks if block is not None]), np.stack(wants)
         if name not in scores:
             same = float(np.mean(got == want))
-            return Deviation(name, 1.0 - same, same, len(wants), shown)
+            return Deviation(name, 1.0 - same, same, positions=len(wants), image=shown)
         axis = 1 + subject.grids[name].layout.index("C")
         agreement = float(np.mean(got.argmax(axis) == want.argmax(axis))) if want.shape[axis] > 1 else None
-        return Deviation(name, relative_error(got, want), agreement, len(wants), shown)
+        return Deviation(name, relative_error(got, want), agreement, positions=len(wants), image=shown)
     return None

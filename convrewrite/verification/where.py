@@ -86,7 +86,7 @@ def locate(original: Specimen, rewritten: Specimen, feeds: dict[str, Array], jud
     agreeing = compared = shapes = 0
     first: Divergence | None = None
     try:
-        for name, case in _compare_all(names, a, b, feeds, original, judged):
+        for name, case in _compare_all(names, a, b, feeds, original=original, judged=judged):
             if case is None:
                 shapes += 1
                 continue
@@ -96,7 +96,7 @@ def locate(original: Specimen, rewritten: Specimen, feeds: dict[str, Array], jud
             elif first is None:
                 node = makers[name]
                 part = case.part if case.failed_in_part else ""
-                first = Divergence(name, node.op_type, node.name, case.error, case.tolerance, part=part)
+                first = Divergence(name, node.op_type, node.name, error=case.error, tolerance=case.tolerance, part=part)
     except ConvrewriteError as error:  # a tensor that cannot be an output, or does not fit
         return Divergence(note=str(error))
     note = f"{shapes} of another shape or type left out" if shapes else ""
@@ -131,7 +131,7 @@ def _compare_all(
             if got.dtype != want.dtype and not (judged.twins and got.dtype.kind == want.dtype.kind == "f"):
                 yield name, None
                 continue
-            ledger = _as_judged(name, judged, want, off, shaken, feeds, original)
+            ledger = _as_judged(name, judged, want, off, shaken=shaken, feeds=feeds, original=original)
             ledger.units, ledger.steps = units, {name: 1.0} if counted else judged.steps
             ledger.compare("where", name, got.reshape(want.shape), want)
             yield name, ledger.cases[0]

@@ -146,7 +146,7 @@ def windows(subject: Subject, images: Sequence[LargeImage]) -> None:
             continue
         wants = run_crops(subject, image.feeds, image.chosen, check)
         again = crops_again(subject, image.feeds, image.chosen)
-        compare_cells(subject, check, values, image.chosen, wants, image.note, again)
+        compare_cells(subject, check, values, image.chosen, wants=wants, note=image.note, again=again)
         _cells_past_the_end(subject, image, values)
 
 
@@ -224,9 +224,9 @@ def run_crops(subject: Subject, feeds: Feeds, positions: Sequence[Position], tex
     for info in subject.original.session.inputs:
         axis = window.axes.find("N") if info.name == window.input else 0
         if axis < 0 or not info.shape or isinstance(info.shape[axis], int):
-            return run_each(subject, subject.original.run, items, {}, text)
+            return run_each(subject, subject.original.run, items, {}, text=text)
         batch_axes[info.name] = axis
-    return run_each(subject, subject.original.run, items, batch_axes, text)
+    return run_each(subject, subject.original.run, items, batch_axes, text=text)
 
 
 def run_each(
@@ -325,4 +325,4 @@ def _cells_past_the_end(subject: Subject, image: LargeImage, values: Mapping[str
         results.append((run_crops(subject, feeds, extra, check), crops_again(subject, feeds, extra)))
     for (result, again), filling in zip(results, ("zeros", "random"), strict=True):
         note = f"{image.note}; missing pixels filled with {filling}"
-        compare_cells(subject, check, values, extra, result, note, again)
+        compare_cells(subject, check, values, extra, wants=result, note=note, again=again)

@@ -101,7 +101,7 @@ class Walk:
         wanted = wanted * len(axes) if len(wanted) == 1 else wanted
         coarsest = _coarsest(graph, reaches, len(axes))
         _check(wanted, coarsest)
-        walk = cls(graph, shapes, reaches, wanted, Constants(graph, shapes))
+        walk = cls(graph, shapes, reaches, stride=wanted, constants=Constants(graph, shapes))
         walk.grids[image] = tuple(
             Grid(along.dim, 1, 1, walk._sizes(shapes[image][along.dim or 0], step, most))
             for along, step, most in zip(axes, wanted, coarsest, strict=True)
@@ -232,7 +232,8 @@ class Walk:
         if node.op == "MaxPool" and reaching:
             self.edits.append(padded(name, node, new, self.graph.opset))
         elif node.op in ("AveragePool", "LpPool") and dilated and (reaching or not can_dilate):
-            self.edits.append(averaged(name, node, old, new, self.shapes[node.inputs[0].name], self.graph.opset))
+            shape = self.shapes[node.inputs[0].name]
+            self.edits.append(averaged(name, node, old, new, shape=shape, opset=self.graph.opset))
         else:
             self.edits.append(Attributes(name, new.attributes(node.attrs, pool=OPERATORS[node.op].kind == "pool")))
         self.told.append((node, changes(old, new)))

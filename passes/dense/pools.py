@@ -27,8 +27,10 @@ Shape = tuple[int, ...]
 
 def padded(output: str, node: gs.Node, new: Sliding, opset: int) -> Edit:
     """A MaxPool whose pads become an operator of their own."""
-    bare = Sliding(new.size, new.kernel, new.strides, new.dilations, (0,) * len(new.size), (0,) * len(new.size))
-    return Padded(output, bare.attributes(node.attrs, pool=True), (*new.begin,), (*new.end,), opset)
+    bare = Sliding(
+        new.size, new.kernel, new.strides, new.dilations, begin=(0,) * len(new.size), end=(0,) * len(new.size)
+    )
+    return Padded(output, bare.attributes(node.attrs, pool=True), (*new.begin,), end=(*new.end,), opset=opset)
 
 
 def averaged(output: str, node: gs.Node, old: Sliding, new: Sliding, shape: Shape, opset: int) -> Edit:
@@ -41,7 +43,7 @@ def averaged(output: str, node: gs.Node, old: Sliding, new: Sliding, shape: Shap
     }
     power = float(node.attrs.get("p", 2)) if node.op == "LpPool" else 0.0
     counted = bool(node.attrs.get("count_include_pad", 0)) or not any((*new.begin, *new.end))
-    return Summed(output, attrs, shape[1], power, counted, opset)
+    return Summed(output, attrs, shape[1], power=power, counted=counted, opset=opset)
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,9 @@ class Padded:
         made = gs.Variable(name, data.dtype)
         if self.opset >= 11:
             inputs = [data, ints(f"{name}/pads", pads), gs.Constant(f"{name}/value", np.array(least, dtype))]
-            graph.nodes.append(gs.Node("Pad", name, {}, inputs, [made]))
+            graph.nodes.append(gs.Node("Pad", name, {}, inputs, outputs=[made]))
         else:
-            graph.nodes.append(gs.Node("Pad", name, {"pads": pads, "value": float(least)}, [data], [made]))
+            graph.nodes.append(gs.Node("Pad", name, {"pads": pads, "value": float(least)}, [data], outputs=[made]))
         node.inputs[0] = made
         node.attrs.clear()
         node.attrs.update(self.attrs)
@@ -96,13 +98,15 @@ class Summed:
         del graph.nodes[position(graph, node)]
         if self.power:
             powered = emit("Pow", "pow", [emit("Abs", "abs", [data]), emit.number("p", self.power)])
-            summed = self._sums(emit, "sum", powered, self.channels, 1.0)
+            summed = self._sums(emit, "sum", powered, self.channels, value=1.0)
             emit("Pow", "root", [summed, emit.number("inverse", 1 / self.power)], result=result)
         elif self.counted:
-            self._sums(emit, "mean", data, self.channels, 1.0 / taps, result)
+            self._sums(emit, "mean", data, self.channels, value=1.0 / taps, result=result)
         else:
-            summed = self._sums(emit, "sum", data, self.channels, 1.0)
-            emit("Div", "mean", [summed, self._sums(emit, "count", self._ones(emit, data), 1, 1.0)], result=result)
+            summed = self._sums(emit, "sum", data, self.channels, value=1.0)
+            emit(
+                "Div", "mean", [summed, self._sums(emit, "count", self._ones(emit, data), 1, value=1.0)], result=result
+            )
 
     def _sums(
         self, emit: Emitter, name: str, data: gs.Tensor, channels: int, value: float, result: gs.Tensor | None = None

@@ -62,7 +62,7 @@ from convrewrite.passes.fcn.outputs import Lifted
 from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
 from convrewrite.passes.fcn.walk import lift
-from convrewrite.text import counted
+from convrewrite.text import as_line, by, counted
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Fcn(Pass):
                 flat, taken = settled(graph, variants, self._declared(graph, image, axes, shape))
                 native = infer_shapes(flat, variants[0])
             except onnx.shape_inference.InferenceError as error:
-                text = " ".join(str(error).split())[:160]
+                text = as_line(error)[:160]
                 attempt = 0, Refuse("fcn/dynamic-shape", f"shapes do not follow from the input's: {text}")
             else:
                 try:
@@ -177,7 +177,7 @@ class Fcn(Pass):
         for flag, value in (("--size", self.size), ("--window", self.window)):
             if value is not None and counts and len(value) not in counts:
                 wanted = " or ".join(map(str, sorted(counts)))
-                given = "x".join(map(str, value))
+                given = by(value)
                 numbers = counted(len(value), "number")
                 axes = "axis" if counts == {1} else "axes"
                 return f"{flag} {given} has {numbers}, input '{image.name}' has {wanted} spatial {axes}"
@@ -232,7 +232,7 @@ class Fcn(Pass):
         """Lift with trailing pads that no window sees left out; with them, where the net is padded all the same."""
         constants = Constants(graph, native)
         for trim in (True, False):
-            lifter, lifted = self._settled(graph, image, axes, constants, native, trim)
+            lifter, lifted = self._settled(graph, image, axes, constants, native=native, trim=trim)
             if lifted.window.equivalence == "windows":
                 break
         if len(axes) == 2 and not lifter.slides:
@@ -254,7 +254,16 @@ class Fcn(Pass):
         """Start again with each pool that meets a larger map kept global, until none does."""
         pools: frozenset[str] = frozenset()
         while True:
-            lifter = Lifter(graph, image, axes, native, constants, pools, trim, self.size)
+            lifter = Lifter(
+                graph=graph,
+                image=image,
+                axes=axes,
+                native=native,
+                constants=constants,
+                global_pools=pools,
+                trim=trim,
+                new_size=self.size,
+            )
             try:
                 return lifter, lift(lifter)
             except MeetsLargerMap as meeting:
@@ -275,7 +284,7 @@ def _fix_output_sizes(graph: gs.Graph, lifted: Lifted) -> None:
     window = lifted.window
     image = next(t for t in lifted.inputs if t.name == window.input)
     new = tuple(image.shape[window.axes.index(letter)] for letter in window.letters)
-    text, native = "x".join(map(str, new)), "x".join(map(str, window.size))
+    text, native = by(new), by(window.size)
     if any(wanted < own for wanted, own in zip(new, window.size, strict=True)):
         raise UsageError(f"--size {text} is smaller than the classifier's own {native}")
     fixed = gs.Graph(lifted.nodes, lifted.inputs, lifted.outputs, opset=graph.opset)
@@ -284,7 +293,7 @@ def _fix_output_sizes(graph: gs.Graph, lifted: Lifted) -> None:
     try:
         known = infer_shapes(fixed, shapes)
     except onnx.shape_inference.InferenceError:
-        step = "x".join(map(str, window.stride))
+        step = by(window.stride)
         raise UsageError(f"the model does not run at --size {text}", remedy=f"try {native} + k * {step}") from None
     for output in lifted.outputs:
         if output.name in window.outputs and output.name in known:

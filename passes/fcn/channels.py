@@ -112,7 +112,7 @@ def lift_split(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[S
     results: list[State] = []
     for tensor, output in zip(node.outputs, outputs, strict=True):
         if tensor.name:
-            results.append(_replaced(output, view, place, at, lifter.shape(tensor)[place]))
+            results.append(_replaced(output, view, place, at, size=lifter.shape(tensor)[place]))
         else:
             results.append(output)
     return results
@@ -143,7 +143,7 @@ def lift_gather(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     brought, at = lifter.emitter.split_off(view, view.axes[place])
     flat = lifter.emitter.constant(f"{node.inputs[1].name}/lifted", indices.reshape(-1))
     (output, *_) = lifter.emit_like(node, [brought.tensor, flat], replace(brought, axes=()), {**node.attrs, "axis": at})
-    result = _replaced(output, view, place, at, indices.size)
+    result = _replaced(output, view, place, at, size=indices.size)
     if indices.ndim == 0:
         result = replace(result, axes=tuple(a for i, a in enumerate(result.axes) if i != place))
     return [result]
@@ -161,7 +161,7 @@ def lift_top_k(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[S
     for tensor, output in zip(node.outputs[1:], outputs[1:], strict=True):
         if tensor.name:
             output.tensor.dtype = np.dtype(np.int64)
-    return [_replaced(output, view, place, at, count) for output in outputs]
+    return [_replaced(output, view, place, at, size=count) for output in outputs]
 
 
 RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = ruled(

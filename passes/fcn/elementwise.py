@@ -57,7 +57,9 @@ def lift_binary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     lead = _at_stride(lifter, node, lead, steps)
     aligned = {place: _at_stride(lifter, node, view, steps) for place, view in aligned.items()}
     inputs: list[gs.Tensor] = []
-    fixed = {i: _fixed(lifter, node, s, node.inputs[i], lead) for i, s in enumerate(operands) if isinstance(s, Fixed)}
+    fixed = {
+        i: _fixed(lifter, node, s, node.inputs[i], lead=lead) for i, s in enumerate(operands) if isinstance(s, Fixed)
+    }
     for layout in (*(view.base for view in aligned.values()), *(view.axes for view in fixed.values())):
         lead = _divided(lifter, lead, set(atoms(layout)))
     fields = dict(lead.fields)

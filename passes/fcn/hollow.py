@@ -89,7 +89,7 @@ def _flattened(lifter: Lifter, node: gs.Node, places: Sequence[int]) -> _Flat | 
         weight = lifter.emitter.constant(f"{node.inputs[1].name}/one-axis", values.reshape(shape))
         lifter.native = {**lifter.native, weight.name: shape}
         inputs[1] = weight
-    return _Flat(node.op, node.name, attrs, inputs, list(node.outputs), node.domain)
+    return _Flat(node.op, node.name, attrs, inputs=inputs, outputs=list(node.outputs), domain=node.domain)
 
 
 def _restored(state: State, places: Sequence[int]) -> State:

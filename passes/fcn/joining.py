@@ -38,7 +38,7 @@ def lift_concat(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     if any(a.letter == "N" and a.extent > 1 for axis in joined for a in axis):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} joins batches")
     kept = [
-        m if isinstance(m, View) else _vector(lifter, node, m, tensor, place)
+        m if isinstance(m, View) else _vector(lifter, node, m, tensor, place=place)
         for m, tensor in zip(members, node.inputs, strict=True)
     ]
     extents = tuple(lifter.shape(tensor)[place] for tensor in node.inputs)
@@ -103,7 +103,7 @@ def join(lifter: Lifter, node: gs.Node, parts: Parts) -> View:
     if any(not v.one_position for v in views) or not views:
         raise Refuse("fcn/position-in-output", f"{lifter.label(node)} reads the positions of whole maps as one list")
     members = tuple(
-        member if isinstance(member, View) else _everywhere(lifter, views[0], member, parts.axis, size)
+        member if isinstance(member, View) else _everywhere(lifter, views[0], member, parts.axis, size=size)
         for member, size in zip(parts.members, parts.extents, strict=True)
     )
     source = gs.Node("Concat", node.name, {}, outputs=[gs.Variable(f"{views[0].tensor.name}/joined")])

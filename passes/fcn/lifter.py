@@ -115,7 +115,9 @@ class Lifter:
                 continue
             inputs = [made[t.name] if self._is_computed(t) else self.static(t) for t in node.inputs]
             outputs = [gs.Variable(t.name, t.dtype, t.shape) for t in node.outputs]
-            self.emitter.nodes.append(gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain))
+            self.emitter.nodes.append(
+                gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs=outputs, domain=node.domain)
+            )
             made.update((t.name, t) for t in outputs)
         return made[tensor.name]
 
@@ -137,7 +139,7 @@ class Lifter:
                 views[-1] = replace(views[-1], tensor=gs.Variable.empty())
         chosen = dict(node.attrs if attrs is None else attrs)
         self.emitter.nodes.append(
-            gs.Node(node.op, node.name, chosen, list(inputs), [v.tensor for v in views], node.domain)
+            gs.Node(node.op, node.name, chosen, list(inputs), outputs=[v.tensor for v in views], domain=node.domain)
         )
         return tuple(views)
 
@@ -179,7 +181,18 @@ class Lifter:
         macs = costs.macs(node, self.native)
         anchor = node.outputs[0].name
         self.sites.append(
-            Site("fcn", anchor, node.op, "rewritten", "", detail, "", equivalence, 0.0, macs, macs, *params)
+            Site(
+                "fcn",
+                anchor,
+                node.op,
+                "rewritten",
+                detail=detail,
+                equivalence=equivalence,
+                macs_before=macs,
+                macs_after=macs,
+                params_before=params[0],
+                params_after=params[1],
+            )
         )
 
     def check_windows(

@@ -25,6 +25,7 @@ from convrewrite.engine.operators import ruled
 from convrewrite.engine.quantized import Stored
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
+from convrewrite.text import by
 
 
 def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -72,9 +73,9 @@ def _product(lifter: Lifter, node: gs.Node, layer: LinearLayer, data: State) -> 
         start += size
         name = anchor if len(members) == 1 else f"{anchor}/part"
         if isinstance(member, View):
-            terms.append(_contracted(lifter, node, layer, member, part, knew, name))
+            terms.append(_contracted(lifter, node, layer, member, part=part, knew=knew, name=name))
         else:
-            terms.append(_vector_product(lifter, node, layer, member, part, knew))
+            terms.append(_vector_product(lifter, node, layer, member, part=part, knew=knew))
     view = _summed(lifter, node, terms)
     view = _with_bias(lifter, node, layer, view)
     entries = math.prod(layer.stored)
@@ -91,7 +92,7 @@ def _kernel_text(lifter: Lifter, members: Sequence[View | Fixed], axis: int, out
     inside = view.axes[axis]
     kernel = [view.spatial(letter).extent if view.spatial(letter) in inside else 1 for letter in view.letters]
     fan_in = extent(a for a in inside if a.letter == "C")
-    return "Conv " + " x ".join(map(str, [outputs, fan_in, *kernel]))
+    return "Conv " + by([outputs, fan_in, *kernel], " x ")
 
 
 def _contracted(
@@ -115,7 +116,9 @@ def _contracted(
     inside = set(axis)
     kernel = {letter: view.spatial(letter).extent if view.spatial(letter) in inside else 1 for letter in view.letters}
     lifter.spans |= any(size > 1 for size in kernel.values())
-    weight = _weight(lifter, node, layer, part, axis, [len(channel) and extent(channel), kernel], view, name)
+    weight = _weight(
+        lifter, node, layer, part, axis=axis, sizes=[len(channel) and extent(channel), kernel], view=view, name=name
+    )
     attrs = {"kernel_shape": [kernel[letter] for letter in view.letters]}
     output = f"{name}/conv"
     tensor = lifter.emitter.emit("Conv", [brought.tensor, weight], attrs, output=output, dtype=view.tensor.dtype)

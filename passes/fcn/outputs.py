@@ -68,7 +68,9 @@ def finish(lifter: Lifter, inputs: list[gs.Variable]) -> Lifted:
             lifter.rewrote(tensor.inputs[0], "keeps the axes of the map", "exact")
     _name_apart(lifter.emitter.nodes)
     window = _window(lifter, views, stride)
-    return Lifted(lifter.emitter.nodes, inputs, outputs, window, _cut(lifter, views), tuple(lifter.sites))
+    return Lifted(
+        lifter.emitter.nodes, inputs, outputs, window=window, cut=_cut(lifter, views), sites=tuple(lifter.sites)
+    )
 
 
 def _name_apart(nodes: list[gs.Node]) -> None:

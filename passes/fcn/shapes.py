@@ -115,7 +115,7 @@ def lift_slice(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[S
         return [view]
     result = replace(view, base=tuple(base), axes=tuple(axes), fields=fields)
     columns = [list(column) for column in zip(*bounds, strict=True)]
-    return list(lifter.emit_like(node, *_slice_inputs(lifter, node, view, result, columns)))
+    return list(lifter.emit_like(node, *_slice_inputs(lifter, node, view, result, columns=columns)))
 
 
 def _apart(lifter: Lifter, view: View) -> View:

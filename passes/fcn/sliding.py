@@ -26,6 +26,7 @@ from convrewrite.passes.fcn.hollow import without_hollow_axes
 from convrewrite.passes.fcn.joining import join
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View
+from convrewrite.text import by
 
 POOLS_OF_REDUCTIONS = {
     "ReduceMean": "AveragePool",
@@ -121,7 +122,7 @@ def lift_conv_transpose(lifter: Lifter, node: gs.Node, states: Sequence[State]) 
     layer = TransposedLayer.from_node(node, lifter.shape(node.inputs[1]), _size(view))
     geometry = layer.spreading
     lifter.check_windows(node)
-    view = _upsampled(lifter, node, view, [float(stride) for stride in geometry.strides], geometry.kernel)
+    view = _upsampled(lifter, node, view, [float(stride) for stride in geometry.strides], kernel=geometry.kernel)
     inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
     return list(lifter.emit_like(node, inputs, _resized(view, geometry.output, channels(layer.out_channels))))
 
@@ -164,13 +165,13 @@ def lift_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[St
             attrs = sliding.attributes(attrs, pool=True)
         return list(lifter.emit_like(node, [view.tensor], _resized(view, sliding.output), attrs))
     new, factor = layer.over_whole_map(whole)
-    return [_window_pool(lifter, node, view, new, factor)]
+    return [_window_pool(lifter, node, view, new, factor=factor)]
 
 
 def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, factor: float) -> View:
     """Emit a pool that stands for a whole-map pool of the original."""
     anchor = node.outputs[0].name
-    slid, sliding = _slid(lifter, node, view, layer.sliding, layer.op)
+    slid, sliding = _slid(lifter, node, view, layer.sliding, op=layer.op)
     attrs: dict[str, Any] = {"kernel_shape": list(sliding.kernel), "strides": list(sliding.strides)}
     if any(dilation != 1 for dilation in sliding.dilations):
         attrs["dilations"] = list(sliding.dilations)
@@ -189,7 +190,7 @@ def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, fa
     if factor != 1.0:
         scale = lifter.emitter.constant(f"{anchor}/factor", np.asarray(factor, lifter.float_type(node)))
         tensor = lifter.emitter.emit("Mul", [tensor, scale], output=f"{name}/scaled", dtype=dtype)
-    kernel = " x ".join(map(str, sliding.kernel))
+    kernel = by(sliding.kernel, " x ")
     lifter.rewrote(node, f"{node.op} over the whole map -> {layer.op} {kernel}, stride 1", "reassociated")
     lifter.spans = True
     return replace(result, tensor=tensor, pools=view.pools | {anchor})
@@ -216,10 +217,10 @@ def lift_global_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> 
     view = spread(lifter, node, states[0])
     size, op = _size(view), node.op.removeprefix("Global")
     ones, zeros = (1,) * len(size), (0,) * len(size)
-    layer = PoolLayer(op, Sliding(size, size, ones, ones, zeros, zeros), count_include_pad=False)
+    layer = PoolLayer(op, Sliding(size, size, ones, ones, begin=zeros, end=zeros), count_include_pad=False)
     if node.outputs[0].name in lifter.global_pools:
         return _kept_global(lifter, node, view, layer)
-    return [_window_pool(lifter, node, view, layer, 1.0)]
+    return [_window_pool(lifter, node, view, layer, factor=1.0)]
 
 
 def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -239,7 +240,7 @@ def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} reduces over the batch")
     keepdims = bool(node.attrs.get("keepdims", 1))
     if not large(removed):
-        return [reduce_channels(lifter, node, view, axes, keepdims)]
+        return [reduce_channels(lifter, node, view, axes, keepdims=keepdims)]
     if node.outputs[0].name in lifter.global_pools:
         return _reduced_globally(lifter, node, view, axes)
     if node.op not in POOLS_OF_REDUCTIONS:
@@ -248,7 +249,7 @@ def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
     if any(a.letter == "C" and a.extent > 1 for a in removed):
         if node.op in ("ReduceL2", "ReduceSumSquare"):
             raise Refuse("fcn/no-rule", f"{lifter.label(node)} runs over channels and positions at once")
-        return [reduce_channels(lifter, node, pooled, axes, keepdims, again=True)]
+        return [reduce_channels(lifter, node, pooled, axes, keepdims=keepdims, again=True)]
     left = tuple(() if i in axes else axis for i, axis in enumerate(pooled.axes) if keepdims or i not in axes)
     return [replace(pooled, axes=left)]
 
@@ -263,7 +264,7 @@ def _pool_of_reduction(lifter: Lifter, node: gs.Node, view: View, letters: set[s
     size = _size(flat)
     kernel = tuple(n if letter in letters else 1 for n, letter in zip(size, _letters(flat), strict=True))
     ones, zeros = (1,) * len(size), (0,) * len(size)
-    layer = PoolLayer(POOLS_OF_REDUCTIONS[node.op], Sliding(size, kernel, ones, ones, zeros, zeros), False)
+    layer = PoolLayer(POOLS_OF_REDUCTIONS[node.op], Sliding(size, kernel, ones, ones, begin=zeros, end=zeros), False)
     tensor = flat.tensor
     if node.op == "ReduceMin":
         tensor = lifter.emitter.emit("Neg", [tensor], output=f"{anchor}/negated", dtype=tensor.dtype)
@@ -272,7 +273,7 @@ def _pool_of_reduction(lifter: Lifter, node: gs.Node, view: View, letters: set[s
     norm = {"ReduceL1": 1, "ReduceL2": 2}.get(node.op)
     source = gs.Node(node.op, node.name, {"p": norm} if norm else {}, outputs=[gs.Variable(anchor)])
     factor = float(math.prod(kernel)) if node.op in ("ReduceSum", "ReduceSumSquare") else 1.0
-    pooled = _window_pool(lifter, source, replace(flat, tensor=tensor), layer, factor)
+    pooled = _window_pool(lifter, source, replace(flat, tensor=tensor), layer, factor=factor)
     if node.op == "ReduceMin":
         back = lifter.emitter.emit("Neg", [pooled.tensor], output=f"{anchor}/lifted", dtype=tensor.dtype)
         pooled = replace(pooled, tensor=back)
@@ -357,7 +358,7 @@ def lift_blocks(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
         fields = {letter: field.slide(block, block) for letter, field in view.fields.items()}
         view = replace(view, fields=fields)
     else:
-        view = _upsampled(lifter, node, view, [float(block)] * 2, (block, block))
+        view = _upsampled(lifter, node, view, [float(block)] * 2, kernel=(block, block))
     return list(lifter.emit_like(node, [view.tensor], _resized(view, new[2:], channels(new[1]))))
 
 

@@ -203,7 +203,7 @@ class Layouts(Emitter):
         if dims.count(None) <= 1:
             shape: gs.Tensor = self.ints(f"{name}/shape", [-1 if d is None else d for d in dims])
         else:
-            shape = self._shape(tensor, base, target, dims, name)
+            shape = self._shape(tensor, base, target, dims, name=name)
         return self.emit("Reshape", [tensor, shape], output=name, dtype=tensor.dtype)
 
     def _shape(

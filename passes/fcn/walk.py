@@ -159,7 +159,9 @@ def _step_aside(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
     for state in captured:
         if isinstance(state, Static) and not isinstance(state.tensor, gs.Constant) and state.tensor.inputs:
             lifter.copied(state.tensor)
-    lifter.emitter.nodes.append(gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs, node.domain))
+    lifter.emitter.nodes.append(
+        gs.Node(node.op, node.name, dict(node.attrs), inputs, outputs=outputs, domain=node.domain)
+    )
     for tensor in outputs:
         if tensor.name:
             lifter.states[tensor.name] = Fixed(tensor)

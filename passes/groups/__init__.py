@@ -127,12 +127,12 @@ class Groups(Pass):
         if isinstance(trims, Trims) and (other := self._undivided(graph, site, trims)):
             trims = Stop("groups/dead-kept", f"{other} divides into faster groups with all of its channels")
         options = self._options(graph, site, norms)
-        plans = self._plans(graph, site, None, site, options)
+        plans = self._plans(graph, site, None, site, options=options)
         smaller: list[Plan] = []
         if isinstance(trims, Trims):
             left, more = self._trimmed(trims, site, context.shapes)
             plans = [*more, *plans]
-            smaller = [self._plan(trims.graph, site, Work(trims, None), None, left)]
+            smaller = [self._plan(trims.graph, site, Work(trims, None), None, left=left)]
         if plans or smaller:
             return [*(plan for _, plan in sorted(plans, key=lambda pair: pair[0])), *smaller]
         if not isinstance(options, Stop) and self.tol > 0 and MADE.search(site.node):
@@ -181,14 +181,14 @@ class Groups(Pass):
 
     def _offers(self, site: ConvSite, norms: Array) -> list[Offer]:
         tol = 0.0 if MADE.search(site.node) else self.tol
-        return offers(norms, site.taps, rounding(site.weight.dtype), tol, self.into, site.group)
+        return offers(norms, site.taps, rounding(site.weight.dtype), tol, into=self.into, group=site.group)
 
     def _plans(
         self, graph: gs.Graph, site: ConvSite, trims: Trims | None, left: ConvSite, options: list[Fitting] | Stop
     ) -> list[tuple[int, Plan]]:
         """Plans for the options, with their times."""
         found = [] if isinstance(options, Stop) else options
-        return [(o.time, self._plan(graph, site, Work(trims, o.grouping), o.offer, left)) for o in found]
+        return [(o.time, self._plan(graph, site, Work(trims, o.grouping), o.offer, left=left)) for o in found]
 
     def _trimmed(
         self, trims: Trims, site: ConvSite, shapes: Mapping[str, Shape]
@@ -197,7 +197,7 @@ class Groups(Pass):
         left = read_site(trims.graph, node_of(trims.graph, site.anchor), "groups", shapes)
         assert isinstance(left, ConvSite), "fewer of the same channels can be read as well"
         options = self._options(trims.graph, left, kernel_norms(left.weight, left.group))
-        return left, self._plans(trims.graph, site, trims, left, options)
+        return left, self._plans(trims.graph, site, trims, left, options=options)
 
     def _expansion(self, site: ConvSite) -> Sequence[Plan] | Declined:
         assert self.expand is not None

@@ -47,8 +47,8 @@ def takes(net: Network, changes: Sequence[tuple[Space, Array]]) -> tuple[Take, .
     nodes = {net.anchor(node): node for node in net.graph.nodes}
     made = []
     for (anchor, position, axis, grouped), ranges in found.items():
-        length = _length(net, nodes[anchor], Edit(anchor, position, axis, ranges[0][0], grouped))
-        made.append(Take(anchor, position, axis, along(length, ranges), grouped))
+        length = _length(net, nodes[anchor], Edit(anchor, position, axis, range=ranges[0][0], grouped=grouped))
+        made.append(Take(anchor, position, axis, index=along(length, ranges), grouped=grouped))
     return tuple(sorted(made, key=lambda take: not take.grouped))  # before rows of the same weight move
 
 
@@ -82,7 +82,7 @@ def perform(graph: gs.Graph, changes: Sequence[Take]) -> None:
         group = int(node.attrs.get("group", 1))
         if change.grouped:
             within = functools.partial(_in_groups, index=change.index, group=group)
-            new = shop.rebuilt(old, name, within, 0, np.arange(before[0]))
+            new = shop.rebuilt(old, name, within, 0, index=np.arange(before[0]))
         else:
             new = shop.taken_along(old, name, change.axis, change.index)
         node.inputs[change.input] = new

@@ -143,7 +143,7 @@ def find_trim(net: Network, site: ConvSite, norms: Array, outputs: bool = True) 
     rows = {take.anchor: take.index for take in made if take.input == 1 and _takes_rows(net, take)}
     moved = tuple(Shift(a, amount[rows[a]] if a in rows else amount) for a, amount in shifts.items() if amount.any())
     tensors = tuple(dict.fromkeys(name for space, _ in changes for name in space.members))
-    return Trim(made, moved, tensors, lost[0], lost[1])
+    return Trim(made, moved, tensors, inputs=lost[0], outputs=lost[1])
 
 
 def trim(graph: gs.Graph, plan: Trim) -> None:
@@ -250,7 +250,9 @@ def _reading(net: Network, edit: Edit, size: int, data: Steady | None) -> _Readi
     np.add.at(response.T, channel, scale * values[:, None] * sums)
     outside = np.ones(size, bool)
     outside[channel] = False
-    return _Reading(edit.anchor, net.label(node), constant & ~outside, every | outside, response, padded)
+    return _Reading(
+        edit.anchor, net.label(node), constant & ~outside, free=every | outside, response=response, padded=padded
+    )
 
 
 def _gemm_scale(net: Network, node: gs.Node) -> tuple[bool, float]:

@@ -113,7 +113,7 @@ def structure(norms: Array, tol: float = 0.0, exact: float = 0.0) -> Structure:
     kept = ~zero_kernels(norms, tol, exact)
     if kept.all():  # as most are: one component
         everything = Component(np.arange(out), np.arange(inputs))
-        return Structure((out, inputs), (everything,), np.arange(0), np.arange(0), 0.0)
+        return Structure((out, inputs), (everything,), np.arange(0), dead_inputs=np.arange(0), error=0.0)
     rows, columns = np.nonzero(kept)
     graph = coo_array((np.ones(len(rows), np.int8), (rows, columns + out)), shape=(out + inputs, out + inputs))
     count, labels = connected_components(graph, directed=False)
@@ -125,7 +125,13 @@ def structure(norms: Array, tol: float = 0.0, exact: float = 0.0) -> Structure:
             found.append(Component(outputs, columns))
     found.sort(key=lambda component: int(component.inputs[0]))
     error = error_of(norms, kept)
-    return Structure((out, inputs), tuple(found), np.flatnonzero(~live_outputs), np.flatnonzero(~live_inputs), error)
+    return Structure(
+        (out, inputs),
+        tuple(found),
+        np.flatnonzero(~live_outputs),
+        dead_inputs=np.flatnonzero(~live_inputs),
+        error=error,
+    )
 
 
 def _by_label(labels: Array, count: int) -> list[Array]:

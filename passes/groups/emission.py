@@ -60,7 +60,7 @@ def regroup(graph: gs.Graph, plan: Grouping) -> None:
     weight = shop.constants.value(node.inputs[1])
     assert weight is not None, "the plan has made sure that the weight is constant"
     group = int(node.attrs.get("group", 1))
-    parts = [_operands(shop, node, part, group, number) for number, part in enumerate(plan.layout.parts)]
+    parts = [_operands(shop, node, part, group, number=number) for number, part in enumerate(plan.layout.parts)]
     if len(parts) == 1 and plan.gathers == 0:
         channels = weight.shape[0], weight.shape[1] * group
         remember(parts[0][0], origin(node.inputs[1], channels).chosen(plan.layout.outputs, plan.layout.inputs))
@@ -69,7 +69,7 @@ def regroup(graph: gs.Graph, plan: Grouping) -> None:
         if plan.approximate:
             node.name = _name(shop, node, plan)
         return
-    _replace(graph, shop, node, plan, parts)
+    _replace(graph, shop, node, plan, operands=parts)
 
 
 def _replace(
@@ -88,7 +88,7 @@ def _replace(
         order = shop.constant(f"{label}/groups/{side}/order", index.astype(np.int64))
         result = target if target is not None else fresh(f"{label}/groups/{side}")
         name = shop.name(f"{label}/groups/{side}/gather")
-        made.append(gs.Node("Gather", name, {"axis": 1}, [tensor, order], [result]))
+        made.append(gs.Node("Gather", name, {"axis": 1}, [tensor, order], outputs=[result]))
         return result
 
     target = node.outputs[0]
@@ -98,7 +98,7 @@ def _replace(
     pieces: list[gs.Tensor] = [tensor]
     if len(parts) > 1:
         split, pieces = split_node(
-            shop, graph.opset, tensor, [part.channels[1] for part in parts], f"{label}/groups", dtype
+            shop, graph.opset, tensor, [part.channels[1] for part in parts], label=f"{label}/groups", dtype=dtype
         )
         made.append(split)
     node.outputs.clear()
@@ -107,12 +107,12 @@ def _replace(
         last = len(parts) == 1 and plan.gather_outputs is None
         result = target if last else fresh(f"{label}/groups/{number}")
         name = _name(shop, node, plan) if len(parts) == 1 else shop.name(f"{label}/groups/{number}/conv")
-        made.append(gs.Node("Conv", name, _attrs(node, part), [piece, *more], [result]))
+        made.append(gs.Node("Conv", name, _attrs(node, part), [piece, *more], outputs=[result]))
         results.append(result)
     joined = results[0]
     if len(parts) > 1:
         joined = target if plan.gather_outputs is None else fresh(f"{label}/groups/joined")
-        made.append(gs.Node("Concat", shop.name(f"{label}/groups/concat"), {"axis": 1}, results, [joined]))
+        made.append(gs.Node("Concat", shop.name(f"{label}/groups/concat"), {"axis": 1}, results, outputs=[joined]))
     gathered(joined, plan.gather_outputs, "outputs", target)
     node.inputs.clear()
     graph.nodes[where : where + 1] = made
@@ -132,7 +132,9 @@ def _operands(shop: Workshop, node: gs.Node, part: Part, group: int, number: int
     """Weight and bias of one part."""
     label = f"{node.name or node.outputs[0].name}/groups/{number}"
     rows = np.concatenate([own.outputs for own in part.groups])
-    made = [shop.rebuilt(node.inputs[1], f"{label}/weight", lambda v, zero: chosen(v, zero, part, group), 0, rows)]
+    made = [
+        shop.rebuilt(node.inputs[1], f"{label}/weight", lambda v, zero: chosen(v, zero, part, group), 0, index=rows)
+    ]
     if len(node.inputs) > 2 and node.inputs[2].name:
         made.append(shop.taken_along(node.inputs[2], f"{label}/bias", 0, rows))
     return made

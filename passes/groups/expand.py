@@ -65,7 +65,7 @@ def _dense(graph: gs.Graph, node: gs.Node) -> None:
         return dense
 
     count = int(shop.constants.value(old).shape[0])  # type: ignore[union-attr]
-    node.inputs[1] = shop.rebuilt(old, f"{label}/groups/dense", change, 0, np.arange(count))
+    node.inputs[1] = shop.rebuilt(old, f"{label}/groups/dense", change, 0, index=np.arange(count))
 
 
 def _branches(graph: gs.Graph, node: gs.Node) -> None:
@@ -79,7 +79,9 @@ def _branches(graph: gs.Graph, node: gs.Node) -> None:
     has_bias = len(node.inputs) > 2 and bool(node.inputs[2].name)
     attrs = {key: value for key, value in node.attrs.items() if key != "group"}
     target, dtype = node.outputs[0], node.outputs[0].dtype or weight.dtype
-    split, pieces = split_node(shop, graph.opset, node.inputs[0], [inputs // group] * group, f"{label}/groups", dtype)
+    split, pieces = split_node(
+        shop, graph.opset, node.inputs[0], [inputs // group] * group, label=f"{label}/groups", dtype=dtype
+    )
     convs, results = [], []
     for g in range(group):
         name = f"{label}/groups/{g}"
@@ -90,11 +92,11 @@ def _branches(graph: gs.Graph, node: gs.Node) -> None:
             rows = np.arange(g * count, (g + 1) * count)
             operands.append(shop.taken_along(node.inputs[2], f"{name}/bias", 0, rows))
         results.append(gs.Variable(shop.name(name), dtype))
-        convs.append(gs.Node(node.op, name, dict(attrs), operands, [results[-1]]))
+        convs.append(gs.Node(node.op, name, dict(attrs), operands, outputs=[results[-1]]))
     where = position(graph, node)
     node.inputs.clear()
     node.outputs.clear()
-    join = gs.Node("Concat", f"{label}/groups/concat", {"axis": 1}, results, [target])
+    join = gs.Node("Concat", f"{label}/groups/concat", {"axis": 1}, results, outputs=[target])
     graph.nodes[where : where + 1] = [split, *convs, join]
 
 
@@ -104,6 +106,6 @@ def split_node(
     """A Split over channels, and what it gives."""
     pieces = [gs.Variable(shop.name(f"{label}/split.{g}"), dtype) for g in range(len(sizes))]
     if opset < 13:
-        return gs.Node("Split", f"{label}/split", {"axis": 1, "split": sizes}, [tensor], pieces), pieces
+        return gs.Node("Split", f"{label}/split", {"axis": 1, "split": sizes}, [tensor], outputs=pieces), pieces
     lengths = shop.constant(f"{label}/split/sizes", np.array(sizes, np.int64))
-    return gs.Node("Split", f"{label}/split", {"axis": 1}, [tensor, lengths], pieces), pieces
+    return gs.Node("Split", f"{label}/split", {"axis": 1}, [tensor, lengths], outputs=pieces), pieces

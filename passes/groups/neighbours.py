@@ -83,7 +83,7 @@ def _elementwise_read(s: Search, node: gs.Node, position: int, own: Range) -> No
 
 
 def _vectors_made(s: Search, node: gs.Node, own: Range) -> None:
-    if _orderless(s, node) and weighted.constant(s, node, 1, 2, 3, 4):
+    if _orderless(s, node) and weighted.constant(s, node, *range(1, 5)):
         for position, tensor in enumerate(node.inputs[1:], 1):
             shape = s.net.shape(tensor) if tensor.name else None
             per_tensor = OPERATORS[node.op].kind == "quantizer" and math.prod(d or 0 for d in shape or ()) == 1

@@ -46,7 +46,7 @@ def offers(
     limit = max(tol, exact)
     seen: dict[str, Offer] = {}
     now = timemodel.grouped(out // group, inputs // group, group, taps)
-    for layout in (*_exact(norms, taps, exact, tol, into), *_approximate(norms, tol, into, group)):
+    for layout in (*_exact(norms, taps, exact, tol, into=into), *_approximate(norms, tol, into, group)):
         error = error_of_layout(norms, layout)
         if error > limit or layout.weights >= out * inputs // group:
             continue

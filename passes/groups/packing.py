@@ -274,7 +274,9 @@ def unequal_groups(found: Structure, taps: int) -> Layout | None:
 def _cheapest(members: Sequence[Component], taps: int) -> Part:
     """One Conv of those components, with as many groups as make it fastest."""
     outputs, inputs = (np.concatenate([getattr(c, name) for c in members]) for name in ("outputs", "inputs"))
-    own = Structure((len(outputs), len(inputs)), tuple(members), np.zeros(0, int), np.zeros(0, int), 0.0)
+    own = Structure(
+        (len(outputs), len(inputs)), tuple(members), np.zeros(0, int), dead_inputs=np.zeros(0, int), error=0.0
+    )
     made = [layout.parts[0] for g in (1, *group_counts(own)) if (layout := equal_groups(own, g)) is not None]
     return min(made, key=lambda part: part.time(taps))
 

@@ -78,7 +78,7 @@ def _groupings(net: Network, site: ConvSite, sides: _Sides, layout: Layout) -> I
     for order in ORDERS:
         ordered = order(layout)
         for output_leads in (False, True):
-            yield _settled(net, site, sides, ordered, output_leads)
+            yield _settled(net, site, sides, ordered, output_leads=output_leads)
 
 
 def _settled(

@@ -192,7 +192,7 @@ class Search:
 
     def columns(self, node: gs.Node, axis: int, own: Range, grouped: bool = False) -> None:
         """The weight of a node reads the channels along an axis."""
-        self.space.edits.append(Edit(self.net.anchor(node), 1, axis, own, grouped, True))
+        self.space.edits.append(Edit(self.net.anchor(node), 1, axis, range=own, grouped=grouped, columns=True))
 
     def seam(self, node: gs.Node, made: bool, own: Range, per: int, others: int) -> None:
         """A grouped convolution that makes or reads the range, with so many channels per group on its two sides."""
@@ -200,7 +200,7 @@ class Search:
         if made:
             tensor, other = other, tensor
         if own.at == 0 and own.repeat == 1 and own.size == per * int(node.attrs["group"]):
-            self.space.seams.append(Seam(self.net.anchor(node), tensor, own, per, other, others))
+            self.space.seams.append(Seam(self.net.anchor(node), tensor, own, per=per, other=other, others=others))
         else:
             self.cut(own, per)
 

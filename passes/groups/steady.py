@@ -135,7 +135,7 @@ def _evaluated(net: Network, node: gs.Node, found: dict[str, Steady]) -> Steady 
         else:
             return None
     result = gs.Variable("result")
-    alone = gs.Node(node.op, "alone", dict(node.attrs), operands, [result])
+    alone = gs.Node(node.op, "alone", dict(node.attrs), operands, outputs=[result])
     with np.errstate(all="ignore"):
         value = Constants(gs.Graph([alone], opset=net.graph.opset)).value(result)
     if value is None or value.size != count:

@@ -30,7 +30,7 @@ def _conv_made(s: Search, node: gs.Node, own: Range) -> None:
         if multiplier > 1:
             s.keep(s.net.label(node))
     else:
-        s.seam(node, True, own, multiplier, per)
+        s.seam(node, True, own, multiplier, others=per)
         s.keep(s.net.label(node))
 
 
@@ -47,7 +47,7 @@ def _conv_read(s: Search, node: gs.Node, position: int, own: Range) -> None:
     elif per == 1:
         s.add(node.outputs[0].name, own.scaled(group, rows))
     else:
-        s.seam(node, False, own, per, rows // group)
+        s.seam(node, False, own, per, others=rows // group)
         s.columns(node, 1, own, grouped=True)
         s.keep(s.net.label(node))
 

@@ -108,7 +108,9 @@ class Workshop:
                     made.append(self.constant(f"{name}/{kind}", part[index] if along else part))
             given = gs.Variable(self.name(name), tensor.dtype)
             where = position(self.graph, node)
-            self.graph.nodes.insert(where, gs.Node(node.op, self.name(f"{name}/node"), dict(node.attrs), made, [given]))
+            self.graph.nodes.insert(
+                where, gs.Node(node.op, self.name(f"{name}/node"), dict(node.attrs), made, outputs=[given])
+            )
             return given
         values = self.constants.value(tensor)
         assert values is not None, f"{tensor.name} is not constant: the plan has made sure that it is"
@@ -116,7 +118,7 @@ class Workshop:
 
     def taken_along(self, tensor: gs.Tensor, name: str, axis: int, index: Array) -> gs.Tensor:
         """The tensor with entries chosen along one axis."""
-        return self.rebuilt(tensor, name, lambda values, _: np.take(values, index, axis), axis, index, True)
+        return self.rebuilt(tensor, name, lambda values, _: np.take(values, index, axis), axis, index=index, whole=True)
 
     def _keeps(self, node: gs.Node, axis: int, whole: bool) -> bool:
         """Whether a DequantizeLinear of constants has scales that the change leaves with what they belong to."""

@@ -172,7 +172,7 @@ def _work(graph: gs.Graph, given: Mapping[str, Sequence[int]], inputs: tuple[str
     for name, state in walk.states.items():
         if isinstance(state, Each) and many.get(name, state.wide(images)) != state.wide(images):
             raise Stop("baked", f"the shape of '{name}' does not grow with the number of images as its operators say")
-    return _Work(inputs, tuple(walk.edits), native, many, flat, tuple(taken))
+    return _Work(inputs, tuple(walk.edits), native, many=many, flat=flat, taken=tuple(taken))
 
 
 def _walk(graph: gs.Graph, given: Mapping[str, Sequence[int]], inputs: tuple[str, ...]) -> Walk:
@@ -186,7 +186,7 @@ def _walk(graph: gs.Graph, given: Mapping[str, Sequence[int]], inputs: tuple[str
     except onnx.shape_inference.InferenceError as error:
         raise Stop("baked", f"{_place(error)}, as the file has it already") from None
     sized = any(not isinstance(dim, int) for tensor in graph.inputs for dim in tensor.shape)
-    return Walk(graph, native, inputs, images_for(given[inputs[0]][0], native), sized)
+    return Walk(graph, native, inputs, images_for(given[inputs[0]][0], native), sized=sized)
 
 
 def _branch_site(output: str) -> Site:

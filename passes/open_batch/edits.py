@@ -44,7 +44,7 @@ class Sized:
         """Change the graph."""
         node = _node_of(graph, self.output)
         emit = Emitter.into(graph, f"{self.output}/any-batch", np.int64)
-        node.inputs[3] = _images_among(emit, node.inputs[0], 0, 0, [1, *self.sizes])
+        node.inputs[3] = _images_among(emit, node.inputs[0], 0, 0, others=[1, *self.sizes])
         sort_nodes(graph)
 
 
@@ -69,7 +69,7 @@ class Repeated:
         """Change the graph."""
         node = _node_of(graph, self.output)
         emit = Emitter.into(graph, f"{self.output}/any-batch", np.int64)
-        shape = _images_among(emit, node.inputs[self.image], self.at, self.axis, [1] * self.rank)
+        shape = _images_among(emit, node.inputs[self.image], self.at, self.axis, others=[1] * self.rank)
         for place in self.places:
             tensor = node.inputs[place]
             node.inputs[place] = emit("Expand", f"repeated-{place}", [tensor, shape])

@@ -32,7 +32,7 @@ def reshape(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[Stat
     wide = data.wide(walk.images)
     if isinstance(target, Counts):
         told = [_many(walk, value) for value in target.values]
-        return [_as_told(walk, node, data, native, told_shape(told, wide, zero_copies=zero_copies))]
+        return [_as_told(walk, node, data, native, wide=told_shape(told, wide, zero_copies=zero_copies))]
     if isinstance(target, Each):
         raise Stop("no-rule", f"{walk.label(node)} takes a shape that depends on the images")
     if "shape" in node.attrs:
@@ -45,13 +45,13 @@ def reshape(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[Stat
     found = told_shape(numbers, wide, zero_copies=zero_copies)
     plain = None if found is None else regrouped(data, found, native, walk.images)
     if not written:
-        return [_as_told(walk, node, data, native, found)]
+        return [_as_told(walk, node, data, native, wide=found)]
     best = _likeliest(walk, data, native)
     if best is None:
         raise walk.mixed(node, f"cuts images into parts, or puts parts of several into one: {_words(data, native)}")
     if plain != best:
-        values = _retold(walk, node, data, best, numbers, zero_copies)
-        _check_told(walk, node, data, best, told_shape(values, wide, zero_copies=zero_copies))
+        values = _retold(walk, node, data, best, numbers=numbers, zero_copies=zero_copies)
+        _check_told(walk, node, data, best, wide=told_shape(values, wide, zero_copies=zero_copies))
         output, label = node.outputs[0].name, walk.label(node)
         walk.edits.append(
             Told(output, label, attrs={"shape": values}) if "shape" in node.attrs else Told(output, label, 1, values)
@@ -123,7 +123,7 @@ def flatten(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[Stat
         walk.edits.append(Told(node.outputs[0].name, walk.label(node), attrs={"axis": 1}))
         return [Each(native, 0)]
     wide = data.wide(walk.images)
-    return [_as_told(walk, node, data, native, (math.prod(wide[:axis]), math.prod(wide[axis:])))]
+    return [_as_told(walk, node, data, native, wide=(math.prod(wide[:axis]), math.prod(wide[axis:])))]
 
 
 def squeeze(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
@@ -159,7 +159,7 @@ def expand(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State
     if isinstance(data, Counts):
         raise Stop("counted", f"{walk.label(node)} computes with the number of images")
     if isinstance(target, Counts):
-        return [_expanded(walk, node, data, target, native)]
+        return [_expanded(walk, node, data, target, native=native)]
     if isinstance(target, Each) or not isinstance(data, Each):
         raise Stop("no-rule", f"{walk.label(node)} takes a shape that depends on the images")
     value = walk.number(node.inputs[1])
@@ -259,7 +259,17 @@ def concat(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State
         if both != (1, 1) or any(walk.shape(node.inputs[i])[place] != 1 for i in beside):
             raise Stop("baked", f"{walk.label(node)} puts something of its own beside each image of the batch")
         image = next(i for i, s in enumerate(states) if isinstance(s, Each))
-        walk.edits.append(Repeated(node.outputs[0].name, walk.label(node), beside, image, place, place, len(native)))
+        walk.edits.append(
+            Repeated(
+                output=node.outputs[0].name,
+                text=walk.label(node),
+                places=beside,
+                image=image,
+                at=place,
+                axis=place,
+                rank=len(native),
+            )
+        )
     return [Each(native, place, *both)]
 
 

@@ -134,7 +134,17 @@ def recurrent(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[St
         else:
             repeated.append(index)
     if repeated:
-        walk.edits.append(Repeated(_first_output(node), walk.label(node), repeated, 0, place, place, 3))
+        walk.edits.append(
+            Repeated(
+                output=_first_output(node),
+                text=walk.label(node),
+                places=repeated,
+                image=0,
+                at=place,
+                axis=place,
+                rank=3,
+            )
+        )
     axes = (0, 0, 0) if first else (2, 1, 1)
     return [
         Each(walk.shape(tensor), axis) if tensor.name else Free()

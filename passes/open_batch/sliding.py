@@ -101,7 +101,7 @@ def resize(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State
         if float(scales[at]) != 1.0:
             raise walk.mixed(node, "interpolates between images")
         return [state.along(out, state.place)]
-    _check_sizes(walk, node, states, state, at)
+    _check_sizes(walk, node, states, state, at=at)
     return [state.along(out, state.place)]
 
 

@@ -145,7 +145,7 @@ class Walk:
         for node in live_nodes(self.graph):
             states = [self.state(tensor) for tensor in node.inputs]
             self._check(node, states)
-            after = self._after(node, states, rules, counting, takes_counts)
+            after = self._after(node, states, rules, counting, takes_counts=takes_counts)
             for tensor, state in zip(node.outputs, after, strict=False):
                 if tensor.name:
                     self._keep(node, tensor, state)

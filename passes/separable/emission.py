@@ -48,7 +48,7 @@ class Replacement:
         if self.moments is None:
             return None
         start = self.option.decomposition.build(self.option.rank)
-        return refine(start, self.site.weight, self.site.group, self.moments, self.tol)
+        return refine(start, self.site.weight, self.site.group, self.moments, tol=self.tol)
 
     @cached_property
     def factorization(self) -> Factorization:
@@ -125,9 +125,9 @@ def emit(graph: gs.Graph, replacement: Replacement) -> None:
 
     if linear:
         weights = [factor.weight for factor in replacement.factorization.branches[0]]
-        made = emit_matrices(site, node, weights, replacement.shift, graph.opset, fresh, constant)
+        made = emit_matrices(site, node, weights, replacement.shift, opset=graph.opset, fresh=fresh, constant=constant)
     else:
-        made = _branches(replacement, node.inputs[0], graph.opset, fresh, constant)
+        made = _branches(replacement, node.inputs[0], graph.opset, fresh, constant=constant)
     where = position(graph, node)
     node.outputs.clear()
     last.outputs.clear()
@@ -159,11 +159,11 @@ def _branches(
             if place == len(chain) - 1 and number == 0 and replacement.bias is not None:
                 inputs.append(constant(f"{name}/bias", replacement.bias))
             tensor = fresh(name)
-            made.append(gs.Node(node.op, name, dict(node.attrs), inputs, [tensor]))
+            made.append(gs.Node(node.op, name, dict(node.attrs), inputs, outputs=[tensor]))
         if total is not None:
             name = f"{site.node}/separable/add.{number}"
             added = fresh(f"{site.node}/separable/sum.{number}")
-            made.append(gs.Node("Add" if opset >= 7 else "Sum", name, {}, [total, tensor], [added]))
+            made.append(gs.Node("Add" if opset >= 7 else "Sum", name, {}, [total, tensor], outputs=[added]))
             tensor = added
         total = tensor
     made[-1].outputs.clear()

@@ -88,7 +88,7 @@ def _spatial(weight: Grouped) -> Iterator[Decomposition]:
             if len(parts) == 2:
                 yield Pair("spatial", _named(parts, names), weight, parts[0])
             else:
-                yield Triple("spatial", _named(parts, names), weight, parts[0], parts[2])
+                yield Triple("spatial", _named(parts, names), weight, first=parts[0], last=parts[2])
 
 
 def _filters(weight: Grouped) -> Iterator[Decomposition]:

@@ -56,7 +56,18 @@ def read_matrix(
     target, bias, fits = _added(node, layer, constants)
     attrs = dict(node.attrs)
     return LayerSite(
-        anchor, node.name or anchor, target, weight, bias, None, 1, stored.dtype, attrs, node.op, layer, fits
+        anchor=anchor,
+        node=node.name or anchor,
+        target=target,
+        weight=weight,
+        bias=bias,
+        scale=None,
+        group=1,
+        dtype=stored.dtype,
+        attrs=attrs,
+        op=node.op,
+        layer=layer,
+        fits=fits,
     )
 
 

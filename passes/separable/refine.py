@@ -92,7 +92,7 @@ def refine(start: Factorization, weight: Array, group: int, moments: Moments, to
         the memory of `moments.second`.
     """
     with threadpool_limits(1 if moments.second.shape[-1] <= SMALL else None):
-        return _refine(start, weight, group, moments, tol, rounds)
+        return _refine(start, weight, group, moments, tol=tol, rounds=rounds)
 
 
 def _refine(start: Factorization, weight: Array, group: int, moments: Moments, tol: float, rounds: int) -> Refined:
@@ -114,7 +114,9 @@ def _refine(start: Factorization, weight: Array, group: int, moments: Moments, t
         found = problem.response_error(factors)
         if found < error and problem.weight_error(factors) <= tol:
             best, error = factors, found
-    return Refined(best, problem.bias_shift(best), error, floor, problem.weight_error(best))
+    return Refined(
+        best, problem.bias_shift(best), error, response_error_start=floor, weight_error=problem.weight_error(best)
+    )
 
 
 def _attempt(start: Factorization, problem: _Problem, penalty: float, rounds: int) -> Factorization:

@@ -100,7 +100,18 @@ def read_site(graph: gs.Graph, node: gs.Node) -> LayerSite | Refusal:
         wide = wide * scale.reshape(-1, *[1] * (wide.ndim - 1))
         shift = scale * ((0.0 if shift is None else shift) - mean) + offset
     dtype = site.weight.dtype
-    return LayerSite(site.anchor, site.node, target, wide, shift, scale, site.group, dtype, site.attrs, site.op)
+    return LayerSite(
+        anchor=site.anchor,
+        node=site.node,
+        target=target,
+        weight=wide,
+        bias=shift,
+        scale=scale,
+        group=site.group,
+        dtype=dtype,
+        attrs=site.attrs,
+        op=site.op,
+    )
 
 
 def _normalization(graph: gs.Graph, node: gs.Node, constants: Constants) -> tuple[str, Array, Array, Array] | None:

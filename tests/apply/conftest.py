@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
-from apply_images import LENET, SIZE
+from apply_images import LENET, SIZE, fork_workers
 from cli_models import call
 
 import convrewrite as cr
@@ -17,7 +17,8 @@ import convrewrite as cr
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """LeNet-5 for images of any size."""
+    """LeNet-5 for images of any size, for `apply`."""
+    fork_workers()
     path = tmp_path_factory.mktemp("models") / "any.onnx"
     cr.fcn(LENET, verify=False).save(path)
     return str(path)

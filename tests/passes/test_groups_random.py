@@ -13,6 +13,7 @@ from unittest.mock import patch
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from campaigns import campaign
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +28,7 @@ from groups_nets import assert_equal, conv, ops, planted, rewrite
 from helpers import Net
 
 CHANNELS = (4, 6, 8)
+SETTINGS = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 class Drawn:
@@ -160,56 +162,76 @@ def check_region(graph: gs.Graph, plan: Plan) -> Declined | None:
     return None
 
 
-@given(seed=st.integers(0, 2**32), length=st.integers(2, 9))
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_random_graphs_stay_the_same(seed: int, length: int) -> None:
-    model = drawn(seed, length)
-    result, made = rewrite(model, judge=check_region)
-    event(f"{len(result.outcome('rewritten'))} rewritten")
-    for site in result.sites:
-        event(site.reason or "rewritten")
-    assert_equal(model, made)
-    _, again = rewrite(made)
-    assert_equal(model, again)
+@campaign(50, 150)
+def test_random_graphs_stay_the_same(examples: int) -> None:
+    @settings(SETTINGS, max_examples=examples)
+    @given(seed=st.integers(0, 2**32), length=st.integers(2, 9))
+    def run_all(seed: int, length: int) -> None:
+        model = drawn(seed, length)
+        result, made = rewrite(model, judge=check_region)
+        event(f"{len(result.outcome('rewritten'))} rewritten")
+        for site in result.sites:
+            event(site.reason or "rewritten")
+        assert_equal(model, made)
+        _, again = rewrite(made)
+        assert_equal(model, again)
+
+    run_all()
 
 
-@example(seed=8, length=7, into=None)  # one tensor lies in two spaces that both change
-@given(seed=st.integers(0, 2**32), length=st.integers(2, 9), into=st.sampled_from([None, 2]))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_random_graphs_with_gathers_stay_the_same(seed: int, length: int, into: int | None) -> None:
+@campaign(20, 60)
+def test_random_graphs_with_gathers_stay_the_same(examples: int) -> None:
     """Where nothing but multiplications counts, gathers and convolutions side by side pay for small nets too."""
-    model = drawn(seed, length)
-    with patch.multiple(timemodel, TRAFFIC=0, BLOCK=1):
-        _, made = rewrite(model, Groups(into=into), judge=check_region)
-    for op in ("Gather", "Split"):
-        event(f"{op}: {op in ops(made)}")
-    assert_equal(model, made)
+
+    @settings(SETTINGS, max_examples=examples)
+    @example(seed=8, length=7, into=None)  # one tensor lies in two spaces that both change
+    @given(seed=st.integers(0, 2**32), length=st.integers(2, 9), into=st.sampled_from([None, 2]))
+    def run_all(seed: int, length: int, into: int | None) -> None:
+        model = drawn(seed, length)
+        with patch.multiple(timemodel, TRAFFIC=0, BLOCK=1):
+            _, made = rewrite(model, Groups(into=into), judge=check_region)
+        for op in ("Gather", "Split"):
+            event(f"{op}: {op in ops(made)}")
+        assert_equal(model, made)
+
+    run_all()
 
 
-@example(seed=31, length=7, tol=0.7, dear=False)  # a constant channel went into a bias before
-@given(seed=st.integers(0, 2**32), length=st.integers(2, 9), tol=st.sampled_from([0.2, 0.4, 0.7]), dear=st.booleans())
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_random_graphs_within_a_tolerance_are_what_they_say(seed: int, length: int, tol: float, dear: bool) -> None:
+@campaign(33, 100)
+def test_random_graphs_within_a_tolerance_are_what_they_say(examples: int) -> None:
     """The original with the kernels that the pass tells is the rewritten net, bit for bit."""
-    model = drawn(seed, length)
-    traffic, block = (timemodel.TRAFFIC, timemodel.BLOCK) if dear else (0, 1)
-    with patch.multiple(timemodel, TRAFFIC=traffic, BLOCK=block):
-        result, made = rewrite(model, Groups(tol=tol))
-    kernels = result.evidence_of(Kernels) or Kernels({})
-    event(f"{len(kernels.made)} kernels")
-    assert set(kernels.made) == {
-        site.anchor for site in result.outcome("rewritten") if site.equivalence == "approximate"
-    }
-    assert all(site.error <= tol for site in result.sites)
-    stated = with_kernels(model_io.load(model.SerializeToString()).graph, kernels)
-    assert_equal(onnx.load_model_from_string(model_io.to_bytes(model_io.Model(stated, model.ir_version))), made)
+
+    @settings(SETTINGS, max_examples=examples)
+    @example(seed=31, length=7, tol=0.7, dear=False)  # a constant channel went into a bias before
+    @given(
+        seed=st.integers(0, 2**32), length=st.integers(2, 9), tol=st.sampled_from([0.2, 0.4, 0.7]), dear=st.booleans()
+    )
+    def run_all(seed: int, length: int, tol: float, dear: bool) -> None:
+        model = drawn(seed, length)
+        traffic, block = (timemodel.TRAFFIC, timemodel.BLOCK) if dear else (0, 1)
+        with patch.multiple(timemodel, TRAFFIC=traffic, BLOCK=block):
+            result, made = rewrite(model, Groups(tol=tol))
+        kernels = result.evidence_of(Kernels) or Kernels({})
+        event(f"{len(kernels.made)} kernels")
+        assert set(kernels.made) == {
+            site.anchor for site in result.outcome("rewritten") if site.equivalence == "approximate"
+        }
+        assert all(site.error <= tol for site in result.sites)
+        stated = with_kernels(model_io.load(model.SerializeToString()).graph, kernels)
+        assert_equal(onnx.load_model_from_string(model_io.to_bytes(model_io.Model(stated, model.ir_version))), made)
+
+    run_all()
 
 
-@given(seed=st.integers(0, 2**32), length=st.integers(2, 9), kind=st.sampled_from(["branches", "dense"]))
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_random_graphs_expand_to_the_same(seed: int, length: int, kind: str) -> None:
-    model = drawn(seed, length)
-    result, made = rewrite(model, Groups(expand=kind))
-    assert {site.outcome for site in result.sites} <= {"rewritten", "declined"}
-    assert_equal(model, made)
-    assert_equal(model, rewrite(made)[1])
+@campaign(10, 30)
+def test_random_graphs_expand_to_the_same(examples: int) -> None:
+    @settings(SETTINGS, max_examples=examples)
+    @given(seed=st.integers(0, 2**32), length=st.integers(2, 9), kind=st.sampled_from(["branches", "dense"]))
+    def run_all(seed: int, length: int, kind: str) -> None:
+        model = drawn(seed, length)
+        result, made = rewrite(model, Groups(expand=kind))
+        assert {site.outcome for site in result.sites} <= {"rewritten", "declined"}
+        assert_equal(model, made)
+        assert_equal(model, rewrite(made)[1])
+
+    run_all()
