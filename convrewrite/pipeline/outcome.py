@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -22,7 +22,9 @@ from convrewrite.verification import Verification
 STREAM = "-"
 """Names standard input or output."""
 
-FAILURES = {1: "failed", 3: "refused"}
+Status = Literal["rewritten", "unchanged", "compared", "failed", "error", "refused"]
+
+FAILURES: Mapping[int, Status] = {1: "failed", 3: "refused"}
 """The status of a command that ended with that exit code; any other is an "error"."""
 
 
@@ -79,7 +81,7 @@ class Outcome:
 
     command: str
     provider: str
-    status: str
+    status: Status
     input: FileFacts | None = None
     output: FileFacts | None = None
     sites: tuple[Site, ...] = ()
