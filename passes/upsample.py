@@ -37,6 +37,7 @@ from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import position
 from convrewrite.engine.rewrite import Context, Declined, Pass, Plan, Reason, Refusal, Site, option
 from convrewrite.engine.windows import Window
+from convrewrite.text import parameter
 
 MODES = ("bilinear", "nearest")
 SOFTMAXES = ("Softmax", "LogSoftmax")
@@ -52,12 +53,12 @@ REASONS = {
         Reason(
             "upsample/opset",
             "operator sets below 11 cannot say where the cells of a Resize lie",
-            "give --opset 11 or later",
+            f"give {parameter('opset', '11')} or later",
         ),
         Reason(
             "upsample/classes",
             "the output holds whole numbers, and there is nothing between two classes",
-            "choose --upsample nearest",
+            f"choose {parameter('upsample', 'nearest')}",
         ),
         Reason(
             "upsample/not-a-map",

@@ -20,6 +20,7 @@ from typing import Any
 from convrewrite.errors import UsageError
 from convrewrite.system import stored_json
 from convrewrite.system.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
+from convrewrite.text import parameter
 from convrewrite.timing import Bench
 
 SCHEMA = "convrewrite.timings/1"
@@ -101,7 +102,9 @@ class Decisions:
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = getattr(error, "strerror", None) or "it is no file of timings"
-            raise UsageError(f"cannot read {path}: {reason}", remedy="give --timings another path") from None
+            raise UsageError(
+                f"cannot read {path}: {reason}", remedy=f"give {parameter('timings')} another path"
+            ) from None
         return cls(path, 0, devices)
 
     def get(self, device: str, key: str) -> Decision | None:

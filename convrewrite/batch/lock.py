@@ -1,7 +1,7 @@
 """The lock file: what was done with each model, and the timings that decided it. It belongs under version control.
 
 It is a cache of decisions and never a proof: outputs are hashed again, what is taken from it is told as not verified
-again, and `--check` takes nothing but the timings.
+again, and `check` takes nothing but the timings.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Lock:
     """The lock file.
 
     Attributes:
-        path: of the file. entries: by model. timings: decisions of `--accept faster`, by device and key.
+        path: of the file. entries: by model. timings: decisions of accept "faster", by device and key.
     """
 
     path: Path

@@ -290,7 +290,7 @@ def _check_plugin(path: Path, step: PluginStep) -> None:
     try:
         plugins.make(step.name, step.model_extra or {})
     except UsageError as error:
-        raise UsageError(f"{path}: {error}") from None
+        raise UsageError(f"{path}: {error.text}") from None
 
 
 def _told(mistake: Any) -> str:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite.cli.options import DebugOption, Line, TellOptions, declared
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 from convrewrite.options import RunOptions
 
@@ -47,7 +48,9 @@ def register(
             answer(_plan(settings, folder, config))
             return
         with progress(quiet) as tell:
-            batch = run_batch(settings, folder, options, config=config, tell=tell or (lambda text, done, total: None))
+            batch = run_batch(
+                settings, folder, options, config=config, tell=tell or (lambda text, done, total: None), words=FLAGS
+            )
         if not quiet:
             for told in _lines(batch):
                 say(told)

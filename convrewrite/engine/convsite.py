@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import Constants, Shape
 from convrewrite.engine.rewrite import Reason, Refusal
+from convrewrite.text import parameter
 
 Array = np.ndarray[Any, Any]
 
@@ -168,7 +169,7 @@ def weight_reasons(owner: str) -> tuple[Reason, Reason, Reason, Reason]:
         Reason(
             f"{owner}/unknown-rank",
             "the weight does not have 1, 2 or 3 spatial axes",
-            "leave the layer out with --skip",
+            f"leave the layer out with {parameter('skip')}",
         ),
         Reason(
             f"{owner}/nan-weight",

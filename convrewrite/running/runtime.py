@@ -32,12 +32,12 @@ from convrewrite.running.unloadable import refuse_missing, unloadable
 from convrewrite.system.board import doing, mine
 from convrewrite.system.leftovers import shown
 from convrewrite.system.spelling import spelled
-from convrewrite.text import as_line, counted
+from convrewrite.text import as_line, counted, parameter
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
-"""What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
+"""The providers that can be asked for. "auto" is CUDA where a session really gets it, else the CPU."""
 
-CUDA_MEND = 'pip install "convrewrite[cuda]", or use --provider cpu'
+CUDA_MEND = f'pip install "convrewrite[cuda]", or use {parameter("provider", "cpu")}'
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
@@ -253,7 +253,7 @@ def open_session(
 
 @contextlib.contextmanager
 def log_shown(shown: bool = True) -> Iterator[None]:
-    """Let ONNX Runtime's own log through for all sessions that are opened inside (``--verbose``)."""
+    """Let ONNX Runtime's own log through for all sessions that are opened inside."""
     token = _log_is_shown.set(shown)
     try:
         yield

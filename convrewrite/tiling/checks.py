@@ -19,6 +19,7 @@ import numpy as np
 
 from convrewrite.engine.windows import Window
 from convrewrite.running.runtime import Session, open_session
+from convrewrite.text import parameter
 from convrewrite.tiling.engine import Job, open_job
 from convrewrite.tiling.geometry import Tile
 from convrewrite.tiling.survey import Survey
@@ -84,7 +85,7 @@ def check(
     name = "the original on its crops"
     window = survey.window
     if original is None:
-        return [*found, Check(name, why="it was not given: --original")]
+        return [*found, Check(name, why=f"it was not given: {parameter('original')}")]
     if window is None or any(axis.stride != step for axis, step in places.first_axes(window)):
         return [*found, Check(name, why="the model does not say which windows its cells stand for")]
     return [*found, *places.against(open_session(original, job.provider, threads=job.threads), window)]

@@ -19,7 +19,7 @@ import numpy as np
 
 from convrewrite.errors import UsageError
 from convrewrite.running.runtime import Session, open_session
-from convrewrite.text import as_line
+from convrewrite.text import as_line, parameter
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.geometry import Geometry
 from convrewrite.tiling.images import Source
@@ -171,7 +171,9 @@ def run(job: Job, places: Sequence[Place], client: Any, tell: Tell | None = None
 
 def _words(error: BaseException) -> str:
     if type(error).__name__ == "KilledWorker":
-        return f"the worker died {TRIES} times over it; it may want more memory than --memory leaves for it"
+        return (
+            f"the worker died {TRIES} times over it; it may want more memory than {parameter('memory')} leaves for it"
+        )
     return as_line(error)[:300] or type(error).__name__
 
 

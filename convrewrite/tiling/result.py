@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convrewrite.errors import CheckFailed
-from convrewrite.text import Printed, counted, terminal
+from convrewrite.text import Printed, counted, parameter, terminal
 from convrewrite.tiling.checks import Check
 from convrewrite.tiling.engine import Finished
 
@@ -58,7 +58,7 @@ class Applied(Printed):
             more = f"; and {len(self.finished.failed) - FAILED} more" if len(self.finished.failed) > FAILED else ""
             raise CheckFailed(
                 f"{len(self.finished.failed)} of {counted(self.tiles, 'tile')} failed: {'; '.join(named)}{more}; "
-                "what was computed is kept: mend the cause and give --resume"
+                f"what was computed is kept: mend the cause and give {parameter('resume')}"
             )
         if self.failed:
             raise CheckFailed(f"not what the models give: {'; '.join(self.failed)}")

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
-from convrewrite.text import as_line
+from convrewrite.text import as_line, parameter
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.geometry import Geometry, Tile
 
@@ -172,7 +172,9 @@ class Store:
                 raise ValueError("it has another number of tiles")
         except Exception as error:  # each kind of store has errors of its own
             text = as_line(error)[:200]
-            raise UsageError(f"{self.url} is damaged: {text}", remedy="give --overwrite to begin anew") from None
+            raise UsageError(
+                f"{self.url} is damaged: {text}", remedy=f"give {parameter('overwrite')} to begin anew"
+            ) from None
         numbers = np.flatnonzero(done != 0), np.flatnonzero(done == 0)
         first, second = ([tuple(int(i) for i in np.unravel_index(n, self.counts)) for n in of] for of in numbers)
         return first, second

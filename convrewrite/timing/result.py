@@ -75,7 +75,7 @@ class Cell:
         size, batch: of the image. a, b: the costs.
         comparison: of B against A: `speedup` above 1 is B faster.
         complete: False where the benchmark was stopped inside this cell.
-        windows: for `--windows`, how many; then `batch` is the best batching of the original. limit: by FLOPs.
+        windows: for `windows`, how many; then `batch` is the best batching of the original. limit: by FLOPs.
     """
 
     size: tuple[int, ...]

@@ -13,7 +13,7 @@ from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, Usage
 from convrewrite.options import BenchOptions
 from convrewrite.running import runtime
 from convrewrite.system import atomic
-from convrewrite.text import by, counted
+from convrewrite.text import by, counted, parameter
 from convrewrite.timing.process import CellFailed, Event, events
 from convrewrite.timing.protocol import Part, Subject, Task
 from convrewrite.timing.result import Bench, Cell, Cost, Missed
@@ -260,7 +260,7 @@ def _failure(result: Bench, min_speedup: float | None) -> ConvrewriteError | Non
         held = got.median if cell.comparison.verdict != NO_DIFFERENCE else max(got.median, 1.0)
         if min_speedup is not None and held < min_speedup:
             return CheckFailed(
-                f"the speedup at {cell.label} is {got.text()}, below --min-speedup {min_speedup:g} "
+                f"the speedup at {cell.label} is {got.text()}, below {parameter('min_speedup', f'{min_speedup:g}')} "
                 f"({cell.comparison.verdict}; A/A {cell.comparison.control.low:.2f} to "
                 f"{cell.comparison.control.high:.2f})"
             )

@@ -20,6 +20,7 @@ import numpy as np
 
 from convrewrite.running.runtime import DeviceFailed, RunFailed, TensorInfo
 from convrewrite.running.sampling import Feeds, InputSpec, Sample, draw, enlarge
+from convrewrite.text import parameter
 from convrewrite.verification.comparison import Array, Ledger, finite, relative_error
 from convrewrite.verification.evidence import Evidence
 from convrewrite.verification.specimens import Specimen
@@ -96,7 +97,7 @@ def declared(
         if fixed is None:
             lines.append(text)
         elif all(axis < len(asked) and asked[axis] == theirs.shape[axis] for axis in narrowed):
-            ledger.add(Case(DECLARED, info.name, note=f"{text}: --size fixes it"))
+            ledger.add(Case(DECLARED, info.name, note=f"{text}: {parameter('size')} fixes it"))
         else:
             ledger.fail(DECLARED, text, info.name)
     return tuple(lines)

@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from convrewrite.engine.operators import MOVING, chosen
-from convrewrite.errors import UsageError
+from convrewrite.errors import UsageError, said
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.verification import exposure
 
@@ -169,7 +169,7 @@ class Shaken:
             if self._shaken is None and not self.reason:
                 self._shaken = self.open()
         except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
-            self.reason = str(error)
+            self.reason = said(error)
         if self._shaken is None:
             return
         try:

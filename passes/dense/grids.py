@@ -24,7 +24,7 @@ from convrewrite.errors import UsageError
 from convrewrite.passes.dense.edits import Attributes, Edit, Extents, Forget, Sampled, Sliced
 from convrewrite.passes.dense.pools import averaged, padded
 from convrewrite.passes.dense.words import changes, label
-from convrewrite.text import by, counted
+from convrewrite.text import by, counted, parameter
 
 Shape = tuple[int, ...]
 Lengths = tuple[int, ...]
@@ -383,12 +383,12 @@ def _coarsest(graph: gs.Graph, reaches: Mapping[str, Reach], axes: int) -> Shape
 
 
 def _check(wanted: Shape, coarsest: Shape) -> None:
+    given = parameter("stride", by(wanted))
     if len(wanted) != len(coarsest):
-        raise UsageError(f"--stride {by(wanted)} does not fit: the model has {counted(len(coarsest), 'spatial axis')}")
+        raise UsageError(f"{given} does not fit: the model has {counted(len(coarsest), 'spatial axis')}")
     if any(whole % part for whole, part in zip(coarsest, wanted, strict=True)):
         choices = " or ".join(map(str, (n for n in range(1, max(coarsest) + 1) if all(c % n == 0 for c in coarsest))))
-        told = f"--stride {by(wanted)} does not divide the model's own, {by(coarsest)}"
-        raise UsageError(told, remedy=f"choose {choices}")
+        raise UsageError(f"{given} does not divide the model's own, {by(coarsest)}", remedy=f"choose {choices}")
 
 
 def _sorted(graph: gs.Graph) -> Iterator[gs.Node]:
