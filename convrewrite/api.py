@@ -19,7 +19,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from convrewrite.pipeline import report
 from convrewrite.pipeline.outcome import Outcome
 from convrewrite.system import atomic
 from convrewrite.system.leftovers import Scratch
-from convrewrite.text import Printed
+from convrewrite.text import PYTHON, Printed, told
 from convrewrite.timing import Bench
 from convrewrite.verification import Verification
 
@@ -82,7 +82,7 @@ class Result(Printed):
 
     @property
     def window(self) -> Window | None:
-        """Of a fully convolutional model: what its output cells mean."""
+        """What the output cells of a fully convolutional model stand for; None for other models."""
         return self.outcome.window
 
     @property
@@ -105,7 +105,7 @@ class Result(Printed):
 
 
 def text_of(outcome: Outcome) -> str:
-    """What the command prints, as plain text."""
+    """The text that the command prints, without colours."""
     console = Console(file=io.StringIO(), width=200, color_system=None, force_terminal=False)
     report.show(outcome, console)
     assert isinstance(console.file, io.StringIO)
@@ -182,7 +182,7 @@ def verify(a: Given, b: Given, options: VerifyOptions) -> Verification:
     with atomic.scratch() as folder:
         outcome = pipeline.compare(_path(a, folder, "a"), _path(b, folder, "b"), options).check()
     assert outcome.verification is not None
-    return outcome.verification
+    return told(outcome.verification, PYTHON)
 
 
 @spoken
@@ -198,7 +198,8 @@ def bench(a: Given, b: Given, options: BenchOptions) -> Bench:
         CheckFailed: `min_speedup` is missed. UsageError: they cannot be timed.
     """
     with atomic.scratch() as folder:
-        return timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), options).check()
+        found = told(timing.bench(_path(a, folder, "a"), _path(b, folder, "b"), options).check(), PYTHON)
+        return replace(found, a=arguments.placeless(found.a), b=arguments.placeless(found.b))
 
 
 @spoken
@@ -213,7 +214,7 @@ def inspect(model: Given, options: InspectOptions) -> Inspection:
         UsageError: the size does not fit.
     """
     loaded = _model(model)
-    return inspection.inspect(loaded, str(loaded.path or "model"), options)
+    return told(inspection.inspect(loaded, str(loaded.path or "model"), options), PYTHON)
 
 
 @spoken
@@ -241,7 +242,8 @@ def apply(model: Given, image: Any, target: str | Path | None = None, *, options
         return tiling.lazily(_model(model), image, options)
     if not isinstance(image, str | Path):
         raise UsageError("an array has no path", remedy="leave the target out, and store what comes, or give a path")
-    return tiling.apply(_model(model), str(image), arguments.path("the target", target), options).check()
+    made = tiling.apply(_model(model), str(image), arguments.path("the target", target), options)
+    return told(made, PYTHON).check()
 
 
 @spoken
@@ -268,10 +270,18 @@ def _rewritten(given: Given, run: Callable[[str, str], Outcome]) -> Result:
     folder = atomic.scratch()
     target = os.path.join(folder.name, "model.onnx")
     outcome = run(_path(model, folder.name, "original"), target).check()
+    outcome = _placeless(outcome.told(PYTHON))
     if outcome.status != "rewritten":
         folder.cleanup()
         return Result(model, outcome)
     return Result(load(target), outcome, folder)
+
+
+def _placeless(outcome: Outcome) -> Outcome:
+    """The outcome of a call, whose result is in no file that the caller knows of."""
+    ends = {end: getattr(outcome, end) for end in ("input", "output")}
+    named = {end: replace(file, path="") for end, file in ends.items() if file and arguments.PLACE.fullmatch(file.path)}
+    return replace(outcome, **named)
 
 
 def _model(given: Given) -> Model:

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 from onnx import ModelProto
 
-from convrewrite import flags, model_io
+from convrewrite import model_io
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
 from convrewrite.options.kinds import path
-from convrewrite.text import as_line
+from convrewrite.text import PYTHON, as_line
 
 __all__ = ["Given", "model", "path", "spoken"]
 
 Given = Model | ModelProto | str | os.PathLike[str]
 """A model, one of the package onnx, or the path of one."""
+
+PLACE = re.compile(r"[^\s'\"]*convrewrite-[0-9a-f]{16}-[^\s/\\]*[/\\]([^\s'\";:,()]*)")
+"""A file in a folder of the package's own making."""
+
+KNOWN_AS = {"original.onnx": "the model", "model.onnx": "the result", "a.onnx": "a", "b.onnx": "b"}
+"""What the caller knows such a file as."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -32,10 +39,18 @@ def spoken(function: Callable[P, R]) -> Callable[P, R]:
         try:
             return function(*args, **named)
         except ConvrewriteError as error:
-            flags.reword(error, flags.parameter)
+            error.speak(PYTHON)
+            error.message = placeless(error.message)
+            error.remedy = error.remedy and placeless(error.remedy)
+            error.args = (error.message,)
             raise
 
     return wrapped
+
+
+def placeless(text: str) -> str:
+    """The text without folders of the package's own making, which a caller knows nothing of."""
+    return PLACE.sub(lambda found: KNOWN_AS.get(found[1], found[1]), text)
 
 
 def model(given: object) -> Model:

@@ -2,11 +2,16 @@
 
 Each message is one line that says what is wrong, where, and how to mend it. `refused` is not `broken`: a valid
 model that cannot be rewritten as asked raises `Refused`, a file that is no usable model raises `UsageError`.
+
+A message names parameters neutrally (`text.parameter`). `str` of an error is in the words of the Python API; other
+readers are told in theirs by `speak`, and whoever makes one message out of another takes what `said` gives.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+from convrewrite.text import PYTHON, Words, told
 
 
 class ConvrewriteError(Exception):
@@ -26,8 +31,18 @@ class ConvrewriteError(Exception):
         self.reason = reason
         self.remedy = remedy
 
-    def __str__(self) -> str:
+    @property
+    def text(self) -> str:
+        """The whole line, with its parameters still neutral."""
         return f"{self.message}; {self.remedy}" if self.remedy else self.message
+
+    def __str__(self) -> str:
+        return told(self.text, PYTHON)
+
+    def speak(self, words: Words) -> None:
+        """Name parameters in these words from now on."""
+        self.message, self.remedy = told(self.message, words), told(self.remedy, words)
+        self.args = (self.message,)
 
 
 class CheckFailed(ConvrewriteError):
@@ -60,3 +75,8 @@ class Refused(ConvrewriteError):
     """A valid model that cannot be rewritten as asked; the message names the node, the reason and the remedy."""
 
     exit_code = 3
+
+
+def said(error: BaseException | str) -> str:
+    """The text of any error, or a text itself, to make one message out of another: its parameters stay neutral."""
+    return error.text if isinstance(error, ConvrewriteError) else str(error)

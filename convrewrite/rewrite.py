@@ -1,4 +1,4 @@
-"""What a pass is, for passes of other packages: the names of `convrewrite.engine.rewrite`."""
+"""What a pass is, for passes of other packages: the names of `convrewrite.engine.rewrite`, and how to name options."""
 
 from convrewrite.engine.rewrite import (
     Context,

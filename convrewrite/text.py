@@ -1,4 +1,4 @@
-"""Text from strangers, made safe for where it goes: names in models, paths, and messages that quote them.
+"""Text for people. From strangers, made safe for where it goes: names in models, paths, messages that quote them.
 
     terminal         a line on a terminal or in the log of a CI: nothing moves the cursor, nothing begins a command
     markdown_cell    a cell of a Markdown table, and the page of a job
@@ -11,6 +11,13 @@
     as_line         what an error says
     by, columns      extents, and rows whose cells stand below each other
 
+And from the library itself, which names its parameters and functions for readers of several kinds:
+
+    f"give {parameter('size', 'HxW')}"     give size=(H, W)      told(text, PYTHON), and str() of an error
+                                           give size=[H,W]       told(text, KEYS): in a file of settings
+
+and with dashes on the command line. How to run something again is a `Call`.
+
 What cannot be shown is made visible as Python would write it (a newline as `\\n`, a byte that is no UTF-8 as `\\xff`),
 so that two names that differ look different, and text that was made safe stays as it is if that happens again.
 Sources: the Unicode standard (bidirectional controls: UAX 9), XML 1.0 section 2.2, GitHub Flavored Markdown, "Workflow
@@ -19,21 +26,27 @@ commands for GitHub Actions", Microsoft's "Naming Files, Paths, and Namespaces".
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import dataclasses
 import decimal
 import hashlib
 import json
+import math
+import numbers
 import re
 import secrets
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from html import escape
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SPACING = "\t\n"
 _INVISIBLE = re.compile(
     "[\x00-\x1f\x7f-\x9f"  # C0 and C1: the escape sequences of terminals
     "\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"  # no width, line separators, directions
-    "\ud800-\udfff\ufffe\uffff]"
+    "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]"  # halves of pairs, what is no character
 )
 _COMMAND = re.compile(r"^(\s*):(?=:)")
 _LOG_COMMAND = re.compile(r"#(?=#(?:\[|vso\[|teamcity\[))")
@@ -90,7 +103,7 @@ def columns(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[
 
 def as_line(what: object) -> str:
     """What an error says, or any other text, with its lines and spaces as one line."""
-    return " ".join(str(what).split())
+    return " ".join((what.text if isinstance(what, Speaker) else str(what)).split())
 
 
 def shortened(text: str, longest: int = 2000) -> str:
@@ -181,3 +194,177 @@ class Printed:
     def _repr_html_(self) -> str:
         """What Jupyter shows: the same text, in a fixed font."""
         return f"<pre>{escape(str(self))}</pre>"
+
+
+_OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # no characters: Unicode leaves them to a program's own use
+_MARKED = re.compile(f"{_OPEN}([^{_OPEN}{_CLOSE}]*){_CLOSE}")
+_EXTENTS = re.compile(r"\d+(x\d+)*|[A-Z](x[A-Z])+")
+_BARE = re.compile(r"[A-Z]|\.\.\.|-?[\d.]+(e[+-]?\d+)?|-?inf|nan")
+
+T = TypeVar("T")
+
+
+def parameter(name: str, value: object = None) -> str:
+    """A parameter in a message, under its name in the Python API, for `told` to put into the reader's words.
+
+    Args:
+        name: such as "dynamic_batch". value: what is to be given: a number, a word, True, False, a tuple of extents or
+            the text of one ("HxW", "224x224"), a mapping by name; a capital letter stands for what the reader chooses,
+            "F.npz" for a file. None where the message names the parameter alone.
+    """
+    return f"{_OPEN}{(name, _plain(value))!r}{_CLOSE}"
+
+
+def _plain(value: object) -> Any:
+    """The value out of numbers, texts and what holds them, which can be read again; anything else as its text."""
+    if value is None or isinstance(value, bool):
+        return value
+    if isinstance(value, str):
+        return str(value)  # an entry of an enumeration, too
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, tuple | list):
+        return type(value)(map(_plain, value)) if type(value) in (tuple, list) else tuple(map(_plain, value))
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real) and math.isfinite(value):
+        return float(value)
+    return str(value)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What is to be run, in a message: the function of the Python API, the command of that name. `str` marks it.
+
+    Attributes:
+        name: such as "fcn". files: paths that a command takes, in its order. given: values by the names of parameters;
+            None, "", () and {} are left out.
+    """
+
+    name: str
+    files: tuple[str, ...] = ()
+    given: Mapping[str, Any] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"{_OPEN}{(self.name, self.files, _plain(self.parameters))!r}{_CLOSE}"
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """What is given at all."""
+        return {name: value for name, value in self.given.items() if value not in (None, "", (), {})}
+
+
+class Words(Protocol):
+    """How one kind of reader calls parameters and functions. None leaves a mark for a further reader."""
+
+    def parameter(self, name: str, value: Any) -> str | None:
+        """A parameter, with a value where that is not None."""
+        ...
+
+    def call(self, call: Call) -> str | None:
+        """A function with its parameters."""
+        ...
+
+
+@runtime_checkable
+class Speaker(Protocol):
+    """What tells itself: an error."""
+
+    @property
+    def text(self) -> str:
+        """What it says, with its parameters still neutral."""
+        ...
+
+    def speak(self, words: Words) -> None:
+        """Name parameters in these words from now on."""
+        ...
+
+
+def told(thing: T, words: Words) -> T:
+    """The text with its parameters in the reader's words; so for all texts in sequences, mappings and dataclasses.
+
+    Errors among them speak these words from then on.
+    """
+    made: T = _each(thing, words)
+    return made
+
+
+def _named(found: re.Match[str], words: Words) -> str:
+    """One mark in the reader's words; as it is where it is none of ours, but a name in a model."""
+    named = None
+    with contextlib.suppress(ValueError, SyntaxError):
+        match ast.literal_eval(found[1]):
+            case (str() as name, value):
+                named = words.parameter(name, value)
+            case (str() as name, tuple() as files, dict() as given):
+                named = words.call(Call(name, files, given))
+    return found[0] if named is None else named
+
+
+def _each(thing: Any, words: Words) -> Any:
+    """The thing with every text in it told; itself where none names a parameter."""
+    if isinstance(thing, str):
+        return _MARKED.sub(lambda found: _named(found, words), thing) if _OPEN in thing else thing
+    if isinstance(thing, Call):
+        named = words.call(thing)
+        return thing if named is None else named
+    if isinstance(thing, Speaker):
+        thing.speak(words)
+        return thing
+    if isinstance(thing, tuple | list) and type(thing) in (tuple, list):
+        made = type(thing)(_each(entry, words) for entry in thing)
+        return made if any(a is not b for a, b in zip(made, thing, strict=True)) else thing
+    if isinstance(thing, dict):
+        entries = {key: _each(entry, words) for key, entry in thing.items()}
+        return entries if any(entries[key] is not thing[key] for key in thing) else thing
+    if dataclasses.is_dataclass(thing) and not isinstance(thing, type):
+        facts = {part.name: getattr(thing, part.name) for part in dataclasses.fields(thing) if part.init}
+        changed = {name: new for name, old in facts.items() if (new := _each(old, words)) is not old}
+        return dataclasses.replace(thing, **changed) if changed else thing
+    return thing
+
+
+def extents(value: object) -> list[str] | None:
+    """The extents in the value of a parameter, None where it is none: ("H", "W"), "HxW" and "224x224" are."""
+    if isinstance(value, str) and _EXTENTS.fullmatch(value):
+        return value.split("x")
+    return [str(extent) for extent in value] if isinstance(value, tuple) else None
+
+
+def is_bare(value: object) -> bool:
+    """Whether a text is no word to be quoted: a number, or a letter for what the reader chooses."""
+    return isinstance(value, str) and _BARE.fullmatch(value) is not None
+
+
+class _Python:
+    """Parameters of functions in Python."""
+
+    def parameter(self, name: str, value: Any) -> str:
+        """`size=(224, 224)`; what is given as a file to a command is an object in Python."""
+        if value is None or (isinstance(value, str) and value.startswith("F.")):
+            return name
+        return f"{name}={self._value(value)}"
+
+    def call(self, call: Call) -> str:
+        """`convrewrite.fcn(model, seed=0)`: files are for whoever calls to know."""
+        if not call.files and not call.parameters:
+            return f"convrewrite.{call.name}"
+        models = ["a", "b"] if call.name in ("verify", "bench") else ["model"]
+        models += [repr(call.files[0])] if call.name == "transform" else []
+        named = [self.parameter(name, value) for name, value in call.parameters.items()]
+        given = [text if "=" in text else f"{text}={text}" for text in named]
+        return f"convrewrite.{call.name}({', '.join([*models, *given])})"
+
+    def _value(self, value: Any) -> str:
+        if isinstance(value, list):
+            return f"[{', '.join(map(self._value, value))}]"
+        if isinstance(value, dict):
+            return f"{{{', '.join(f'{name!r}: {self._value(entry)}' for name, entry in value.items())}}}"
+        found = extents(value)
+        if found is not None:
+            return found[0] if len(found) == 1 else f"({', '.join(found)})"
+        return str(value) if is_bare(value) else repr(value)
+
+
+PYTHON: Words = _Python()
+"""The words of the Python API."""

@@ -10,7 +10,7 @@ Reshapes that follow each other become one. This undoes `fc-to-conv`, and the he
 
 Requires a Conv of one group with a constant weight, without pads, whose map has the extents of the kernel, whatever the
 open axes of the input are: a map that follows one of them (along time, or a batch that is used as time) is left alone.
-Where `--size` makes a map fit, the input is fixed at that size in the file that is written, too.
+Where `size` makes a map fit, the input is fixed at that size in the file that is written, too.
 Refuses nothing: what does not fit is left as it is.
 Source: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015, section 3.1,
 read backwards; the ONNX operator pages of Conv and Gemm.
@@ -31,7 +31,7 @@ from convrewrite.engine.graph import Constants, maker, position, producer
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.quantized import Stored
 from convrewrite.engine.rewrite import Context, Declined, FixedSize, Pass, Plan, Reason, Refusal, Site
-from convrewrite.text import by
+from convrewrite.text import Call, by, parameter
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
@@ -47,12 +47,12 @@ REASONS = {
         Reason(
             "conv-to-fc/open-map",
             "the extents of the map are not known, or follow an open axis of the input",
-            "fix the size of the input, or give --size, which does (a batch is fixed in the file alone)",
+            f"fix the size of the input, or give {parameter('size')}, which does (a batch is fixed in the file alone)",
         ),
         Reason(
             "conv-to-fc/grouped",
             "each output channel sees some of the input channels only",
-            "expand the groups first: convrewrite groups --expand dense",
+            f"expand the groups first: {Call('groups', given={'expand': 'dense'})}",
         ),
         Reason(
             "conv-to-fc/not-constant",
@@ -76,7 +76,7 @@ class ConvToFc(Pass):
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
-        """Every Conv."""
+        """Every Conv node."""
         yield from (node for node in graph.nodes if node.op == "Conv")
 
     def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
@@ -104,7 +104,7 @@ class ConvToFc(Pass):
             return Declined(REASONS["conv-to-fc/not-constant"], label)
         out, inputs = matrix.shape
         text = f"Conv {by(weight.shape, ' x ')} -> Gemm [{out}, {inputs}]"
-        text += ", the input fixed at --size" if fixes else ""
+        text += f", the input fixed at {parameter('size')}" if fixes else ""
         site = Site(self.name, node.outputs[0].name, "Conv", "rewritten", detail=text, equivalence="reassociated")
         layer = _Layer(node.outputs[0].name, matrix, bias, len(extents))
         return [Plan((site,), layer, evidence=[FixedSize()] if fixes else ())]
@@ -152,7 +152,7 @@ class _Layer:
     rank: int
 
     def put(self, graph: gs.Graph) -> None:
-        """Change the graph."""
+        """Make the change in the graph."""
         node = maker(graph, self.output)
         data, result = node.inputs[0], node.outputs[0]
         prefix, place = f"{self.output}/conv-to-fc", position(graph, node)

@@ -1,21 +1,14 @@
-"""What all tests share: the corpus of exported networks, and what `apply` is tried on."""
+"""What all tests share: the corpus of exported networks."""
 
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
-from apply_images import LENET, SIZE, fork_workers
-from cli_models import call
 
-import convrewrite as cr
 import exported
 
 sys.dont_write_bytecode = False
@@ -97,40 +90,3 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "corpus_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.corpus)
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """LeNet-5 for images of any size, for `apply`."""
-    fork_workers()
-    path = tmp_path_factory.mktemp("models") / "any.onnx"
-    cr.fcn(LENET, verify=False).save(path)
-    return str(path)
-
-
-@pytest.fixture(scope="session")
-def pixels() -> np.ndarray:
-    """An image of 8 bits."""
-    return np.random.default_rng(0).integers(0, 256, SIZE).astype(np.uint8)
-
-
-@pytest.fixture(scope="session")
-def whole(model: str, pixels: np.ndarray) -> np.ndarray:
-    """One pass over the whole image."""
-    session = ort.InferenceSession(model, providers=["CPUExecutionProvider"])
-    return session.run(None, {"image": (pixels / np.float32(255))[None, None].astype(np.float32)})[0][0]
-
-
-@pytest.fixture
-def apply(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., subprocess.CompletedProcess[bytes]]:
-    """`convrewrite apply` in this process, with the test's folder as the current one: exit code and standard error."""
-    monkeypatch.chdir(tmp_path)
-
-    def applied(*words: str) -> subprocess.CompletedProcess[bytes]:
-        capfd.readouterr()
-        code = call(monkeypatch, "apply", *words)
-        return subprocess.CompletedProcess(words, code, b"", capfd.readouterr().err.encode())
-
-    return applied

@@ -6,9 +6,11 @@ import pytest
 from cli_models import call, run
 
 from convrewrite import passes, pipeline
+from convrewrite.cli.words import FLAGS
 from convrewrite.passes import fcn
+from convrewrite.text import told
 
-REASONS = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons()}
+REASONS = told({code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons()}, FLAGS)
 
 
 def test_it_lists_the_passes_and_the_reasons() -> None:

@@ -384,7 +384,7 @@ def test_the_tolerance_that_is_printed_suffices(name: str, at: float) -> None:
     makes: dict[str, Any] = {"separable": Separable, "groups": Groups}
     for line in told:
         kind, anchor = line.split()[:2]
-        tol = float(line.split("pays from --tol ")[1].split(",")[0].split()[0])
+        tol = float(line.split("pays from tol=")[1].split(",")[0].split()[0])
         asked = makes[kind](tol=tol)
         made = run_pass(asked, model.graph, judge=acceptance.smaller, only=(anchor,), context=context)
         assert [site.anchor for site in made.outcome("rewritten")] == [anchor], line

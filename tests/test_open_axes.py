@@ -24,6 +24,7 @@ from convrewrite.options import TransformOptions
 from convrewrite.passes.conv_to_fc import ConvToFc
 from convrewrite.passes.fc_to_conv import FcToConv
 from convrewrite.pipeline.outcome import Outcome
+from convrewrite.text import PYTHON, told
 from helpers import verify
 from nets import Net, run
 
@@ -157,15 +158,15 @@ def full_kernel(dims: Dims) -> onnx.ModelProto:
 def test_a_size_that_decides_is_fixed_in_the_file(tmp_path: Path) -> None:
     outcome = rewritten(tmp_path, ConvToFc(), full_kernel(("N", 3, "H", "W")), (11, 9))
     assert outcome.error is None
-    assert [site.detail for site in outcome.sites if site.outcome == "rewritten"] == [
-        "Conv 2 x 4 x 5 x 4 -> Gemm [2, 80], the input fixed at --size"
+    assert [told(site.detail, PYTHON) for site in outcome.sites if site.outcome == "rewritten"] == [
+        "Conv 2 x 4 x 5 x 4 -> Gemm [2, 80], the input fixed at size"
     ]
     assert "input 'x' is fixed at Nx3x11x9 now" in outcome.advice
     assert outcome.verification is not None
     (case,) = [case for case in outcome.verification.cases if case.name == "what the inputs accept"]
-    assert (case.status, case.note) == (
+    assert (case.status, told(case.note, PYTHON)) == (
         "passed",
-        "input 'x' takes [N, 3, 11, 9] alone, the original [N, 3, H, W]: --size fixes it",
+        "input 'x' takes [N, 3, 11, 9] alone, the original [N, 3, H, W]: size fixes it",
     )
     assert "other extents of N" in {case.name for case in outcome.verification.cases}
     dims = onnx.load(tmp_path / "b.onnx").graph.input[0].type.tensor_type.shape.dim

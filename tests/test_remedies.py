@@ -13,8 +13,11 @@ from onnx import TensorProto, helper, numpy_helper
 from typer.main import get_command
 
 import convrewrite as cr
-from convrewrite import flags
 from convrewrite.cli.app import app
+from convrewrite.cli.words import FLAGS
+from convrewrite.pipeline.steps import without_writing
+from convrewrite.text import told
+from convrewrite.verification.room import UNVERIFIED
 
 COMMANDS = get_command(app).commands  # type: ignore[attr-defined]
 
@@ -93,9 +96,9 @@ def test_an_open_model_goes_to_another_opset_without_a_size(tmp_path: Path) -> N
 
 
 def test_a_command_that_only_compares_offers_no_writing(tmp_path: Path) -> None:
-    error = cr.UsageError("too large", remedy=f"use a machine with more memory{flags.UNVERIFIED}")
+    error = cr.UsageError("too large", remedy=f"use a machine with more memory{UNVERIFIED}")
     assert "--no-verify" not in options("verify")
-    flags.without_writing(error)
+    without_writing(error)
     assert str(error) == "too large; use a machine with more memory"
 
 
@@ -103,21 +106,10 @@ def test_every_option_that_a_reason_names_is_one() -> None:
     from convrewrite import pipeline, tiling
 
     every = set().union(*map(options, COMMANDS))
-    told = [remedy for _, _, remedy in pipeline.reasons()] + [reason.remedy for reason in tiling.REASONS.values()]
-    assert len(told) > 40
-    for remedy in told:
+    remedies = [remedy for _, _, remedy in pipeline.reasons()] + [reason.remedy for reason in tiling.REASONS.values()]
+    assert len(remedies) > 40
+    for remedy in told(remedies, FLAGS):
         assert set(re.findall(r"--[a-z][a-z-]+", remedy)) <= every, remedy
-
-
-def test_words_for_python_and_for_files() -> None:
-    text = "give --size 224x224, or --data F.npz, or --no-verify; see convrewrite verify a.onnx --size 8x8"
-    python = flags.reworded(f"{text}; --max-output-error", flags.parameter)
-    assert python == (
-        "give size=(224, 224), or data, or verify=False; see convrewrite verify a.onnx --size 8x8; max_output_error"
-    )
-    file = flags.reworded("raise --tol, or give --size HxW --check", flags.settings_of({"tol", "size"}))
-    assert file == "raise tol, or give size=[H,W] --check"
-    assert flags.reworded("'--size' and a--size and x/--size", flags.parameter) == "'--size' and a--size and x/--size"
 
 
 def test_python_speaks_of_parameters(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def test_inspect_says_what_it_does_not_count():
 def test_macs_without_a_size_are_unknown_and_not_zero():
     model = valid_nets.plain()
     model.graph.input[0].CopyFrom(info("x", 1, 3, "h", "w"))
-    assert inspected(model)[0].endswith(" parameters, MACs unknown; give --size")
+    assert inspected(model)[0].endswith(" parameters, MACs unknown; give size")
     assert inspected(valid_nets.plain())[0].endswith(" MACs")
 
 

@@ -15,10 +15,12 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper
 
+from convrewrite.cli.words import FLAGS
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
 from convrewrite.errors import CheckFailed, UsageError
 from convrewrite.options import VerifyOptions
 from convrewrite.running.sampling import InputSpec, cut_data, read_data
+from convrewrite.text import told
 from convrewrite.verification import verify_fcn
 from convrewrite.verification.comparison import Ledger, floor, relative_error
 from convrewrite.verification.verdicts import Verification
@@ -401,8 +403,8 @@ def test_a_planted_fault_fails(tmp_path, options, plant):
         result.check()
     assert caught.value.exit_code == 1
     assert "seed 0" in str(caught.value)
-    assert "convrewrite verify " in str(caught.value)
-    assert "--seed 0 --samples 3" in str(caught.value)
+    assert "convrewrite.verify(a, b, seed=0, samples=3" in str(caught.value)
+    assert "--seed 0 --samples 3" in told(caught.value.text, FLAGS)
     json.dumps(result.to_dict(), allow_nan=False)
 
 
@@ -480,7 +482,7 @@ def test_constant_weights_are_vacuous(tmp_path, fill):
     result = verify(tmp_path / "a.onnx", tmp_path / "a.onnx")
     assert result.verdict == "vacuous"
     assert not result.passed
-    with pytest.raises(CheckFailed, match=r"--data F\.npz$"):
+    with pytest.raises(CheckFailed, match=r"give real inputs with data$"):
         result.check()
 
 
@@ -543,7 +545,7 @@ def test_inputs_and_outputs_must_match(tmp_path):
 
 def test_open_dimensions_ask_for_a_size(tmp_path):
     onnx.save(pair().converted, tmp_path / "b.onnx")
-    with pytest.raises(UsageError, match="--size"):
+    with pytest.raises(UsageError, match="give size="):
         verify(tmp_path / "b.onnx", tmp_path / "b.onnx")
     assert verify(tmp_path / "b.onnx", tmp_path / "b.onnx", size=(20, 16)).passed
     with pytest.raises(UsageError, match="has 3 numbers"):
@@ -633,10 +635,10 @@ def test_types_and_shapes_must_be_the_same():
 
 
 def test_not_run_is_not_verified():
-    result = Verification.not_run("--no-verify")
+    result = Verification.not_run("not wanted")
     assert result.verdict == "skipped"
     assert not result.passed
-    assert "--no-verify" in str(result)
+    assert "not wanted" in str(result)
     assert Verification(()).verdict == "skipped"
 
 

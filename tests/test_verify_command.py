@@ -16,10 +16,12 @@ from typer.testing import CliRunner
 from convrewrite import pipeline, verification
 from convrewrite.cli import app as cli
 from convrewrite.cli import verify as verify_command
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.models import build
 from convrewrite.options import FcnOptions, VerifyOptions
 from convrewrite.running import runtime
+from convrewrite.text import told
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def verify(*words: object):
     result = CliRunner().invoke(app, [str(word) for word in words])
     error = result.exception
     if isinstance(error, ConvrewriteError):
-        return error.exit_code, f"{result.output}{error}"
+        return error.exit_code, f"{result.output}{told(error.text, FLAGS)}"
     assert error is None or isinstance(error, SystemExit), error
     return result.exit_code, result.output
 

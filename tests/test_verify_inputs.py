@@ -12,10 +12,12 @@ import pytest
 from onnx import numpy_helper, parser
 
 from convrewrite import pipeline, timing
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
 from convrewrite.models import lenet5_path
 from convrewrite.options import FcnOptions, VerifyOptions
 from convrewrite.running.sampling import Images, InputSpec, read_data
+from convrewrite.text import told
 from convrewrite.verification import Verification
 from helpers import bench, verify
 
@@ -132,13 +134,13 @@ def test_what_says_nothing_says_what_helps_here(tmp_path: Path, scores: Path) ->
     same = np.zeros((2, 3, 8, 9), np.float32)
     message = verify(scores, scores, data={"image": same}).message()
     assert message.endswith("did not move between samples of the data; give others")
-    assert Verification((), vacuous=("y",)).message().endswith("give real inputs with --data F.npz")
+    assert told(Verification((), vacuous=("y",)).message(), FLAGS).endswith("give real inputs with --data F.npz")
     fixed = SCORES.replace("N, 3, H, W", "1, 3, 8, 9").replace("N, 4", "1, 4")
     path = save(tmp_path / "still.onnx", fixed, gain=0.0)
     with pytest.raises(ConvrewriteError) as caught:
         pipeline.fcn(str(path), str(tmp_path / "out.onnx"), FcnOptions(provider="cpu")).check()
     assert isinstance(caught.value, CheckFailed)
-    assert "--no-verify" in str(caught.value)
+    assert "verify=False" in str(caught.value)
 
 
 def test_sixteen_bits_are_not_cut_off(tmp_path: Path) -> None:
@@ -158,8 +160,8 @@ def test_sixteen_bits_are_not_cut_off(tmp_path: Path) -> None:
 def test_bench_names_only_options_that_it_has(tmp_path: Path, scores: Path) -> None:
     with pytest.raises(UsageError) as caught:
         bench(scores, scores)
-    assert str(caught.value).endswith("give --size HxW")
-    assert "--shape image=" in stopped(scores)
+    assert str(caught.value).endswith("give size=(H, W)")
+    assert "shapes={'image': ...}" in stopped(scores)
     words = save(tmp_path / "words.onnx", f"{HEADER} net (string[N] x) => (string[N] y) {{ y = Identity (x) }}")
     with pytest.raises(UsageError, match="no numbers can be drawn for it"):
         bench(words, words)

@@ -20,6 +20,7 @@ from typing import Any
 from convrewrite.errors import UsageError
 from convrewrite.system import stored_json
 from convrewrite.system.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
+from convrewrite.text import parameter
 from convrewrite.timing import Bench
 
 SCHEMA = "convrewrite.timings/1"
@@ -30,7 +31,7 @@ ANY = "any"
 
 @dataclass(frozen=True)
 class Decision:
-    """Of one pair: `verdict` as `timing` gives it, the speedup with its interval, and milliseconds before and after."""
+    """The decision on one pair: `timing`'s verdict, the speedup with its interval, milliseconds before and after."""
 
     verdict: str
     speedup: float
@@ -54,7 +55,7 @@ class Decision:
 
     @classmethod
     def of(cls, found: Bench) -> Decision:
-        """What a benchmark of one size comes to."""
+        """The decision that the measurements of one size lead to."""
         cell = found.cells[0]
         speedup = cell.comparison.speedup
         return cls(
@@ -101,16 +102,18 @@ class Decisions:
             }
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             reason = getattr(error, "strerror", None) or "it is no file of timings"
-            raise UsageError(f"cannot read {path}: {reason}", remedy="give --timings another path") from None
+            raise UsageError(
+                f"cannot read {path}: {reason}", remedy=f"give {parameter('timings')} another path"
+            ) from None
         return cls(path, 0, devices)
 
     def get(self, device: str, key: str) -> Decision | None:
-        """What is known, of this device or of any."""
+        """The timing on record for this device, or for any device where this one has none."""
         known = self._by_device.get(device, {}).get(key)
         return self._by_device.get(ANY, {}).get(key) if known is None else known
 
     def put(self, device: str, key: str, decision: Decision) -> None:
-        """Remember one."""
+        """Put one timing on record."""
         self._by_device.setdefault(device, {})[key] = decision
         self.made += 1
 

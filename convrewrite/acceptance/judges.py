@@ -15,26 +15,29 @@ from convrewrite.acceptance.regions import Shapes, region
 from convrewrite.engine.rewrite import Declined, Judge, JudgeName, Pass, Plan, Reason, accept_all
 from convrewrite.options import BenchOptions
 from convrewrite.system import atomic
+from convrewrite.text import parameter
 
 NOT_SMALLER = Reason(
     "accept/not-smaller",
     "within the tolerance no form has fewer multiply-accumulates than the layer as it is",
-    "raise --tol, if the model can bear it; --accept always rewrites all the same",
+    f"raise {parameter('tol')}, if the model can bear it; {parameter('accept', 'always')} rewrites all the same",
 )
 NOT_FASTER = Reason(
     "accept/not-faster",
     "no form within the tolerance was measured to be faster than the layer as it is",
-    "raise --tol, if the model can bear it; --accept smaller asks for fewer multiply-accumulates alone",
+    f"raise {parameter('tol')}, if the model can bear it; {parameter('accept', 'smaller')} asks for fewer "
+    "multiply-accumulates alone",
 )
 WHOLE_NOT_FASTER = Reason(
     "accept/whole-not-faster",
     "layers are faster by themselves, but the whole model was not measured to be",
-    "write the smaller model all the same with --accept smaller",
+    f"write the smaller model all the same with {parameter('accept', 'smaller')}",
 )
 OVER_BUDGET = Reason(
     "accept/over-budget",
-    "with this layer rewritten too, the model's outputs would be further off than --max-output-error allows",
-    "raise --max-output-error, or lower --tol for a more accurate form",
+    "with this layer rewritten too, the model's outputs would be further off than "
+    f"{parameter('max_output_error')} allows",
+    f"raise {parameter('max_output_error')}, or lower {parameter('tol')} for a more accurate form",
 )
 REASONS = (NOT_SMALLER, NOT_FASTER, WHOLE_NOT_FASTER, OVER_BUDGET)
 """What a judge may give."""

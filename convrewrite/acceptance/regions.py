@@ -21,6 +21,7 @@ from convrewrite.engine.graph import sort_nodes
 from convrewrite.engine.rewrite import Pass, Plan
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
+from convrewrite.text import parameter
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -47,7 +48,7 @@ def region(graph: gs.Graph, pass_: Pass, plan: Plan, shapes: Shapes, ir_version:
     if unknown := [name for name in read if name not in shapes]:
         raise UsageError(
             f"the shape of '{unknown[0]}' is not known, so nothing can be timed",
-            remedy="give --size with the size that it is used at",
+            remedy=f"give {parameter('size')} with the size that it is used at",
         )
     models = [
         _model(whole, nodes, read, shapes, ir_version=ir_version) for whole, nodes in ((graph, old), (changed, new))

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from convrewrite.batch.words import KEYS
 from convrewrite.batch.work import publish
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.running.runtime import one_line
@@ -22,6 +23,7 @@ from convrewrite.system import atomic, leftovers
 from convrewrite.system.board import Board
 from convrewrite.system.children import environment
 from convrewrite.system.endings import unanswered
+from convrewrite.text import told as in_words
 
 COMMAND = [sys.executable, "-P", "-m", "convrewrite.batch.worker"]
 
@@ -102,7 +104,7 @@ def _run(task: Mapping[str, Any], threads: int, limit: float, running: set[subpr
         said = one_line(last[0]) if last else ""
         remedy = "try fewer jobs, or this model alone"
         error = error or unanswered("its process", worker.returncode, watched, said, remedy=remedy)
-    return {"status": "error", "exit_code": error.exit_code, "message": str(error)}
+    return {"status": "error", "exit_code": error.exit_code, "message": in_words(error.text, KEYS)}
 
 
 def end(worker: subprocess.Popen[bytes]) -> None:

@@ -17,9 +17,11 @@ from convrewrite.batch.lock import Lock
 from convrewrite.batch.pool import run_all
 from convrewrite.batch.results import Batch, Result
 from convrewrite.batch.settings import Settings
+from convrewrite.batch.words import KEYS
 from convrewrite.errors import ConvrewriteError
 from convrewrite.options import RunOptions
 from convrewrite.system import atomic
+from convrewrite.text import PYTHON, Words, told
 
 SEVERITY = (130, 70, 2, 1, 3)
 """Exit codes, the most severe first."""
@@ -37,12 +39,14 @@ def run(
     *,
     config: Path | None = None,
     tell: Tell = lambda text, done, total: None,
+    words: Words = PYTHON,
 ) -> Batch:
     """Optimize every model, and write the lock file and the reports.
 
     Args:
         settings: what the file says. folder: that its paths are relative to. options: of the command.
         config: the file of settings, which nothing may overwrite. tell: called as models end.
+        words: how the caller calls the options of the command; the rest is in the words of the file.
 
     Raises:
         UsageError: what concerns all models: a glob without matches, a path that is written outside of the folder or
@@ -72,7 +76,7 @@ def run(
     finally:
         if not options.check:
             lock.save()  # what passed is kept, also where Ctrl-C ends the rest
-    results = tuple(found[job.name] for job in every)
+    results = tuple(told(found[job.name], words) for job in every)
     batch = Batch(results, exit_code(results, settings.allow_refused))
     _write_reports(settings, folder, batch)
     return batch
@@ -133,7 +137,7 @@ def _task(job: Job, settings: Settings, options: RunOptions, lock: Lock, *, timi
 
 
 def _failed(error: ConvrewriteError) -> dict[str, Any]:
-    return {"status": "error", "exit_code": error.exit_code, "message": str(error)}
+    return {"status": "error", "exit_code": error.exit_code, "message": told(error.text, KEYS)}
 
 
 def exit_code(results: Sequence[Result], allow_refused: bool) -> int:

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from convrewrite import flags, model_io, page, pipeline, plugins, timing
-from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, PluginStep, SeparableStep, Settings, Step
+from convrewrite import model_io, page, pipeline, plugins, timing
+from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, SeparableStep, Settings, Step
 from convrewrite.batch.settings import Verification as Verified
+from convrewrite.batch.words import KEYS
 from convrewrite.engine import costs
 from convrewrite.engine.windows import METADATA_KEY, UPSAMPLED_KEY
 from convrewrite.errors import CheckFailed, ConvrewriteError, UsageError
@@ -28,21 +29,15 @@ from convrewrite.options import (
 from convrewrite.pipeline import report
 from convrewrite.pipeline.native import native
 from convrewrite.pipeline.outcome import FAILURES, Outcome
+from convrewrite.pipeline.steps import without_writing
 from convrewrite.running.sampling import read_data
 from convrewrite.system import atomic
 from convrewrite.system.endings import theirs
+from convrewrite.text import parameter
 from convrewrite.verification.stated import output_error, state
 
 CLASSES = ("exact", "reassociated", "approximate")
 """Equivalence classes, the strictest first."""
-
-SETTINGS = {
-    name
-    for part in (FcnStep, SeparableStep, GroupsStep, PluginStep, Verified, Gates)
-    for name in part.model_fields
-    if name != "name"
-}
-"""What the file can say of a step, of the verification and of the gates."""
 
 ROUNDING = 1e-5
 """By so much of the largest weight of a tensor factors differ from one processor to another: their sums are ordered
@@ -56,18 +51,18 @@ class Finding:
     facts: dict[str, Any] = field(default_factory=lambda: {"status": "error", "exit_code": 70, "message": ""})
 
     def note(self, **more: Any) -> None:
-        """Add to what is known."""
+        """Add facts to the record of this command."""
         self.facts.update(more)
 
     def ended(self, error: ConvrewriteError) -> None:
         """An error ended it, which is told in the words of the file."""
         error = theirs(error)
-        flags.without_writing(error)
-        flags.reword(error, flags.settings_of(SETTINGS))
+        without_writing(error)
+        error.speak(KEYS)
         self.note(
             status=FAILURES.get(error.exit_code, "error"),
             exit_code=error.exit_code,
-            message=str(error),
+            message=error.text,
             reason=error.reason or "",
         )
 
@@ -109,6 +104,9 @@ def _do(task: Mapping[str, Any], finding: Finding) -> None:
         made = Path(task["folder"]) / f"{index}.onnx"
         checked = settings.verification.options(data if _fits(last, data) else None, task["data"])
         outcome = _step(step, (str(last), str(made)), checked, task["timings"])
+        if outcome.error is not None:
+            without_writing(outcome.error)
+        outcome = outcome.told(KEYS)
         reports.append(_told(outcome, index))
         if settings.reports.html is not None:
             views.append({**page.outcome_view(outcome), **_named(reports[-1])})
@@ -232,7 +230,7 @@ def _gates(settings: Settings, ends: tuple[Path, Path], data: Any, finding: Find
             )
             found = timing.bench(*ends, timed)
             finding.note(speedup=None if found.speedup is None else found.speedup.to_dict(), verdict=found.verdict)
-            missed += [f"gate min_speedup: {found.error}"] if found.error is not None else []
+            missed += [f"gate min_speedup: {found.error.text}"] if found.error is not None else []
     if missed:
         raise CheckFailed("; ".join(missed))
 
@@ -249,7 +247,7 @@ def _too_far(settings: Settings, ends: tuple[Path, Path], data: Any, finding: Fi
     try:
         stated.check()
     except CheckFailed as failure:
-        missed.append(str(failure))
+        missed.append(failure.text)
     if gates.max_output_error is not None and not error <= gates.max_output_error:
         missed.append(f"gate max_output_error: the outputs moved by {error:.1e}, more than {gates.max_output_error:g}")
     if gates.min_top1_agreement is not None and same is None:
@@ -277,20 +275,20 @@ def _too_large(gates: Gates, finding: Finding) -> list[str]:
 
 
 def _check_current(last: Path, target: Path, changed: bool) -> str:
-    """Under --check: the output has to be there as it would be written. What is to be said of it, if anything.
+    """Compare the output that is there with what would be written; returns what is to be said of it, if anything.
 
     Raises:
         CheckFailed: it is missing, is no model, or another one.
     """
-    would = f"--check: it would be {'rewritten' if changed else 'copied'}"
-    remedy = "run without --check, and commit the result"
+    would = f"{parameter('check')}: it would be {'rewritten' if changed else 'copied'}"
+    remedy = f"run without {parameter('check')}, and commit the result"
     if not target.is_file():
         raise CheckFailed(f"{would}: its output is missing", remedy=remedy)
     made = model_io.load(last)
     try:
         there = model_io.load(target)
     except UsageError as error:
-        raise CheckFailed(f"{would}: its output cannot be read ({error})", remedy=remedy) from None
+        raise CheckFailed(f"{would}: its output cannot be read ({error.text})", remedy=remedy) from None
     if there.sha256 == made.sha256 or model_io.same_network(there, made, 0.0):
         return ""
     if changed and model_io.same_network(there, made, ROUNDING):

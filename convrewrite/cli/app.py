@@ -25,6 +25,7 @@ from convrewrite.cli import run as run_command
 from convrewrite.cli import verify as verify_command
 from convrewrite.cli.options import DebugOption, Line, TellOptions, Words
 from convrewrite.cli.telling import errors, say, settle_output, tell, tell_usage
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
 from convrewrite.system.endings import theirs
 
@@ -79,8 +80,9 @@ def explain(
     others = [pass_ for pass_ in loaded if pass_.name not in plugins.OWN]
     reasons = {code: (meaning, remedy) for code, meaning, remedy in pipeline.reasons(others)}
     reasons |= {reason.code: (reason.meaning, reason.remedy) for reason in tiling.REASONS.values()}
+    reasons = text.told(reasons, FLAGS)
     if subject is None:
-        faults = [text.terminal(f"{name}: broken: {error}") for name, error in broken.items()]
+        faults = [text.terminal(f"{name}: broken: {text.told(error.text, FLAGS)}") for name, error in broken.items()]
         lines = ["passes", *(f"  {told.splitlines()[0]}" for told in passes.values())]
         lines += [*(f"  {fault}" for fault in faults), "reasons"]
         _answer([*lines, *(f"  {code}\n      {meaning}" for code, (meaning, _) in reasons.items())])
@@ -139,12 +141,13 @@ def _run(command: str, line: Line, work: Callable[[Tell | None], Outcome], files
         outcome = nothing.stopped(fault)
     if outcome.error is not None:
         outcome = replace(outcome, error=theirs(outcome.error))
+    outcome = outcome.told(FLAGS)
     if told.report is not None:
         report.write(outcome, told.report)
     if told.html is not None:
         _write_page(outcome, told.html, image)
     if not told.quiet:
-        report.show(outcome, errors, verbose=told.verbose)
+        report.show(outcome, errors, FLAGS, verbose=told.verbose)
     outcome.check()
 
 
@@ -154,11 +157,12 @@ def _write_page(outcome: Outcome, target: str, image: str | None) -> None:
     from convrewrite.page.class_map import read_image
 
     try:
-        page.write(page.outcome_view(outcome, None if image is None else read_image(image)), target)
+        view = page.outcome_view(outcome, None if image is None else read_image(image))
+        page.write(text.told(view, FLAGS), target)
     except ConvrewriteError as error:
         if outcome.error is None:
             raise
-        say(f"no page: {error}")
+        say(f"no page: {text.told(error.text, FLAGS)}")
 
 
 @contextlib.contextmanager
@@ -237,7 +241,7 @@ def _died(error: ConvrewriteError, facts: dict[str, Any]) -> None:
     from convrewrite.pipeline import report
     from convrewrite.pipeline.outcome import Outcome
 
-    outcome = Outcome(facts.get("command", ""), facts.get("provider", ""), "error").stopped(error)
+    outcome = Outcome(facts.get("command", ""), facts.get("provider", ""), "error").stopped(error).told(FLAGS)
     with contextlib.suppress(ConvrewriteError):
         if facts.get("report") is not None:
             report.write(outcome, facts["report"])

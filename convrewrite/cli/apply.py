@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convrewrite.cli.options import Line, TellOptions, declared
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 from convrewrite.options import ApplyOptions
 from convrewrite.options.kinds import TELL, FilePath, Value, option_class
+from convrewrite.text import told as in_words
 
 if TYPE_CHECKING:
     from convrewrite.tiling.engine import Tell
@@ -58,6 +60,7 @@ def register(
         files(model, image, target, options.original).writing(report=told.report).check_targets()
         with progress(told.quiet) as tell:
             made = applied(model, image, target, options, tell=None if tell is None else _telling(tell))
+        made = in_words(made, FLAGS)
         if told.report is not None:
             atomic.write_whole(told.report, [json_text(made.to_dict()).encode()], ".json")
         if not told.quiet and not made.finished.failed:

@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite.cli.options import Line, TellOptions, declared
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 from convrewrite.options import InspectOptions
+from convrewrite.text import told as in_words
 
 if TYPE_CHECKING:
     from convrewrite.inspection import Inspection
@@ -46,7 +48,7 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
             if options.toeplitz is not None:
                 answer(_matrix(model, options.toeplitz, options.size, options.save))
                 return
-            found = look(model, source, options)
+            found = in_words(look(model, source, options), FLAGS)
             if options.json is not None:
                 _write_json(found, options.json, answer)
             if told.html is not None:
@@ -54,7 +56,7 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
 
                 page.write(page.inspection_view(found, model.graph), told.html)
             if options.json != "-" and not told.quiet:
-                answer(table.lines(found, options.sort, verbose=told.verbose))
+                answer(table.lines(found, options.sort, FLAGS, verbose=told.verbose))
 
 
 def _write_json(found: Inspection, target: str, answer: Callable[[list[str]], None]) -> None:

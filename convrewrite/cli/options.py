@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, get_args
 import typer
 from typer.core import TyperGroup
 
-from convrewrite.errors import UsageError
+from convrewrite.cli.words import FLAGS
+from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.options import kinds
 from convrewrite.options.kinds import CLI, TELL, FilePath, Flag, Option, Value, option_class, options_of
 
@@ -46,6 +47,14 @@ class Words(TyperGroup):
                 what = f"the value of {option}" if option else f"word {number + 1} of the command"
                 raise UsageError(f"{what} is empty", remedy="give a path or a value, or leave it out")
         return list(super().parse_args(ctx, args))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command; what it raises speaks in options."""
+        try:
+            return super().invoke(ctx)
+        except ConvrewriteError as error:
+            error.speak(FLAGS)
+            raise
 
 
 In = Annotated[str | None, typer.Argument(metavar="IN", help="The ONNX model; - or nothing is standard input.")]
@@ -286,7 +295,7 @@ def parse_shape(text: str) -> Many:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, where it can be a tolerance."""
+    """The value, if it is a finite number of zero or more."""
     if value is not None and not (math.isfinite(value) and value >= 0):
         raise typer.BadParameter(f"{value} is not a tolerance; write a number such as 1e-5")
     return value

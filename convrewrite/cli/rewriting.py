@@ -97,14 +97,15 @@ def register(app: typer.Typer, run: Run) -> None:
         """Run any pass by its name: those that other packages bring, too."""
 
         def work(tell: Tell | None) -> Outcome:
-            from convrewrite import flags, pipeline, plugins
+            from convrewrite import pipeline, plugins
+            from convrewrite.cli.words import Flags
             from convrewrite.engine.rewrite import option_defaults
 
             pass_ = plugins.make(name, dict(_setting(text) for text in line.options(SetOptions).settings))
             options = line.options(TransformOptions, progress=tell)
             outcome = pipeline.transform(*paths_of(source, target), pass_, options)
             if outcome.error is not None:
-                flags.reword(outcome.error, flags.settings_of(option_defaults(pass_), "--set {}"))
+                outcome.error.speak(Flags(frozenset(option_defaults(pass_))))
             return outcome
 
         run("transform", line, work, files_of(source, target, line))

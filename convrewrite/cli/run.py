@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite.cli.options import DebugOption, Line, TellOptions, declared
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 from convrewrite.options import RunOptions
 
@@ -47,7 +48,9 @@ def register(
             answer(_plan(settings, folder, config))
             return
         with progress(quiet) as tell:
-            batch = run_batch(settings, folder, options, config=config, tell=tell or (lambda text, done, total: None))
+            batch = run_batch(
+                settings, folder, options, config=config, tell=tell or (lambda text, done, total: None), words=FLAGS
+            )
         if not quiet:
             for told in _lines(batch):
                 say(told)
@@ -58,7 +61,7 @@ def register(
         config: Annotated[Path, typer.Argument(metavar="[convrewrite.toml]", show_default=False)] = Path(CONFIG),
         debug: DebugOption = False,
     ) -> None:
-        """Write a commented file for `run`."""
+        """Write a settings file for `run`, with a comment on every key."""
         from convrewrite.batch.starter import STARTER
         from convrewrite.system import atomic
 

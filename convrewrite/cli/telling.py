@@ -11,13 +11,14 @@ import typer
 from rich.console import Console
 
 from convrewrite import text
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, PassFault, Refused, UsageError
 
 errors = Console(stderr=True, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """A line for a person."""
+    """Print one line to standard error."""
     errors.print(text.terminal(line), markup=False, highlight=False)
 
 
@@ -26,6 +27,7 @@ def tell(error: ConvrewriteError) -> None:
     kinds = {CheckFailed.exit_code: "failed: ", UsageError.exit_code: "error: ", Refused.exit_code: "refused: "}
     if error.exit_code == Interrupted.exit_code:
         kinds[error.exit_code] = ""
+    error.speak(FLAGS)
     say(text.shortened(f"{kinds.get(error.exit_code, 'internal error: ')}{error}"))
     if error.exit_code not in kinds and not isinstance(error, PassFault) and "--debug" not in sys.argv[1:]:
         command = shlex.join(["convrewrite", *sys.argv[1:], "--debug"])

@@ -19,10 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from convrewrite.cli.options import Line, Run, TellOptions, declared, written
+from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 from convrewrite.options import VerifyOptions
 from convrewrite.options.kinds import TELL, FilePath, Value, option_class
-from convrewrite.text import terminal
+from convrewrite.text import terminal, told
 
 if TYPE_CHECKING:
     from convrewrite.pipeline.outcome import Outcome
@@ -121,7 +122,7 @@ def _tell(found: Verification, save_failing: str | None, replay: str, *, quiet: 
         lines.append(f"the failing inputs are in {save_failing}; replay them with: {replay}")
     elif save_failing is not None:
         lines.append(f"nothing failed: {save_failing} was not written")
-    for line in [] if quiet else lines:
+    for line in [] if quiet else told(lines, FLAGS):
         console.print(terminal(line), markup=False, highlight=False)
 
 

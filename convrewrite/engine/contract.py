@@ -15,6 +15,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.context import Context
 from convrewrite.engine.evidence import Evidence
+from convrewrite.text import parameter
 
 SiteOutcome = Literal["rewritten", "declined", "refused"]
 Equivalence = Literal["exact", "reassociated", "approximate"]
@@ -167,7 +168,7 @@ class Pass(ABC):
 
     @abstractmethod
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
-        """Do what the plan says."""
+        """Carry out the plan on the graph; it cannot fail."""
 
     def advice(self) -> str:
         """What the user of the rewritten model has to know, in the place of what was saved; "" for nothing."""
@@ -183,4 +184,6 @@ def accept_all(graph: gs.Graph, plan: Plan) -> Declined | None:
     return None
 
 
-BY_PATTERN = Reason("rewrite/left-out", "--only or --skip leaves this site out", "change the pattern")
+BY_PATTERN = Reason(
+    "rewrite/left-out", f"{parameter('only')} or {parameter('skip')} leaves this site out", "change the pattern"
+)

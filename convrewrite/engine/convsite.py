@@ -17,6 +17,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import Constants, Shape
 from convrewrite.engine.rewrite import Reason, Refusal
+from convrewrite.text import parameter
 
 Array = np.ndarray[Any, Any]
 
@@ -68,13 +69,13 @@ class ConvSite:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """(out, in) of the whole convolution."""
+        """The numbers of output and input channels of the whole convolution."""
         rows, per = self.weight.shape[:2]
         return (per * self.group, rows) if self.op == "ConvTranspose" else (rows, per * self.group)
 
     @property
     def kernel(self) -> Shape:
-        """Extents."""
+        """The extents of the kernel."""
         return tuple(self.weight.shape[2:])
 
     @property
@@ -84,22 +85,22 @@ class ConvSite:
 
     @property
     def taps(self) -> int:
-        """Entries of one kernel."""
+        """The number of entries of one kernel."""
         return math.prod(self.kernel)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates on one input."""
+        """Multiply-accumulates for one input."""
         return int(self.weight.size) * self.cells
 
     @property
     def params(self) -> int:
-        """Entries of weight and bias."""
+        """The number of entries of weight and bias."""
         return int(self.weight.size) + (0 if self.bias is None else len(self.bias))
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """The name that messages use."""
         return f"{self.op} '{self.node}'"
 
     def __str__(self) -> str:
@@ -168,7 +169,7 @@ def weight_reasons(owner: str) -> tuple[Reason, Reason, Reason, Reason]:
         Reason(
             f"{owner}/unknown-rank",
             "the weight does not have 1, 2 or 3 spatial axes",
-            "leave the layer out with --skip",
+            f"leave the layer out with {parameter('skip')}",
         ),
         Reason(
             f"{owner}/nan-weight",

@@ -39,6 +39,7 @@ from convrewrite.engine.skeletons import skeleton, tolerant
 from convrewrite.errors import ConvrewriteError, PassFault, Terminated, UsageError
 from convrewrite.system.board import doing
 from convrewrite.system.children import no_fork_returns
+from convrewrite.text import PYTHON, told
 
 __all__ = [
     "BY_PATTERN",
@@ -89,7 +90,7 @@ class PassResult:
         return next((fact for fact in self.evidence if isinstance(fact, kind)), None)
 
     def outcome(self, outcome: SiteOutcome) -> tuple[Site, ...]:
-        """The sites with that outcome."""
+        """The sites that have this outcome."""
         return tuple(site for site in self.sites if site.outcome == outcome)
 
     @property
@@ -99,7 +100,7 @@ class PassResult:
 
     def __str__(self) -> str:
         rows = (f"{s.outcome:9}  {s.op:12}  {s.anchor}  {s.detail}" for s in self.sites)
-        return "\n".join(rows) or "no candidate"
+        return told("\n".join(rows), PYTHON) or "no candidate"
 
 
 def run_pass(

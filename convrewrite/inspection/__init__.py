@@ -32,6 +32,7 @@ from convrewrite.passes.groups import Groups
 from convrewrite.passes.separable import Separable
 from convrewrite.pipeline.files import input_facts
 from convrewrite.pipeline.native import Native, native
+from convrewrite.text import parameter
 
 __all__ = ["Inspection", "Layer", "inspect"]
 
@@ -64,7 +65,9 @@ def inspect(
     window = None if image is None else tuple(at.tensors[image][d] for d in spatial_dims(graph, at.tensors, image))
     if size is not None and window is not None and not _fits(size, window):
         fixed = "x".join(map(str, window))
-        raise UsageError(f"--size does not fit: the model's input is fixed at {fixed}", remedy="leave it out")
+        raise UsageError(
+            f"{parameter('size')} does not fit: the model's input is fixed at {fixed}", remedy="leave it out"
+        )
     reaches = {} if image is None else receptive_fields(graph, at.tensors, image)
     layers = tuple(
         _layer(node, cost, at, reaches.get(cost.name)) for node, cost in zip(graph.nodes, counted.layers, strict=True)

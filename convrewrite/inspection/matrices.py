@@ -18,7 +18,7 @@ from convrewrite.inspection.toeplitz import entries, toeplitz
 from convrewrite.model_io import Model
 from convrewrite.pipeline.native import native
 from convrewrite.running import runtime
-from convrewrite.text import counted
+from convrewrite.text import counted, parameter
 
 TOLERANCE = {"float16": 1e-2, "float32": 1e-5, "float64": 1e-12}
 """Of max|conv(x) - T x| / max|conv(x)|, by the type of the weight."""
@@ -41,7 +41,7 @@ class LayerMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix: cells of the output, cells of the input, channels included."""
+        """The shape of the matrix: (output cells, input cells), channels included."""
         cells, pixels = int(np.prod(self.sliding.output)), int(np.prod(self.sliding.size))
         return self.weight.shape[0] * cells, self.weight.shape[1] * self.group * pixels
 
@@ -113,5 +113,5 @@ def layer_matrix(model: Model, name: str, size: Sequence[int] | None = None) -> 
 def _extents(model: Model, node: gs.Node, rank: int) -> tuple[int, ...]:
     shape = native(model, None).tensors.get(node.inputs[0].name, ())
     if len(shape) != rank + 2:
-        raise UsageError("the size of the layer's input is not known", remedy="give it with --size")
+        raise UsageError("the size of the layer's input is not known", remedy=f"give it with {parameter('size')}")
     return tuple(shape[2:])

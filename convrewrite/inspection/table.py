@@ -13,7 +13,8 @@ from convrewrite.engine.layers import Sliding
 from convrewrite.engine.rewrite import Site
 from convrewrite.inspection import heads
 from convrewrite.pipeline.outcome import FileFacts
-from convrewrite.text import Printed, by, columns, counted, enough, terminal
+from convrewrite.text import PYTHON, Printed, Words, by, columns, counted, enough, parameter, terminal
+from convrewrite.text import told as in_words
 
 SCHEMA = "convrewrite.inspection/1"
 
@@ -44,7 +45,7 @@ class Layer:
 
     @property
     def counts(self) -> bool:
-        """Whether it costs something, or slides."""
+        """Whether the layer has multiply-accumulates, parameters or a sliding window."""
         return self.cost.macs != 0 or self.cost.parameters > 0 or self.sliding is not None
 
     def to_dict(self, total: int) -> dict[str, Any]:
@@ -95,14 +96,14 @@ class Inspection(Printed):
 
     @property
     def macs(self) -> int:
-        """Of all layers whose shapes are known."""
+        """Multiply-accumulates of all layers whose shapes are known."""
         return sum(layer.cost.macs or 0 for layer in self.layers)
 
     def __str__(self) -> str:
         return "\n".join(lines(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         return {
             "schema": SCHEMA,
             "file": self.file.to_dict(),
@@ -116,8 +117,9 @@ class Inspection(Printed):
         }
 
 
-def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> list[str]:
-    """The table of the layers, the receptive fields of the outputs, and what the passes would do."""
+def lines(found: Inspection, sort: str = "order", words: Words = PYTHON, *, verbose: bool = False) -> list[str]:
+    """The table of the layers, the receptive fields of the outputs, and what the passes would do, in these words."""
+    found = in_words(found, words)
     total = found.macs
     layers = [layer for layer in found.layers if verbose or layer.counts]
     keys: dict[str, Callable[[Layer], float]] = {
@@ -137,23 +139,23 @@ def lines(found: Inspection, sort: str = "order", *, verbose: bool = False) -> l
     told += [f"{left}: it is not known how often they run", ""] if left else [""]
     told += columns(rows, right=(9, 10, 11))
     hidden = len(found.layers) - len(layers)
-    told += [f"... and {hidden} without MACs or parameters, shown with --verbose"] if hidden else []
+    told += [f"... and {hidden} without MACs or parameters, shown with {parameter('verbose')}"] if hidden else []
     told += ["", f"head  {heads.told(found.head)}"] if found.head else []
     if found.outputs:
         told += ["", *columns([("output", "depends on"), *((name, _told(r)) for name, r in found.outputs.items())])]
     if found.sites:
         rows = [("pass", "site", "outcome", ""), *(_site(site) for site in found.sites)]
-        told += ["", *columns(rows)]
-    return [terminal(line) for line in told]
+        told += ["", *columns(in_words(rows, words))]
+    return [terminal(line) for line in in_words(told, words)]
 
 
 def _macs(found: Inspection) -> str:
     """The sum; a layer of unknown MACs is no layer without any."""
     unknown = sum(layer.cost.macs is None and layer.cost.op in costs.WEIGHTED for layer in found.layers)
     if unknown and not found.macs:
-        return "MACs unknown; give --size" if found.needs_size else "MACs unknown"
+        return f"MACs unknown; give {parameter('size')}" if found.needs_size else "MACs unknown"
     without = f" without those of {unknown} layer{'' if unknown == 1 else 's'} of unknown shape" if unknown else ""
-    remedy = "; give --size" if unknown and found.needs_size else ""
+    remedy = f"; give {parameter('size')}" if unknown and found.needs_size else ""
     outside = " outside of subgraphs" if found.uncounted else ""
     return f"{found.macs:,} MACs{outside}{without}{remedy}"
 
@@ -190,7 +192,7 @@ def _site(site: Site) -> tuple[str, str, str, str]:
         saved = f", {fewer:.0%} fewer MACs" if fewer > 0 else ""
         error = f", kernel off by {site.error:.1e}" if site.equivalence == "approximate" else ""
         return site.pass_name, _short(site.anchor), "would rewrite", f"{site.detail}{saved}{error} ({site.equivalence})"
-    needs = "" if site.tol_pays is None else f"; pays from --tol {enough(site.tol_pays)}"
+    needs = "" if site.tol_pays is None else f"; pays from {parameter('tol', enough(site.tol_pays))}"
     needs += "" if site.tol_halves is None else f", half the MACs from {enough(site.tol_halves)}"
     return site.pass_name, _short(site.anchor), site.outcome, f"{site.detail}{needs} [{site.reason}]"
 

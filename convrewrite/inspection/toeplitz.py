@@ -18,7 +18,7 @@ import scipy.sparse
 
 from convrewrite.engine.layers import Sliding
 from convrewrite.errors import UsageError
-from convrewrite.text import counted
+from convrewrite.text import counted, parameter
 
 LARGEST = 20_000_000
 """Entries that a matrix may have: about 320 MB while it is built."""
@@ -45,7 +45,7 @@ def toeplitz(weight: np.ndarray[Any, Any], sliding: Sliding, *, group: int = 1) 
     if count > LARGEST:
         raise UsageError(
             f"the Toeplitz matrix would have {counted(count, 'entry')}, more than {LARGEST:,}",
-            remedy="choose a smaller input with --size, or a smaller layer",
+            remedy=f"choose a smaller input with {parameter('size')}, or a smaller layer",
         )
     outs, per_group, *_ = weight.shape
     taps = np.indices(weight.shape)

@@ -15,6 +15,7 @@ from convrewrite import model_io
 from convrewrite.errors import UsageError
 from convrewrite.system import atomic
 from convrewrite.system.identity import Identity, folders, identity
+from convrewrite.text import parameter
 
 Given = str | os.PathLike[str] | None
 """A path as the user wrote it; None where there is none, "-" for a standard stream, or an address."""
@@ -40,11 +41,11 @@ class Files:
     replaces: Mapping[str, Given] = field(default_factory=dict)
 
     def reading(self, **reads: Given) -> Files:
-        """With further options that name files to be read."""
+        """These files, and others that options name for reading."""
         return replace(self, reads={**self.reads, **_options(reads)})
 
     def writing(self, **writes: Given) -> Files:
-        """With further options that name files to be written: `writing(report="r.json")` is --report r.json."""
+        """These files, and others named for writing, such as `writing(report="r.json")`."""
         return replace(self, writes={**self.writes, **_options(writes)})
 
     def keep_apart(self) -> None:
@@ -69,7 +70,7 @@ class Files:
         """Raise UsageError where files are one, or an option's file cannot be written. OUT is tried when it is due."""
         self.keep_apart()
         for role, path in _local(self.writes):
-            if role.startswith("--"):
+            if role != "OUT":
                 atomic.check_target(path, role, ())
 
     def _read(self) -> Iterator[tuple[str, Path]]:
@@ -109,7 +110,7 @@ class _Taken:
 
 
 def _options(named: Mapping[str, Given]) -> dict[str, Given]:
-    return {f"--{name.replace('_', '-')}": path for name, path in named.items()}
+    return {parameter(name): path for name, path in named.items()}
 
 
 def _local(paths: Mapping[str, Given]) -> Iterator[tuple[str, Path]]:

@@ -24,6 +24,7 @@ from convrewrite.options.kinds import (
     Word,
     option_class,
 )
+from convrewrite.text import parameter
 
 __all__ = [
     "Accept",
@@ -89,7 +90,8 @@ class FcnOptions(RewriteOptions):
         if not self.dense:
             return
         if self.stride is not None and set(self.stride) != {1}:
-            raise UsageError("--dense is --stride 1, and --stride says otherwise", remedy="leave one of them out")
+            told = f"{parameter('dense', True)} is {parameter('stride', 1)}, and {parameter('stride')} says otherwise"
+            raise UsageError(told, remedy="leave one of them out")
         object.__setattr__(self, "stride", 1)
 
     @property

@@ -45,7 +45,7 @@ LARGEST = 640
 
 @dataclass(frozen=True)
 class Sample:
-    """An image [C, H, W] and what it is."""
+    """An image [C, H, W] and its description."""
 
     image: Array
     told: str
@@ -97,8 +97,8 @@ def class_map(model: Model, window: Window, data: Mapping[str, Array] | None, im
             scores = session.run({window.input: feed}, [name])[name]
     except ConvrewriteError as error:
         if image is not None:
-            raise UsageError(f"the model does not run on the image: {error}", remedy="try another one") from None
-        return {"why": str(error)}
+            raise UsageError(f"the model does not run on the image: {error.text}", remedy="try another one") from None
+        return {"why": error.text}
     if scores.ndim != 4 or scores.shape[1] < 2:
         return {"why": f"output '{name}' holds no scores of classes"}
     drawn = _drawn(sample, scores[0].argmax(axis=0), window, name)

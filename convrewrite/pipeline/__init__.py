@@ -1,6 +1,6 @@
 """One command from file to file: load, rewrite, stage, verify, publish. Nothing is published before it was checked.
 
-IN --load--> graph --pass--> graph' --stage--> temporary file --verify--> rename to OUT
+IN ──load──> graph ──pass──> graph' ──stage──> temporary file ──verify──> rename to OUT
                |                                    |
             refused: exit 3                  failed: exit 1, the temporary file is removed
 """

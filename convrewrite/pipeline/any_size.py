@@ -1,6 +1,6 @@
 """The command `fcn`: an image classifier becomes one for images of any size, as dense as asked, as large as the image.
 
-original ──(--opset, --dynamic-batch)──fcn──> cells ──(--stride) dense──> more cells ──(--upsample)──> pixels
+original ──(opset, dynamic_batch)──fcn──> cells ──(stride) dense──> more cells ──(upsample)──> pixels
    |                                            |                            |                          |
    '── on every crop, or its own trunk and head ┴──── every f-th of them ────┴───────── numpy ──────────'
 each step is proved by itself; where the batch was opened, two at once give what each gives by itself.
@@ -9,7 +9,6 @@ each step is proved by itself; where the batch was opened, two at once give what
 from __future__ import annotations
 
 import contextlib
-import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -47,7 +46,7 @@ from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_p
 from convrewrite.pipeline.upsampling import Upsampled
 from convrewrite.running import runtime
 from convrewrite.system import atomic
-from convrewrite.text import by
+from convrewrite.text import Call, by, parameter
 from convrewrite.verification import Verification
 
 
@@ -84,12 +83,12 @@ class _Run:
 
     @property
     def result(self) -> Model:
-        """What is written."""
+        """The model that is written."""
         return self.cells if self.upsampled is None else self.upsampled.model
 
     @property
     def cells_window(self) -> Window | None:
-        """What the cells stand for."""
+        """The window that each output cell stands for."""
         return self.window if self.denser is None else self.denser.window
 
 
@@ -111,7 +110,10 @@ def _fcn(source: str, target: str, options: FcnOptions, log: Log) -> None:
     check_provider(options.provider)
     refuse_stream_target(target)
     if options.softmax and not options.upsample:
-        raise UsageError("--softmax says what is interpolated", remedy="give --upsample bilinear or nearest, too")
+        raise UsageError(
+            f"{parameter('softmax')} says what is interpolated",
+            remedy=f"give {parameter('upsample', 'bilinear')} or nearest, too",
+        )
     original = log.reads(load(source))
     log.note(input=input_facts(original, source))
     model = original if options.opset is None else upgraded(original, options.opset)
@@ -135,7 +137,7 @@ def _fcn(source: str, target: str, options: FcnOptions, log: Log) -> None:
     idle = _idle_or_converted(run)
     if idle and pass_.size is not None and (options.stride is not None or options.upsample or options.dynamic_batch):
         told = idle.partition(";")[0]
-        raise UsageError(f"--size fixes the input of what fcn converts, and {told}", remedy="leave it out")
+        raise UsageError(f"{parameter('size')} fixes the input of what fcn converts, and {told}", remedy="leave it out")
     if options.stride is not None:
         run.denser = denser.denser(run.model, run.window, options.stride, pass_.window or pass_.size)
         run.denser = run.denser if run.denser.changed else None
@@ -157,7 +159,11 @@ def _idle_or_converted(run: _Run) -> str:
     """Convert the classifier; or say why there is nothing to convert."""
     if run.window is not None:
         told = f"fcn has converted this model already (window {by(run.window.size)})"
-        return told if run.pass_.size is None else f"{told}; --size is not applied to it: convert the original again"
+        return (
+            told
+            if run.pass_.size is None
+            else f"{told}; {parameter('size')} is not applied to it: convert the original again"
+        )
     check_patterns(run.model.graph, run.options)
     result = run_pass(run.pass_, run.model.graph, only=run.options.only, skip=run.options.skip)
     run.log.note(sites=result.sites)
@@ -179,7 +185,9 @@ def _idle_or_converted(run: _Run) -> str:
 
 def _upsampled(run: _Run) -> Upsampled:
     if run.cells_window is None:
-        raise UsageError("--upsample needs to know which windows the cells stand for", remedy="convert a classifier")
+        raise UsageError(
+            f"{parameter('upsample')} needs to know which windows the cells stand for", remedy="convert a classifier"
+        )
     return upsampling.upsampled(run.cells, run.cells_window, run.options.upsample, run.options.softmax)
 
 
@@ -199,7 +207,7 @@ def _publish(run: _Run) -> None:
             log.note(verification=found, provider=found.provider)
             found.check()
         else:
-            log.note(verification=Verification.not_run("--no-verify"))
+            log.note(verification=Verification.not_run(parameter("verify", False)))
         _committed(staged, after, run.target)
         log.note(status="rewritten", output=facts, advice=_next(run))
 
@@ -237,10 +245,10 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
 
 
 def _size_of(run: _Run) -> tuple[int, ...] | None:
-    """At which a model without windows is compared; None where its file or the user's inputs say it."""
+    """The size at which a model without windows is compared; None where its file or the user's inputs say it."""
     at = native(run.original, run.pass_.window or run.pass_.size, run.options.data)
     if run.options.data is None:
-        check_known(run.original, at, "give real inputs with --data F.npz")
+        check_known(run.original, at, f"give real inputs with {parameter('data', 'F.npz')}")
     return at.size
 
 
@@ -252,18 +260,13 @@ def _committed(staged: model_io.Staged, model: Model, target: str) -> None:
         staged.commit()
 
 
-def _repeat(run: _Run) -> str:
-    """The command that repeats a failed verification: the rewrite itself, which writes nothing where it fails."""
+def _repeat(run: _Run) -> Call:
+    """What repeats a failed verification: the rewrite itself, which writes nothing where it fails."""
     pass_, options = run.pass_, run.options
-    words = ["convrewrite", "fcn", run.source, run.target]
-    for name, extents in (("--window", pass_.window), ("--size", pass_.size), ("--stride", options.stride)):
-        words += [name, by(extents)] if extents else []
-    words += ["--upsample", options.upsample] if options.upsample else []
-    words += ["--softmax", options.softmax] if options.softmax else []
-    words += ["--opset", str(options.opset)] if options.opset is not None else []
-    words += ["--dynamic-batch"] if options.dynamic_batch else []
-    words += ["--data", options.data_path] if options.data is not None else []
-    return shlex.join([*words, *again(options)])
+    given: dict[str, Any] = {"window": pass_.window, "size": pass_.size, "stride": options.stride}
+    given |= {"upsample": options.upsample, "softmax": options.softmax, "opset": options.opset}
+    given |= {"dynamic_batch": options.dynamic_batch or None}
+    return Call("fcn", (run.source, run.target), {**given, **again(options)})
 
 
 def _next(run: _Run) -> str:
@@ -275,11 +278,12 @@ def _next(run: _Run) -> str:
         and STREAM not in (run.source, run.target)
         and not same_file(run.source, run.target)
     ):
-        return f"it was NOT verified; do so with: {shlex.join(['convrewrite', 'verify', run.source, run.target])}"
+        return f"it was NOT verified; do so with: {Call('verify', (run.source, run.target))}"
     if not run.options.verify:
-        return "it was NOT verified; leave --no-verify out to do so"
+        return f"it was NOT verified; leave {parameter('verify', False)} out to do so"
     if run.pass_.size is not None and run.cut is not None:
-        return f"run it on images of {by(run.pass_.size)}: it takes no other size; leave --size out for any size"
+        alone = f"run it on images of {by(run.pass_.size)}: it takes no other size"
+        return f"{alone}; leave {parameter('size')} out for any size"
     if window is None and run.opened and run.denser is None:
         return "run it on any number of images at once"
     if window is None:
@@ -295,7 +299,9 @@ def _next(run: _Run) -> str:
 def _check_sizes(pass_: Fcn, window: Window) -> None:
     if pass_.window is not None and pass_.window != window.size:
         given, fixed = by(pass_.window), by(window.size)
-        raise UsageError(f"--window {given} does not fit: the model's input is fixed at {fixed}", remedy="leave it out")
+        raise UsageError(
+            f"{parameter('window', given)} does not fit: the model's input is fixed at {fixed}", remedy="leave it out"
+        )
 
 
 def _with_macs(facts: FileFacts | None, graph: gs.Graph, window: Window | None) -> FileFacts | None:

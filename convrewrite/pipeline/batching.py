@@ -1,4 +1,4 @@
-"""A model for any number of images, ahead of everything else: the option --dynamic-batch of `fcn`."""
+"""A model for any number of images, ahead of everything else: the option `dynamic_batch` of `fcn`."""
 
 from __future__ import annotations
 

@@ -10,13 +10,14 @@ from convrewrite import timing, verification
 from convrewrite.engine.rewrite import Lifting, run_pass
 from convrewrite.engine.windows import UPSAMPLED_KEY, Window
 from convrewrite.errors import CheckFailed, UsageError
-from convrewrite.flags import without_writing
 from convrewrite.model_io import Model
 from convrewrite.options import BenchOptions, VerifyOptions
 from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline.files import input_facts, load
 from convrewrite.pipeline.outcome import STREAM, Log, Outcome
+from convrewrite.pipeline.steps import without_writing
 from convrewrite.running import runtime
+from convrewrite.text import parameter
 
 
 def compare(source: str, target: str, options: VerifyOptions, *, repeat: str = "") -> Outcome:
@@ -44,14 +45,15 @@ def _compare(source: str, target: str, options: VerifyOptions, repeat: str, *, l
     if UPSAMPLED_KEY in after.metadata and UPSAMPLED_KEY not in before.metadata:
         raise UsageError(
             f"{target} has a class for every pixel, which '{source}' does not",
-            remedy="fcn proves it while it writes; convert without --upsample to compare the cells",
+            remedy=f"fcn proves it while it writes; convert without {parameter('upsample')} to compare the cells",
         )
     window = Window.from_metadata(after.metadata, after.graph)
     log.note(output=input_facts(after, target))
     if window is not None and Window.from_metadata(before.metadata) is None:
         log.note(window=window)
         if options.shapes or options.reference != "onnxruntime":
-            remedy = "leave --shape and --reference out; --size and --batch are for it"
+            out = f"leave {parameter('shapes')} and {parameter('reference')} out"
+            remedy = f"{out}; {parameter('size')} and {parameter('batch')} are for it"
             raise UsageError("a model that fcn wrote is compared window by window", remedy=remedy)
         found = verification.verify_fcn(
             source, target, window, _on_all_axes(options, len(window.size)), cut=_cut(before, window), twins=True

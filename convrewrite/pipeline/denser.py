@@ -1,4 +1,4 @@
-"""Making a fully convolutional model denser, and proving it: the option --stride of `fcn`.
+"""Making a fully convolutional model denser, and proving it: the option `stride` of `fcn`.
 
 coarse ──dense──> new          new[::f] == coarse                      on every model, in ONNX Runtime
    |                           new == the original on every crop       too, where the windows are the original's own
@@ -25,7 +25,7 @@ from convrewrite.passes.dense import Dense
 from convrewrite.passes.dense.reasons import REASONS
 from convrewrite.pipeline.native import Native, native
 from convrewrite.pipeline.steps import refusal
-from convrewrite.text import by
+from convrewrite.text import by, parameter
 from convrewrite.verification import Verification, trunk_oracle
 
 CELLS = (2, 3, 2)
@@ -53,7 +53,7 @@ class Denser:
 
     @property
     def changed(self) -> bool:
-        """Whether anything was made denser."""
+        """Whether any output has become denser."""
         return any(site.outcome == "rewritten" for site in self.sites)
 
 
@@ -99,7 +99,8 @@ def _sizes(model: Model, window: Window | None, size: Sequence[int] | None) -> t
     found: Native = native(model, size)
     if not found.tensors:
         raise UsageError(
-            "the input is open, and no usual size fits it", remedy="give --window HxW, a size that it takes"
+            "the input is open, and no usual size fits it",
+            remedy=f"give {parameter('window', 'HxW')}, a size that it takes",
         )
     return (found.size if found.size is not None else (),)
 

@@ -1,6 +1,6 @@
-"""What `--size` fixes: where a rewrite holds at that size alone, the input of the file that is written takes no other.
+"""What `size` fixes: where a rewrite holds at that size alone, the input of the file that is written takes no other.
 
-    image ["N", 3, "H", "W"]  --size 32x32  ->  ["N", 3, 32, 32]
+    image ["N", 3, "H", "W"]  size 32x32  ->  ["N", 3, 32, 32]
 
 The batch stays as it is. A rewrite that rests on no size leaves the input open.
 """
@@ -19,7 +19,7 @@ Shapes = Mapping[str, tuple[Any, ...]]
 
 
 def given(graph: gs.Graph, at: Native) -> dict[str, tuple[Any, ...]]:
-    """Shapes of the inputs with what `--size` says; the batch as it is."""
+    """Shapes of the inputs with what `size` says; the batch as it is."""
     shapes = {}
     for tensor in graph.inputs:
         if tensor.name in at.inputs and tensor.shape is not None and len(tensor.shape) == len(at.inputs[tensor.name]):

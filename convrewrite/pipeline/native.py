@@ -1,4 +1,4 @@
-"""The shapes at which a model is looked at: its own, or those of `--size`, or a usual size that it runs at."""
+"""The shapes at which a model is looked at: its own, or those of `size`, or a usual size that it runs at."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.running.sampling import fill
-from convrewrite.text import as_line
+from convrewrite.text import as_line, parameter
 
 USUAL = (224, 256, 299, 128, 64, 32, 28, 512)
 """Sizes that are tried where the file leaves it open and the user says nothing."""
@@ -39,7 +39,7 @@ class Native:
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def macs(self, graph: gs.Graph) -> int | None:
-        """Of a graph with these inputs; None where shapes do not follow from them."""
+        """Multiply-accumulates of a graph at these input shapes; None where shapes do not follow from them."""
         if not self.inputs:
             return None
         try:
@@ -115,7 +115,9 @@ def _at(graph: gs.Graph, infos: Sequence[TensorInfo], size: tuple[int, ...] | No
         if size is not None and not assumed:
             text = as_line(error)[:200]
             words = "x".join(map(str, size))
-            raise UsageError(f"the model does not run at --size {words}: {text}", remedy="try another") from None
+            raise UsageError(
+                f"the model does not run at {parameter('size', words)}: {text}", remedy="try another"
+            ) from None
         tensors = {}
     return Native(size, assumed, inputs, tensors)
 

@@ -10,7 +10,7 @@ from onnx import version_converter
 from convrewrite import model_io
 from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
-from convrewrite.text import as_line
+from convrewrite.text import as_line, parameter
 
 
 def upgraded(model: Model, opset: int) -> Model:
@@ -24,7 +24,8 @@ def upgraded(model: Model, opset: int) -> Model:
         return model
     if not now < opset <= newest:
         raise UsageError(
-            f"--opset {opset} does not fit: the model has opset {now}", remedy=f"choose one from {now} to {newest}"
+            f"{parameter('opset', opset)} does not fit: the model has opset {now}",
+            remedy=f"choose one from {now} to {newest}",
         )
     proto = onnx.load_from_string(model_io.to_bytes(model))
     try:

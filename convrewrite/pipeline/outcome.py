@@ -5,22 +5,26 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from convrewrite import text
 from convrewrite.engine.rewrite import Site
 from convrewrite.engine.windows import Window
 from convrewrite.errors import ConvrewriteError
 from convrewrite.model_io import Model
 from convrewrite.running.faults import blaming
+from convrewrite.text import Words
 from convrewrite.timing import Bench
 from convrewrite.verification import Verification
 
 STREAM = "-"
 """Names standard input or output."""
 
-FAILURES = {1: "failed", 3: "refused"}
+Status = Literal["rewritten", "unchanged", "compared", "failed", "error", "refused"]
+
+FAILURES: Mapping[int, Status] = {1: "failed", 3: "refused"}
 """The status of a command that ended with that exit code; any other is an "error"."""
 
 
@@ -40,11 +44,11 @@ class FileFacts:
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
+        """The SHA-256 of the file."""
         return self.digest()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         return {name: getattr(self, name) for name in ("path", "sha256", "bytes", "parameters", "macs")}
 
 
@@ -77,7 +81,7 @@ class Outcome:
 
     command: str
     provider: str
-    status: str
+    status: Status
     input: FileFacts | None = None
     output: FileFacts | None = None
     sites: tuple[Site, ...] = ()
@@ -91,12 +95,16 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What the process returns."""
+        """The exit code of the process."""
         return 0 if self.error is None else self.error.exit_code
 
     def stopped(self, error: ConvrewriteError) -> Outcome:
         """The outcome of a command that an error ended."""
         return replace(self, status=FAILURES.get(error.exit_code, "error"), error=error, advice="")
+
+    def told(self, words: Words) -> Outcome:
+        """The outcome with all parameters in these words."""
+        return replace(text.told(replace(self, ends=None), words), ends=self.ends)
 
     def check(self) -> Outcome:
         """Raise the error, if there is one; for use from Python."""
@@ -117,11 +125,11 @@ class Log:
     models: list[Model] = field(default_factory=list)
 
     def note(self, **facts: Any) -> None:
-        """Add to what is known."""
+        """Add facts to the record of this command."""
         self.outcome = replace(self.outcome, **facts)
 
     def reads(self, model: Model) -> Model:
-        """Remember a model that was read."""
+        """Record that a model was read."""
         self.models.append(model)
         return model
 

@@ -34,7 +34,7 @@ from convrewrite.pipeline.outcome import STREAM, FileFacts, Outcome
 from convrewrite.system import atomic
 from convrewrite.system.atomic import write_errors
 from convrewrite.system.streams import refuse_closed_output
-from convrewrite.text import counted
+from convrewrite.text import Words, counted, parameter, told
 from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 
 SCHEMA = "convrewrite.report/1"
@@ -45,7 +45,7 @@ LABEL = 11
 """Columns of the labels."""
 
 SHOWN = 12
-"""Sites that are listed without --verbose."""
+"""Sites that are listed where not all are asked for."""
 
 NAMES = 40
 """Characters of a name in a table."""
@@ -64,7 +64,7 @@ STYLES = {
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
+    """The versions of the libraries that the result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -75,7 +75,7 @@ def versions() -> dict[str, str]:
 
 
 def to_dict(outcome: Outcome) -> dict[str, Any]:
-    """The report of one command."""
+    """The report of one command, as JSON."""
     window = None if outcome.window is None else json.loads(outcome.window.to_json())
     verification = outcome.verification
     return {
@@ -103,7 +103,9 @@ def _facts(facts: FileFacts | None) -> dict[str, Any] | None:
 def check_target(target: str, model: object) -> None:
     """Raise UsageError where a report cannot go to standard output: it is closed, or a model goes there."""
     if target == STREAM and model == STREAM:
-        raise UsageError("the model and the report cannot both go to standard output", remedy="give --report a path")
+        raise UsageError(
+            "the model and the report cannot both go to standard output", remedy=f"give {parameter('report')} a path"
+        )
     if target == STREAM:
         refuse_closed_output()
 
@@ -119,12 +121,17 @@ def write(outcome: Outcome, target: str) -> None:
     atomic.write_whole(target, [content.encode()], ".json")
 
 
-def show(outcome: Outcome, console: Console, *, verbose: bool = False) -> None:
-    """Print the text for a person: what was rewritten, what a window is, how it was verified, what to do next."""
+def show(outcome: Outcome, console: Console, words: Words = text.PYTHON, *, verbose: bool = False) -> None:
+    """Print the text for a person: what was rewritten, what a window is, how it was verified, what to do next.
+
+    Args:
+        words: how that person calls parameters.
+    """
+    outcome = outcome.told(words)
     if outcome.bench is not None:
         console.print(str(outcome.bench), markup=False, highlight=False)
     width = console.width if console.is_terminal else 0
-    for label, lines in _sections(outcome, verbose):
+    for label, lines in _sections(outcome, words, verbose):
         first = label
         for line in lines:
             line = text.terminal(line)
@@ -139,28 +146,29 @@ def _folded(line: str, width: int) -> list[str]:
     return textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
 
 
-def _sections(outcome: Outcome, verbose: bool) -> Iterator[tuple[str, list[str]]]:
+def _sections(outcome: Outcome, words: Words, verbose: bool) -> Iterator[tuple[str, list[str]]]:
     """Labels with their lines."""
     done = outcome.status in ("rewritten", "compared")
     judged = [site for site in outcome.sites if site.reason.startswith("accept/")]
     told = outcome.status == "unchanged" and any(site.reason != "accept/not-smaller" for site in judged)
     if verbose or done or told:
-        yield from _site_lines(outcome.sites, verbose)
+        yield from _site_lines(outcome.sites, words, verbose)
     if outcome.window is not None and done:
         yield "window", _window_lines(outcome.window)
     if outcome.verification is not None:
         yield outcome.verification.verdict, _verification_lines(outcome, outcome.verification, verbose)
     if outcome.status == "rewritten" and outcome.output is not None:
-        yield "wrote", [_file_line(outcome.output, outcome.window), *_replaced(outcome)]
+        label = "wrote" if outcome.output.path else "made"
+        yield label, [_file_line(outcome.output, outcome.window), *_replaced(outcome)]
     if outcome.status == "unchanged":
-        yield from _needs(outcome)
+        yield from _needs(outcome, words)
     if outcome.warnings and done:
         yield "warning", list(outcome.warnings)
     if outcome.advice:
         yield ("unchanged" if outcome.status == "unchanged" else "next"), [outcome.advice]
 
 
-def _site_lines(sites: Sequence[Site], verbose: bool) -> Iterator[tuple[str, list[str]]]:
+def _site_lines(sites: Sequence[Site], words: Words, verbose: bool) -> Iterator[tuple[str, list[str]]]:
     first = [site for site in sites if site.outcome == "rewritten"]
     rest = [site for site in sites if site.outcome != "rewritten"]
     room = len(sites) if verbose or len(sites) <= SHOWN else max(SHOWN - 1 - len(first), 3)
@@ -169,7 +177,7 @@ def _site_lines(sites: Sequence[Site], verbose: bool) -> Iterator[tuple[str, lis
         rows = [(site.anchor, site.detail, _kind(site)) for site in shown if site.outcome == outcome]
         if rows:
             more = len([site for site in sites if site.outcome == outcome]) - len(rows)
-            tail = [f"... and {more} more, shown with --verbose"] if more else []
+            tail = [f"... and {more} more, shown with {told(parameter('verbose'), words)}"] if more else []
             yield "rewrote" if outcome == "rewritten" else outcome, [*text.columns(rows), *tail]
 
 
@@ -181,14 +189,15 @@ def _kind(site: Site) -> str:
     return f"approximate: the kernel is off by {site.error:.1e}{fitted}"
 
 
-def _needs(outcome: Outcome) -> Iterator[tuple[str, list[str]]]:
+def _needs(outcome: Outcome, words: Words) -> Iterator[tuple[str, list[str]]]:
     """Where nothing was worth it: the sites that would need the smallest tolerances, and what they would save."""
     known = [s for s in outcome.sites if s.tol_pays is not None and s.reason in ("accept/not-smaller", NO_STRUCTURE)]
     known.sort(key=lambda site: (site.tol_halves or math.inf, site.tol_pays, site.anchor))
     if not known:
         return
     total = outcome.input.macs if outcome.input is not None else None
-    rows = [("", "fewer MACs from --tol", "half from --tol", "which saves")]
+    tol = told(parameter("tol"), words)
+    rows = [("", f"fewer MACs from {tol}", f"half from {tol}", "which saves")]
     for site in known[:BEST]:
         macs = site.macs_before or 0
         half = macs - macs // 2
@@ -270,7 +279,7 @@ def _case_row(case: Case, name: str) -> tuple[str, ...]:
 
 
 def _file_line(facts: FileFacts, window: Window | None) -> str:
-    place = "standard output" if facts.path == STREAM else facts.path
+    place = "standard output" if facts.path == STREAM else facts.path or "a model"
     size = f"{decimal(facts.bytes)}, {counted(facts.parameters, 'parameter')}"
     if facts.macs is not None and window is not None:
         size += f", {counted(facts.macs, 'MAC')} at {'x'.join(map(str, window.size))}"
@@ -283,6 +292,6 @@ def _replaced(outcome: Outcome) -> list[str]:
     """A line where IN and OUT are one file."""
     ends = [facts.path for facts in (outcome.input, outcome.output) if facts is not None]
     with contextlib.suppress(OSError):
-        if STREAM not in ends and Path(ends[0]).samefile(ends[-1]):
+        if STREAM not in ends and all(ends) and Path(ends[0]).samefile(ends[-1]):
             return ["the input was replaced"]
     return []

@@ -5,16 +5,18 @@ from __future__ import annotations
 import fnmatch
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite import acceptance
 from convrewrite.engine.rewrite import BY_PATTERN, Pass, Reason, Site
-from convrewrite.errors import Refused, UsageError
-from convrewrite.flags import UNVERIFIED
+from convrewrite.errors import ConvrewriteError, Refused, UsageError
 from convrewrite.options import RewriteOptions
 from convrewrite.running import runtime
+from convrewrite.text import parameter
+from convrewrite.verification.room import UNVERIFIED
 
 PROBE = '<ir_version: 7, opset_import: ["": 13]> probe (float[1] x) => (float[1] y) { y = Neg(x) }'
 """The smallest model, to see whether a provider runs."""
@@ -32,7 +34,7 @@ GENERAL = (
     Reason(
         "verify/vacuous",
         "the outputs did not move between inputs, so that their agreement says nothing",
-        f"give real inputs with --data F.npz{UNVERIFIED}",
+        f"give real inputs with {parameter('data', 'F.npz')}{UNVERIFIED}",
     ),
     *acceptance.REASONS,
 )
@@ -51,24 +53,30 @@ def obtained(provider: str) -> str:
 
 
 def check_patterns(graph: gs.Graph, options: RewriteOptions) -> None:
-    """Raise UsageError where --only matches no name of the graph: a slip of the pen must not look like success."""
+    """Raise UsageError where `only` matches no name of the graph: a slip of the pen must not look like success."""
     names = [name for node in graph.nodes for name in (node.name, *(tensor.name for tensor in node.outputs)) if name]
     if options.only and not any(fnmatch.filter(names, pattern) for pattern in options.only):
         patterns = " ".join(options.only)
-        raise UsageError(f"--only '{patterns}' matches no node and no tensor of the model")
+        raise UsageError(f"{parameter('only')} '{patterns}' matches no node and no tensor of the model")
 
 
-def again(options: RewriteOptions) -> list[str]:
-    """The words of what every rewriting command takes, in the command that repeats it."""
-    words = ["--seed", str(options.seed), "--samples", str(options.samples)]
-    words += ["--max-output-error", repr(options.max_output_error)] if options.max_output_error is not None else []
-    words += ["--provider", options.provider] if options.provider != "auto" else []
-    words += [word for pattern in options.only for word in ("--only", pattern)]
-    return words + [word for pattern in options.skip for word in ("--skip", pattern)]
+def again(options: RewriteOptions, **between: Any) -> dict[str, Any]:
+    """What repeats a rewrite, of the options that every such command takes; `between` comes behind the data."""
+    given = {"data": options.data_path if options.data is not None else None, **between}
+    given |= {"seed": options.seed, "samples": options.samples, "max_output_error": options.max_output_error}
+    given |= {"provider": options.provider if options.provider != "auto" else None}
+    return given | {"only": list(options.only) or None, "skip": list(options.skip) or None}
+
+
+def without_writing(error: ConvrewriteError) -> None:
+    """Leave out the offer to write a model unverified, where no model is written."""
+    error.remedy = error.remedy and error.remedy.removesuffix(UNVERIFIED)
+    error.message = error.message.replace(UNVERIFIED, "")
+    error.args = (error.message,)
 
 
 def refusal(pass_: Pass, site: Site) -> Refused:
-    """The error for a site that refuses the model."""
+    """The error that reports a site's refusal of the model."""
     return Refused(why(pass_, replace(site, remedy="")), reason=site.reason, remedy=site.remedy)
 
 
@@ -79,7 +87,7 @@ def why(pass_: Pass, site: Site) -> str:
 
 
 def meaning(pass_: Pass, site: Site) -> str:
-    """Of the reason of a site."""
+    """What the reason of a site means, in one sentence."""
     known = {reason.code: reason for reason in (*pass_.reasons.values(), *GENERAL)}
     return known[site.reason].meaning if site.reason in known else "the pass gives no meaning for its reason"
 

@@ -1,6 +1,6 @@
 """The commands that trade something, `separable` and `groups`: a rewrite is made where a judge finds it worth it.
 
-IN --load--> graph --pass, judged site by site--> graph' --stage--> temporary file --verify--> rename to OUT
+IN ──load──> graph ──pass, judged site by site──> graph' ──stage──> temporary file ──verify──> rename to OUT
                |                    |                                    |
             refused: exit 3     nothing worth it: IN is copied       against IN with the kernels that the rewrite
                                                                      amounts to; its distance from IN itself is stated
@@ -9,7 +9,6 @@ IN --load--> graph --pass, judged site by site--> graph' --stage--> temporary fi
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -48,7 +47,7 @@ from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, meaning, obtained, refusal
 from convrewrite.running import runtime
 from convrewrite.system import atomic
-from convrewrite.text import by
+from convrewrite.text import Call, by, parameter
 from convrewrite.verification import Verification
 from convrewrite.verification.comparison import LARGEST_PART, LARGEST_TOLERANCE, NOISE_FACTOR, TOLERANCE
 from convrewrite.verification.stated import joined, output_error, part_error, state
@@ -74,7 +73,7 @@ class _Run:
     fixed: fixing.Shapes = dataclasses.field(default_factory=dict)
 
     def result(self) -> PassResult:
-        """The graph as the judge accepts it."""
+        """The graph with the rewrites that the judge accepts."""
         judge = self._judge()
         limit = self.options.limit
         if limit is None:
@@ -177,10 +176,9 @@ def trade(source: str, target: str, pass_: Pass, options: TradeOptions) -> Outco
 def _trade(source: str, target: str, pass_: Pass, options: TradeOptions, *, log: Log) -> None:
     runtime.check_installation()
     if pass_.step_of is not None:
-        command, parameter = pass_.step_of
-        raise UsageError(
-            f"the pass {pass_.name} is a step of {command}", remedy=f"run convrewrite {command} with --{parameter}"
-        )
+        command, option = pass_.step_of
+        remedy = f"run {Call(command, given={option: '...'})}"
+        raise UsageError(f"the pass {pass_.name} is a step of {command}", remedy=remedy)
     check_provider(options.provider)
     refuse_stream_target(target)
     decisions = Decisions.read(options.timings)
@@ -189,7 +187,9 @@ def _trade(source: str, target: str, pass_: Pass, options: TradeOptions, *, log:
     at = native(model, options.size, options.data)
     log.note(input=replace(input_facts(model, source), macs=at.macs(model.graph)))
     if options.accept == "faster" and (at.assumed or not at.tensors):
-        raise UsageError("--accept faster times layers at their real shapes, and the input is open", remedy=_SIZE)
+        raise UsageError(
+            f"{parameter('accept', 'faster')} times layers at their real shapes, and the input is open", remedy=_SIZE
+        )
     with atomic.scratch() as name:
         folder = Path(name)
         original = model.path or as_file(model, folder / "original.onnx")
@@ -233,8 +233,8 @@ def _context(model: Model, pass_: Pass, at: Native, options: TradeOptions) -> Co
     return Context.of(model.graph, shapes=at.tensors, sized=sized, responses=responses)
 
 
-_SIZE = "give --size with the size that it is used at"
-_KNOWN = "give --size with one that it runs at, or real inputs with --data F.npz"
+_SIZE = f"give {parameter('size')} with the size that it is used at"
+_KNOWN = f"give {parameter('size')} with one that it runs at, or real inputs with {parameter('data', 'F.npz')}"
 
 
 def _check_finite(data: Mapping[str, Any] | None) -> None:
@@ -270,7 +270,7 @@ def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
             run.log.note(verification=found, provider=found.provider)
             found.check()
         else:
-            run.log.note(verification=Verification.not_run("--no-verify"))
+            run.log.note(verification=Verification.not_run(parameter("verify", False)))
         if run.options.accept == "faster" and not run.whole(result, staged.path, target):
             _taken_back(run, result, source, target)
             return
@@ -346,33 +346,36 @@ def _next(run: _Run, source: str, target: str) -> str:
         error = error or 0.0
         if saved is not None and (error > max(saved, 0.0) or changed):
             given = run.options.data is not None
-            mend = "lower --tol" if "tol" in option_defaults(run.pass_) else "lower the tolerance"
-            mend += "" if given else ", or give real inputs with --data"
+            mend = f"lower {parameter('tol')}" if "tol" in option_defaults(run.pass_) else "lower the tolerance"
+            mend += "" if given else f", or give real inputs with {parameter('data')}"
             why = "the outputs moved by more than was saved" if error > max(saved, 0.0) else "some classes changed"
             parts.append(f"a bad trade, {why}: {mend}")
     for input_, shape in run.fixed.items():
-        parts.append(f"input '{input_}' is fixed at {by(shape)} now, as --size says: it takes no other size")
+        parts.append(
+            f"input '{input_}' is fixed at {by(shape)} now, as {parameter('size')} says: it takes no other size"
+        )
     if run.at.assumed and run.at.size:
-        parts.append(f"counted and checked at {by(run.at.size)}, since the input is open (--size names another)")
+        parts.append(
+            f"counted and checked at {by(run.at.size)}, since the input is open ({parameter('size')} names another)"
+        )
     if not run.options.verify:
-        parts.append("it was NOT verified; leave --no-verify out to do so")
+        parts.append(f"it was NOT verified; leave {parameter('verify', False)} out to do so")
     elif run.options.accept != "faster" and STREAM not in (source, target) and not same_file(source, target):
-        size = f" --size {by(run.at.size)}" if run.at.size else ""
-        parts.append(f"time it with: {shlex.join(['convrewrite', 'bench', source, target])}{size}")
+        sizes = [tuple(run.at.size)] if run.at.size else None
+        parts.append(f"time it with: {Call('bench', (source, target), {'sizes': sizes})}")
     return "; ".join(parts)
 
 
-def _repeat(run: _Run, source: str, target: str) -> str:
-    """The command that repeats it: the rewrite itself, which writes nothing where it fails."""
+def _repeat(run: _Run, source: str, target: str) -> Call:
+    """What repeats it: the rewrite itself, which writes nothing where it fails."""
     pass_, options = run.pass_, run.options
     own = pass_.command
-    words = ["convrewrite", own, source, target] if own else ["convrewrite", "transform", pass_.name, source, target]
-    for name, default in option_defaults(pass_).items():
-        value = getattr(pass_, name)
-        if value != default:
-            words += [f"--{name.replace('_', '-')}", str(value)] if own else ["--set", f"{name}={value!r}"]
-    words += ["--accept", options.accept] if options.accept != (pass_.judge if own else "always") else []
-    words += ["--size", by(options.size)] if options.size else []
-    words += ["--data", options.data_path] if options.data is not None else []
-    words += ["--fit", "weights"] if options.data is not None and not options.fits and pass_.fits else []
-    return shlex.join([*words, *again(options)])
+    values = {name: (getattr(pass_, name), default) for name, default in option_defaults(pass_).items()}
+    fields = {name: value for name, (value, default) in values.items() if value != default}
+    accept = options.accept if options.accept != (pass_.judge if own else "always") else None
+    fit = False if options.data is not None and not options.fits and pass_.fits else None
+    given = {**(fields if own else {"fields": fields}), "accept": accept, "size": options.size}
+    given |= again(options, fit=fit)
+    if own:
+        return Call(own, (source, target), given)
+    return Call("transform", (pass_.name, source, target), given)

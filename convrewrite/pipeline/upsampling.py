@@ -1,4 +1,4 @@
-"""The class map at the size of the image: the options --upsample and --softmax of `fcn`, and their proof.
+"""The class map at the size of the image: the options `upsample` and `softmax` of `fcn`, and their proof.
 
 cells ──upsample──> pixels         pixels == cells interpolated by numpy, on images of several sizes, in ONNX Runtime
 """
@@ -23,7 +23,7 @@ from convrewrite.passes.upsample import SOFTMAXES, Upsample
 from convrewrite.pipeline.steps import refusal
 from convrewrite.running import runtime
 from convrewrite.running.sampling import InputSpec, Scale, random_array
-from convrewrite.text import by
+from convrewrite.text import by, parameter
 from convrewrite.verification import Case
 from convrewrite.verification.comparison import floor, relative_error
 
@@ -54,9 +54,13 @@ def upsampled(model: Model, window: Window, mode: str, softmax: str) -> Upsample
         raise refusal(pass_, site)
     if softmax and not any(site.op in SOFTMAXES for site in result.outcome("rewritten")):
         raise UsageError(
-            f"--softmax {softmax}: no output is given by a Softmax over the classes",
+            f"{parameter('softmax', softmax)}: no output is given by a Softmax over the classes",
             remedy="leave it out"
-            + (", or give --opset 13, from which on a Softmax runs over one axis" if model.opset < 13 else ""),
+            + (
+                f", or give {parameter('opset', '13')}, from which on a Softmax runs over one axis"
+                if model.opset < 13
+                else ""
+            ),
         )
     metadata = {key: text for key, text in model.metadata.items() if key != METADATA_KEY}
     metadata[UPSAMPLED_KEY] = json.dumps({"mode": mode, "softmax": softmax, "window": json.loads(window.to_json())})

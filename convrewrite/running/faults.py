@@ -103,7 +103,7 @@ def unloadable(model: Model, *, run: bool = False) -> UsageError | None:
     except runtime.DeviceFailed:
         return None
     except runtime.RunFailed as error:
-        return UsageError(str(error))
+        return UsageError(error.text)
     except UsageError as error:
         return error
     return None

@@ -32,12 +32,12 @@ from convrewrite.running.unloadable import refuse_missing, unloadable
 from convrewrite.system.board import doing, mine
 from convrewrite.system.leftovers import shown
 from convrewrite.system.spelling import spelled
-from convrewrite.text import as_line, counted
+from convrewrite.text import as_line, counted, parameter
 
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
-"""What ``--provider`` takes. "auto" is CUDA where a session really gets it, else the CPU."""
+"""The providers that can be asked for. "auto" is CUDA where a session really gets it, else the CPU."""
 
-CUDA_MEND = 'pip install "convrewrite[cuda]", or use --provider cpu'
+CUDA_MEND = f'pip install "convrewrite[cuda]", or use {parameter("provider", "cpu")}'
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
@@ -106,7 +106,7 @@ class Session:
 
     @property
     def nodes(self) -> dict[str, int]:
-        """How many nodes run on which provider."""
+        """The number of nodes that each provider runs."""
         return {provider: len(ops) for provider, ops in self.placement.items()}
 
     @property
@@ -175,7 +175,7 @@ class BoundRun:
             self._binding.synchronize_outputs()
 
     def outputs(self) -> dict[str, Array]:
-        """Copies of what the last run gave."""
+        """Copies of the outputs of the last run."""
         with self.session._failing():
             values = self._binding.copy_outputs_to_cpu()
         return {name: np.array(value) for name, value in zip(self.names, values, strict=True)}
@@ -253,7 +253,7 @@ def open_session(
 
 @contextlib.contextmanager
 def log_shown(shown: bool = True) -> Iterator[None]:
-    """Let ONNX Runtime's own log through for all sessions that are opened inside (``--verbose``)."""
+    """Let ONNX Runtime's own log through for all sessions that are opened inside."""
     token = _log_is_shown.set(shown)
     try:
         yield

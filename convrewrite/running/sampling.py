@@ -17,7 +17,7 @@ import numpy as np
 
 from convrewrite.errors import UsageError
 from convrewrite.running.runtime import TensorInfo
-from convrewrite.text import as_line, counted
+from convrewrite.text import as_line, counted, parameter
 
 Array = np.ndarray[Any, Any]
 Feeds = dict[str, Array]
@@ -83,7 +83,9 @@ def random_array(rng: np.random.Generator, spec: InputSpec, scale: Scale) -> Arr
         bounds = {"uint8": (0, 256), "int8": (-128, 128), "uint16": (0, 256)}
         low, high = (0, spec.below) if spec.below else bounds.get(spec.dtype.name, (0, 2))
         return np.asarray(rng.integers(low, high, spec.shape), spec.dtype)
-    raise UsageError(f"input '{spec.name}' has a type that cannot be drawn at random", remedy="give inputs with --data")
+    raise UsageError(
+        f"input '{spec.name}' has a type that cannot be drawn at random", remedy=f"give inputs with {parameter('data')}"
+    )
 
 
 def fill(
@@ -99,7 +101,7 @@ def fill(
     The batch (the first axis, where the input has two or more) becomes `batch`, or 1; the other open dimensions take
     `known` (another model's shape of the same input, or the data's) where it has a number, else `size` in order. A name
     of the first axis that is `bound` (see `bind_batch`) has that number, of a vector too. Where an extent stays open,
-    the error offers `--size`, and behind it what `remedy` says.
+    the error offers `size`, and behind it what `remedy` says.
     """
     if info.dtype == np.dtype("object"):
         raise UsageError(f"input '{info.name}' is {info.kind}, not a numeric tensor: no numbers can be drawn for it")
@@ -110,7 +112,9 @@ def fill(
     if shape and isinstance(shape[0], str):
         shape[0] = (bound or {}).get(shape[0], shape[0])
     if len(shape) > 1 and batch is not None and isinstance(shape[0], int) and shape[0] != batch:
-        raise UsageError(f"--batch {batch} does not fit: input '{info.name}' has the fixed batch {shape[0]}")
+        raise UsageError(
+            f"{parameter('batch', batch)} does not fit: input '{info.name}' has the fixed batch {shape[0]}"
+        )
     if len(shape) > 1 and not isinstance(shape[0], int):
         shape[0] = batch or 1
     free = [axis for axis, dim in enumerate(shape) if not isinstance(dim, int)]
@@ -118,11 +122,13 @@ def fill(
         dims = "x".join(str(dim) if dim is not None else "?" for dim in info.shape)
         if not size:
             letters = "x".join("DHW"[-len(free) :]) if 1 < len(free) < 4 else "L"
-            raise UsageError(f"input '{info.name}' has the open shape {dims}", remedy=f"give --size {letters}{remedy}")
+            raise UsageError(
+                f"input '{info.name}' has the open shape {dims}", remedy=f"give {parameter('size', letters)}{remedy}"
+            )
         sizes = list(size) * len(free) if len(size) == 1 else list(size)
         if len(size) > 1 and len(free) != len(size):
             raise UsageError(
-                f"--size has {counted(len(size), 'number')}, but input '{info.name}' ({dims}) has "
+                f"{parameter('size')} has {counted(len(size), 'number')}, but input '{info.name}' ({dims}) has "
                 f"{counted(len(free), 'open dimension')}"
             )
         for axis, extent in zip(free, sizes, strict=False):
@@ -214,18 +220,20 @@ class Images:
     layout: str = ""
     limit: int = 0
 
-    def options(self) -> list[str]:
-        """These images on the command line."""
-        words = ["--images", str(self.folder)]
-        for name, numbers, plain in (("--mean", self.mean, (0.0,)), ("--std", self.std, (1.0,))):
-            words += [name, ",".join(map(repr, numbers))] if numbers != plain else []
-        words += ["--layout", self.layout] if self.layout else []
-        return words + (["--samples", str(self.limit)] if self.limit else [])
+    def parameters(self) -> dict[str, Any]:
+        """These images as parameters of a command."""
+        given: dict[str, Any] = {"images": str(self.folder)}
+        for name, numbers, plain in (("mean", self.mean, (0.0,)), ("std", self.std, (1.0,))):
+            given |= {name: tuple(numbers)} if numbers != plain else {}
+        return given | {"layout": self.layout, "samples": self.limit or None}
 
     def samples(self, specs: Sequence[InputSpec]) -> list[Sample]:
         """Read the images at the size and in the batches that the input takes. Raises UsageError."""
         if len(specs) != 1:
-            raise UsageError(f"--images fills one input, the model has {len(specs)}", remedy="give --data F.npz")
+            raise UsageError(
+                f"{parameter('images')} fills one input, the model has {len(specs)}",
+                remedy=f"give {parameter('data', 'F.npz')}",
+            )
         spec = specs[0]
         layout = self._layout(spec)
         files = self._files()
@@ -248,17 +256,20 @@ class Images:
             layout = guesses[0] if guesses else ""
         if len(layout) != len(dims) or "".join(sorted(layout)) not in ("CHNW", "CHW", "HNW", "HW"):
             shape = "x".join(map(str, dims))
-            raise UsageError(f"input '{spec.name}' ({shape}) is no image", remedy="give its axes, as in --layout NHWC")
+            raise UsageError(
+                f"input '{spec.name}' ({shape}) is no image",
+                remedy=f"give its axes, as in {parameter('layout', 'NHWC')}",
+            )
         return layout
 
     def _files(self) -> list[Path]:
         if not self.folder.is_dir():
-            raise UsageError(f"--images {self.folder}: there is no such folder")
+            raise UsageError(f"{parameter('images', self.folder)}: there is no such folder")
         suffixes = set(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
         found = sorted(file for file in self.folder.iterdir() if file.suffix.lower() in suffixes)
         if not found:
             raise UsageError(
-                f"--images {self.folder}: no image in it", remedy=f"known are {' '.join(sorted(suffixes))}"
+                f"{parameter('images', self.folder)}: no image in it", remedy=f"known are {' '.join(sorted(suffixes))}"
             )
         return found[: self.limit] if self.limit else found
 
@@ -268,13 +279,14 @@ class Images:
             from PIL import Image, ImageOps
         except ImportError:
             raise UsageError(
-                "--images needs Pillow, which is not installed", remedy='pip install "convrewrite[plot]"'
+                f"{parameter('images')} needs Pillow, which is not installed", remedy='pip install "convrewrite[plot]"'
             ) from None
         extent = dict(zip(layout, spec.shape, strict=True))
         channels = extent.get("C", 1)
         if channels not in (1, 3):
             raise UsageError(
-                f"input '{spec.name}' has {counted(channels, 'channel')}, an image 1 or 3", remedy="give --data F.npz"
+                f"input '{spec.name}' has {counted(channels, 'channel')}, an image 1 or 3",
+                remedy=f"give {parameter('data', 'F.npz')}",
             )
         try:
             with Image.open(file) as opened:
@@ -284,18 +296,22 @@ class Images:
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             words = as_line(error)
             raise UsageError(f"cannot read the image {file}: {words or type(error).__name__}") from None
-        for name, numbers in (("--mean", self.mean), ("--std", self.std)):
+        for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (1, channels):
                 raise UsageError(
-                    f"{name} has {counted(len(numbers), 'number')}, the input has {counted(channels, 'channel')}"
+                    f"{parameter(name)} has {counted(len(numbers), 'number')}, the input has "
+                    f"{counted(channels, 'channel')}"
                 )
         pixels = pixels.reshape(extent["H"], extent["W"], channels)
         if spec.dtype.kind == "f":
             if 0.0 in self.std:
-                raise UsageError("--std has a 0")
+                raise UsageError(f"{parameter('std')} has a 0")
             pixels = (pixels / 255.0 - np.asarray(self.mean)) / np.asarray(self.std)
         elif (self.mean, self.std) != ((0.0,), (1.0,)):
-            raise UsageError(f"input '{spec.name}' takes {spec.dtype}: --mean and --std are for floating-point inputs")
+            raise UsageError(
+                f"input '{spec.name}' takes {spec.dtype}: {parameter('mean')} and {parameter('std')} are for "
+                "floating-point inputs"
+            )
         letters = layout.replace("N", "")
         ordered = pixels.transpose(["HWC".index(c) for c in (letters if "C" in letters else letters + "C")])
         return ordered.reshape([extent[letter] for letter in letters]).astype(spec.dtype)

@@ -1,6 +1,6 @@
 """The command `apply`: from a model and an image to the cells of the whole image.
 
-model, image ──> survey ──> tiles ──> workers ──> Zarr ──(.npy, .tif, .png)──> OUT ──(--check)──> original on crops
+model, image ──> survey ──> tiles ──> workers ──> Zarr ──(.npy, .tif, .png)──> OUT ──(check)────> original on crops
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from convrewrite.options import ApplyOptions
 from convrewrite.pipeline.steps import obtained
 from convrewrite.running import faults, runtime
 from convrewrite.system import atomic
+from convrewrite.text import parameter
 from convrewrite.tiling import checks, engine, exports, images, memory
 from convrewrite.tiling.engine import Finished, Job, Tell
 from convrewrite.tiling.images import Source
@@ -69,7 +70,7 @@ def files(model: str | Path | None, image: str, target: str, original: str | Non
         replaced["what is left of OUT"] = _scratch(target)
     whole = "://" not in image and os.path.isdir(image)
     return Files(
-        {"MODEL": model, "--original": original},
+        {"MODEL": model, parameter("original"): original},
         {} if whole else {"IMAGE": image},
         {"IMAGE": image} if whole else {},
         replaces=replaced,
@@ -93,7 +94,7 @@ def _refuse_many(tiles: int) -> None:
     if tiles > MOST_TILES:
         raise UsageError(
             f"the image comes to {tiles:,} tiles, more than {MOST_TILES:,}",
-            remedy="give larger ones with --tile or --memory, or a part of the image",
+            remedy=f"give larger ones with {parameter('tile')} or {parameter('memory')}, or a part of the image",
         )
 
 
@@ -163,7 +164,9 @@ class _Run:
                     store.tidy()
                     finished = engine.run(job, left, client, tell)
             except KeyboardInterrupt:
-                raise Interrupted("interrupted; the tiles that are done are kept, and --resume goes on") from None
+                raise Interrupted(
+                    f"interrupted; the tiles that are done are kept, and {parameter('resume')} goes on"
+                ) from None
         total = math.prod(store.counts)
         result = self._applied(seen, job, total, total - len(left), finished=finished, workers=workers)
         if finished.failed:
@@ -187,7 +190,7 @@ class _Run:
         if place is not None:
             raise UsageError(
                 f"{job.store.url} was begun with another image: tile {place} was computed from other pixels",
-                remedy="give the same image, or --overwrite to begin anew",
+                remedy=f"give the same image, or {parameter('overwrite')} to begin anew",
             )
 
     def _resources(self) -> tuple[str, int, int]:
@@ -205,7 +208,10 @@ class _Run:
         kept = _kept_step(before, len(geometry.size)) if self.options.resume else None
         if kept is not None:
             if self.options.tile is not None and geometry.units(self.options.tile) != kept:
-                raise UsageError("--resume goes on with the tiles that are there", remedy="leave --tile out")
+                raise UsageError(
+                    f"{parameter('resume')} goes on with the tiles that are there",
+                    remedy=f"leave {parameter('tile')} out",
+                )
             return kept
         if self.options.tile is not None:
             return geometry.units(self.options.tile)
@@ -255,15 +261,21 @@ class _Run:
         if options.resume and before is not None:
             if differs := same_plan(before, plan):
                 raise UsageError(
-                    f"{store.url} was begun with another {', '.join(differs)}", remedy="give the same, or --overwrite"
+                    f"{store.url} was begun with another {', '.join(differs)}",
+                    remedy=f"give the same, or {parameter('overwrite')}",
                 )
             return True
         exists = before is not None or ("://" not in store.url and Path(store.url).exists())
         if there and options.resume:
-            raise UsageError(f"{self.target} is finished already", remedy="give --overwrite to begin anew")
+            raise UsageError(
+                f"{self.target} is finished already", remedy=f"give {parameter('overwrite')} to begin anew"
+            )
         if (exists or there) and not options.overwrite:
             name = store.url if exists else self.target
-            raise UsageError(f"{name} is there already", remedy="give --resume to go on, or --overwrite to begin anew")
+            raise UsageError(
+                f"{name} is there already",
+                remedy=f"give {parameter('resume')} to go on, or {parameter('overwrite')} to begin anew",
+            )
         if exists and before is None and Path(store.url).exists():
             raise UsageError(f"{store.url} is no result of apply, and is not overwritten", remedy="choose another OUT")
         store.create(plan, overwrite=options.overwrite)

@@ -19,6 +19,7 @@ import numpy as np
 
 from convrewrite.engine.windows import Window
 from convrewrite.running.runtime import Session, open_session
+from convrewrite.text import parameter
 from convrewrite.tiling.engine import Job, open_job
 from convrewrite.tiling.geometry import Tile
 from convrewrite.tiling.survey import Survey
@@ -44,11 +45,11 @@ class Check:
 
     @property
     def failed(self) -> bool:
-        """Whether it exceeds its tolerance."""
+        """Whether the error is above its tolerance."""
         return self.tolerance is not None and not self.error <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         judged = "failed" if self.failed else "passed"
         status = "skipped" if self.why else "stated" if self.tolerance is None else judged
         return {
@@ -84,7 +85,7 @@ def check(
     name = "the original on its crops"
     window = survey.window
     if original is None:
-        return [*found, Check(name, why="it was not given: --original")]
+        return [*found, Check(name, why=f"it was not given: {parameter('original')}")]
     if window is None or any(axis.stride != step for axis, step in places.first_axes(window)):
         return [*found, Check(name, why="the model does not say which windows its cells stand for")]
     return [*found, *places.against(open_session(original, job.provider, threads=job.threads), window)]
@@ -182,7 +183,7 @@ class _Places:
 
 
 def _wrong_classes(got: Array, want: Array, nothing: int | None, limit: float) -> Array:
-    """Of each place, whether its class is not one of the best by the scores [places, K], or is missing, or too many."""
+    """Per place, whether its class is not one of the best by the scores [places, K], or is missing, or too many."""
     none = np.isnan(want).any(axis=1) if want.dtype.kind == "f" else np.zeros(len(want), bool)
     classes = got.astype(np.int64)
     outside = (classes < 0) | (classes >= want.shape[1])

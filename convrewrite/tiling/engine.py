@@ -19,7 +19,7 @@ import numpy as np
 
 from convrewrite.errors import UsageError
 from convrewrite.running.runtime import Session, open_session
-from convrewrite.text import as_line
+from convrewrite.text import as_line, parameter
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.geometry import Geometry
 from convrewrite.tiling.images import Source
@@ -130,7 +130,7 @@ def first_differing(job: Job, places: Sequence[Place], client: Any) -> Place | N
 
 
 def run(job: Job, places: Sequence[Place], client: Any, tell: Tell | None = None) -> Finished:
-    """Run tiles on the workers of a client."""
+    """Run the tiles on the workers of a Dask client."""
     distributed = library("distributed")
     total, found, begin = len(places), Finished(), time.perf_counter()
     waiting = iter(places)
@@ -171,7 +171,9 @@ def run(job: Job, places: Sequence[Place], client: Any, tell: Tell | None = None
 
 def _words(error: BaseException) -> str:
     if type(error).__name__ == "KilledWorker":
-        return f"the worker died {TRIES} times over it; it may want more memory than --memory leaves for it"
+        return (
+            f"the worker died {TRIES} times over it; it may want more memory than {parameter('memory')} leaves for it"
+        )
     return as_line(error)[:300] or type(error).__name__
 
 
@@ -250,7 +252,7 @@ def _see(device: str) -> None:
 
 
 def gpus() -> list[str]:
-    """The GPUs that are there, by number."""
+    """The numbers of the GPUs of this machine."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device for device in visible.split(",") if device]

@@ -11,7 +11,7 @@ import numpy as np
 
 from convrewrite.errors import UsageError
 from convrewrite.system.atomic import discard, publish, refuse_target, temporary_beside, write_errors
-from convrewrite.text import by, counted
+from convrewrite.text import by, counted, parameter
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.images import PICTURES, TIFFS
 from convrewrite.tiling.store import Target, blocks
@@ -46,11 +46,16 @@ def kind_of(target: str) -> str:
 def check(kind: str, target: str, found: Mapping[str, Target], chosen: int | None) -> None:
     """Raise UsageError where a file of that kind cannot hold these outputs."""
     if chosen is not None and (kind != "png" or any(of.top1 for of in found.values())):
-        raise UsageError("--class draws the values of one class in a .png", remedy="leave it out, or --top1")
+        raise UsageError(
+            f"{parameter('chosen')} draws the values of one class in a .png",
+            remedy=f"leave it out, or {parameter('top1')}",
+        )
     if kind == "zarr":
         return
     if len(found) > 1:
-        raise UsageError(f"{target} holds one output, the model has {len(found)}", remedy="choose one with --output")
+        raise UsageError(
+            f"{target} holds one output, the model has {len(found)}", remedy=f"choose one with {parameter('outputs')}"
+        )
     only = next(iter(found.values()))
     if kind in ("tiff", "png") and len(only.shape) != 2:
         raise UsageError(f"{target} holds a map of two axes, the model gives {len(only.shape)}", remedy="write Zarr")
@@ -60,9 +65,12 @@ def check(kind: str, target: str, found: Mapping[str, Target], chosen: int | Non
         text = by(only.shape)
         raise UsageError(f"a picture of {text} cells is too large", remedy="write a TIFF, which has a pyramid, or Zarr")
     if not only.top1 and only.values > 1 and chosen is None:
-        raise UsageError(f"a picture shows one of {counted(only.values, 'value')}", remedy="give --class K, or --top1")
+        raise UsageError(
+            f"a picture shows one of {counted(only.values, 'value')}",
+            remedy=f"give {parameter('chosen', 'K')}, or {parameter('top1')}",
+        )
     if chosen is not None and not 0 <= chosen < only.values:
-        raise UsageError(f"--class {chosen}: the model has classes 0 to {only.values - 1}")
+        raise UsageError(f"{parameter('chosen', chosen)}: the model has classes 0 to {only.values - 1}")
 
 
 def export(kind: str, array: Any, target: str, only: Target, chosen: int | None) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import UsageError
-from convrewrite.text import by, counted
+from convrewrite.text import by, counted, parameter
 from convrewrite.tiling.extra import library
 
 Array = np.ndarray[Any, Any]
@@ -63,12 +63,12 @@ class Source:
 
     @property
     def letters(self) -> str:
-        """The spatial letters in order."""
+        """The letters of the spatial axes, in order."""
         return "".join(letter for letter in "DHWL" if letter in self.axes)
 
     @property
     def depth(self) -> int:
-        """Channels that are taken."""
+        """The number of channels that are taken."""
         if self.channels:
             return len(self.channels)
         return self.shape[self.axes.index("C")] if "C" in self.axes else 1
@@ -122,7 +122,7 @@ def probe(source: Source, memory: float = math.inf) -> None:
         if piece > SLACK * memory:
             raise UsageError(
                 f"the image {source.url} is stored in pieces of {piece / 1e9:,.1f} GB, each of which is read whole",
-                remedy="store it in smaller ones, give more --memory, or fewer --workers",
+                remedy=f"store it in smaller ones, give more {parameter('memory')}, or fewer {parameter('workers')}",
             )
         source.read(array, [(0, 1)] * len(source.letters))
     except UsageError:
@@ -210,7 +210,8 @@ def _zarr(url: str, key: str) -> Source:
             key = names[0]
         if not key or key not in node or not isinstance(node[key], zarr.Array):
             raise UsageError(
-                f"{url} is a group of arrays", remedy=f"choose with --array one of {', '.join(names) or '-'}"
+                f"{url} is a group of arrays",
+                remedy=f"choose with {parameter('array')} one of {', '.join(names) or '-'}",
             )
         node = node[key]
     named = getattr(node.metadata, "dimension_names", None)
@@ -233,7 +234,7 @@ def _picture(url: str, scratch: Path | None, memory: float) -> Source:
         if size > memory:
             raise UsageError(
                 f"the picture {url} of {by(image.size[::-1])} pixels is unpacked whole, to {size / 1e9:,.1f} GB",
-                remedy="save it as TIFF or Zarr, or give more --memory",
+                remedy=f"save it as TIFF or Zarr, or give more {parameter('memory')}",
             )
         pixels = np.asarray(image.convert("RGB") if image.mode in ("P", "CMYK", "YCbCr") else image)
     if scratch is None:
@@ -277,12 +278,14 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
     axes = layout.upper() or source.axes or _guessed(shape, spatial, channels, bool(taken))
     if not axes:
         letters = f"{spatial}C, C{spatial} or {spatial}"
-        remedy = f"give --layout: {letters}"
+        remedy = f"give {parameter('layout')}: {letters}"
         if sum(extent > 1 for extent in shape) > rank + 1:
             remedy = f"take one plane out of it first, and give its axes: {letters}"
         raise UsageError(f"the axes of the image [{text}] are not clear", remedy=remedy)
     if len(axes) != len(shape):
-        raise UsageError(f"--layout {layout} names {counted(len(axes), 'axis')}, the image [{text}] has {len(shape)}")
+        raise UsageError(
+            f"{parameter('layout', layout)} names {counted(len(axes), 'axis')}, the image [{text}] has {len(shape)}"
+        )
     axes = "".join(
         "." if letter not in "CDHWL" and extent == 1 else letter for letter, extent in zip(axes, shape, strict=True)
     )
@@ -292,15 +295,16 @@ def settled(source: Source, rank: int, channels: int, layout: str = "", taken: S
         axes, odd = axes.replace("D", "."), [letter for letter in odd if letter != "D"]
     if lacks or odd or axes.count("C") > 1:
         raise UsageError(
-            f"the image [{text}] with axes {axes} does not have the axes {spatial} of the model", remedy="give --layout"
+            f"the image [{text}] with axes {axes} does not have the axes {spatial} of the model",
+            remedy=f"give {parameter('layout')}",
         )
     found = replace(source, axes=axes, channels=tuple(taken))
     stored = shape[axes.index("C")] if "C" in axes else 1
     if any(not 0 <= channel < stored for channel in taken):
-        raise UsageError(f"--channels {','.join(map(str, taken))}: the image has {stored}")
+        raise UsageError(f"{parameter('channels', tuple(taken))}: the image has {stored}")
     if found.depth != channels:
-        picks = ",".join(map(str, range(channels)))
-        remedy = f"choose with --channels {picks}" if stored > channels else "give an image that has them"
+        picks = tuple(range(channels))
+        remedy = f"choose with {parameter('channels', picks)}" if stored > channels else "give an image that has them"
         raise UsageError(f"the image has {counted(found.depth, 'channel')}, the model takes {channels}", remedy=remedy)
     return found
 

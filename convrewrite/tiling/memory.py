@@ -16,6 +16,7 @@ import onnx_graphsurgeon as gs
 from convrewrite.engine import memory
 from convrewrite.engine.graph import infer_shapes
 from convrewrite.errors import UsageError
+from convrewrite.text import parameter
 from convrewrite.tiling.survey import Survey
 
 SLACK = 1.5
@@ -43,7 +44,7 @@ def parse_bytes(text: str) -> float:
         raise UsageError(f"'{text}' is no amount of memory", remedy="write 2GB, or 500MB")
     amount = float(found[1]) * UNITS[found[2] or ""]
     if amount < 1e6:
-        raise UsageError(f"--memory {text} is {amount:g} bytes", remedy=f"write {text}GB")
+        raise UsageError(f"{parameter('memory', text)} is {amount:g} bytes", remedy=f"write {text}GB")
     return amount
 
 
@@ -92,8 +93,8 @@ def choose_step(survey: Survey, memory: float, workers: int, itemsize: int) -> t
     if needs > share:
         least = OVERHEAD + workers * needs
         raise UsageError(
-            f"{workers} workers need {least / 1e9:.1f} GB, and --memory is {memory / 1e9:.1f} GB",
-            remedy=f"give --memory {math.ceil(least / 1e8) / 10}GB, or fewer --workers",
+            f"{workers} workers need {least / 1e9:.1f} GB, and {parameter('memory')} is {memory / 1e9:.1f} GB",
+            remedy=f"give {parameter('memory', f'{math.ceil(least / 1e8) / 10}GB')}, or fewer {parameter('workers')}",
         )
     while low < high:
         middle = (low + high + 1) // 2
@@ -102,5 +103,5 @@ def choose_step(survey: Survey, memory: float, workers: int, itemsize: int) -> t
 
 
 def even(step: Sequence[int], extents: Sequence[int]) -> tuple[int, ...]:
-    """As many tiles, of which the last is not much smaller than the others."""
+    """The same number of tiles, of nearly equal extents."""
     return tuple(-(-n // -(-n // s)) for n, s in zip(extents, step, strict=True))

@@ -11,7 +11,7 @@ import numpy as np
 
 from convrewrite.errors import UsageError
 from convrewrite.options import LazyOptions
-from convrewrite.text import counted
+from convrewrite.text import counted, parameter
 
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +36,7 @@ class Preparation:
     channels: tuple[int, ...] = ()
 
     def of(self, pixels: Array) -> Array:
-        """float32 pixels [C, *spatial]."""
+        """Turn the pixels of an image into float32 [C, *spatial], as the model expects them."""
         values = pixels.astype(np.float32)
         if self.scale != 1.0:
             values /= np.float32(self.scale)
@@ -55,14 +55,16 @@ class Preparation:
         for name, numbers in (("mean", self.mean), ("std", self.std)):
             if len(numbers) not in (0, 1, channels):
                 raise UsageError(
-                    f"--{name} has {counted(len(numbers), 'number')}, the model {counted(channels, 'channel')}"
+                    f"{parameter(name)} has {counted(len(numbers), 'number')}, the model {counted(channels, 'channel')}"
                 )
         if not self.scale or not all(self.std or (1.0,)):
-            raise UsageError("pixels cannot be divided by zero", remedy="give another --scale or --std")
+            raise UsageError(
+                "pixels cannot be divided by zero", remedy=f"give another {parameter('scale')} or {parameter('std')}"
+            )
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         return asdict(self)
 
 
@@ -94,7 +96,8 @@ def _stored(metadata: Mapping[str, str]) -> Preparation:
             )
         except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             raise UsageError(
-                f"the model's metadata entry {PREPARE_KEY} is damaged", remedy="give --scale, --mean, --std, --channels"
+                f"the model's metadata entry {PREPARE_KEY} is damaged",
+                remedy=f"give {parameter('scale')}, {parameter('mean')}, {parameter('std')}, {parameter('channels')}",
             ) from None
     scale, mean = RANGES.get(metadata.get("Image.NominalPixelRange", ""), (1.0, ()))
     turned = metadata.get("Image.BitmapPixelFormat", "").startswith("Bgr")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convrewrite.errors import CheckFailed
-from convrewrite.text import Printed, counted, terminal
+from convrewrite.text import Printed, counted, parameter, terminal
 from convrewrite.tiling.checks import Check
 from convrewrite.tiling.engine import Finished
 
@@ -48,7 +48,7 @@ class Applied(Printed):
 
     @property
     def failed(self) -> list[str]:
-        """One line for each kind of failure."""
+        """One line of text for each kind of failure."""
         return [f"{c.name}: error {c.error:.1e}, tolerance {c.tolerance or 0:.1e}" for c in self.checks if c.failed]
 
     def check(self) -> Applied:
@@ -58,14 +58,14 @@ class Applied(Printed):
             more = f"; and {len(self.finished.failed) - FAILED} more" if len(self.finished.failed) > FAILED else ""
             raise CheckFailed(
                 f"{len(self.finished.failed)} of {counted(self.tiles, 'tile')} failed: {'; '.join(named)}{more}; "
-                "what was computed is kept: mend the cause and give --resume"
+                f"what was computed is kept: mend the cause and give {parameter('resume')}"
             )
         if self.failed:
             raise CheckFailed(f"not what the models give: {'; '.join(self.failed)}")
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it (schema convrewrite.apply/1)."""
+        """The JSON form (schema convrewrite.apply/1)."""
         return {
             "schema": "convrewrite.apply/1",
             "output": self.target,

@@ -24,7 +24,7 @@ from convrewrite.engine.rewrite import Reason
 from convrewrite.engine.windows import ELEMENTWISE, SLIDING, Window
 from convrewrite.errors import Refused, UsageError
 from convrewrite.model_io import Model
-from convrewrite.text import as_line, by, counted
+from convrewrite.text import Call, as_line, by, counted, parameter
 from convrewrite.tiling.geometry import Axis, Cells, Geometry, Pixels
 
 REASONS = {
@@ -38,7 +38,7 @@ REASONS = {
         Reason(
             "apply/not-a-map",
             "an output has one value for the whole image",
-            "convert the classifier with 'convrewrite fcn', or choose other outputs with --output",
+            f"convert the classifier with '{Call('fcn')}', or choose other outputs with {parameter('outputs')}",
         ),
         Reason(
             "apply/position",
@@ -48,7 +48,7 @@ REASONS = {
         Reason(
             "apply/fixed-batch",
             "the model takes several images at once, and no other number",
-            "convert it again with 'convrewrite fcn --dynamic-batch'",
+            f"convert it again with '{Call('fcn', given={'dynamic_batch': True})}'",
         ),
         Reason(
             "apply/other-input",
@@ -58,14 +58,15 @@ REASONS = {
         Reason(
             "apply/fixed-size",
             "the model takes images of one size, and no crop of it shows what the whole image would",
-            "convert it again without --size, export it with open rows and columns, or give a smaller --tile",
+            f"convert it again without {parameter('size')}, export it with open rows and columns, or give a smaller "
+            f"{parameter('tile')}",
         ),
     )
 }
 
 
 def refused(code: str, where: str) -> Refused:
-    """The error for one of REASONS."""
+    """The error for one of the codes in REASONS."""
     reason = REASONS[code]
     return Refused(f"{where}: {reason.meaning} [{code}]; {reason.remedy}", reason=code)
 
@@ -94,11 +95,11 @@ class Survey:
 
     @property
     def channels(self) -> int:
-        """Channels of the image."""
+        """The number of channels of the image."""
         return 1 if self.channel is None else self.shape[self.channel]
 
     def crop_shape(self, size: Sequence[int]) -> Shape:
-        """The input's shape for a crop of that size."""
+        """The shape of the input for a crop of this size."""
         shape = list(self.shape)
         for dim, extent in zip(self.dims, size, strict=True):
             shape[dim] = extent
@@ -281,7 +282,7 @@ def _axes(
 
 
 def _reach(output: str, name: str, reaches: Mapping[str, Reach]) -> Reach:
-    """Of a tensor that gives an output. Raises Refused where its cells look further than any crop."""
+    """The field of a tensor that gives an output. Raises Refused where its cells look further than any crop."""
     reach = reaches[name]
     if reach.why:
         raise refused("apply/whole-map", f"output '{output}': {reach.why}")

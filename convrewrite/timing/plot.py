@@ -8,7 +8,7 @@ from typing import Any
 
 from convrewrite.errors import UsageError
 from convrewrite.system import atomic
-from convrewrite.text import by
+from convrewrite.text import by, parameter
 from convrewrite.timing.result import Bench, Cell
 
 SUFFIXES = (".png", ".svg")
@@ -17,7 +17,7 @@ SUFFIXES = (".png", ".svg")
 def check(target: str | Path) -> None:
     """Raise UsageError where no plot can be made, before any timing."""
     if Path(target).suffix.lower() not in SUFFIXES:
-        raise UsageError(f"--plot {target}: the name must end in {' or '.join(SUFFIXES)}")
+        raise UsageError(f"{parameter('plot', target)}: the name must end in {' or '.join(SUFFIXES)}")
     _matplotlib()
 
 
@@ -73,6 +73,7 @@ def _matplotlib() -> Any:
         from matplotlib.figure import Figure
     except ImportError:
         raise UsageError(
-            "--plot needs matplotlib, which is not installed", remedy='run: pip install "convrewrite[plot]"'
+            f"{parameter('plot')} needs matplotlib, which is not installed",
+            remedy='run: pip install "convrewrite[plot]"',
         ) from None
     return Figure

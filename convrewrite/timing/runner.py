@@ -13,7 +13,7 @@ from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, Usage
 from convrewrite.options import BenchOptions
 from convrewrite.running import runtime
 from convrewrite.system import atomic
-from convrewrite.text import by, counted
+from convrewrite.text import by, counted, parameter
 from convrewrite.timing.process import CellFailed, Event, events
 from convrewrite.timing.protocol import Part, Subject, Task
 from convrewrite.timing.result import Bench, Cell, Cost, Missed
@@ -41,14 +41,14 @@ class Plan:
 
     @property
     def label(self) -> str:
-        """As `Cell.label`."""
+        """The size and batch as text, as in `Cell.label`."""
         batch = "" if self.windows else f", batch {self.batches[0]}"
         return f"{by(self.size)}{batch}".removeprefix(", ")
 
 
 @dataclass
 class Findings:
-    """What is known so far of all cells."""
+    """The measurements of all cells so far."""
 
     cells: list[Cell] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
@@ -260,7 +260,7 @@ def _failure(result: Bench, min_speedup: float | None) -> ConvrewriteError | Non
         held = got.median if cell.comparison.verdict != NO_DIFFERENCE else max(got.median, 1.0)
         if min_speedup is not None and held < min_speedup:
             return CheckFailed(
-                f"the speedup at {cell.label} is {got.text()}, below --min-speedup {min_speedup:g} "
+                f"the speedup at {cell.label} is {got.text()}, below {parameter('min_speedup', f'{min_speedup:g}')} "
                 f"({cell.comparison.verdict}; A/A {cell.comparison.control.low:.2f} to "
                 f"{cell.comparison.control.high:.2f})"
             )
@@ -276,5 +276,5 @@ def _teller(progress: Progress | None, label: str, number: int, total: int) -> C
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -19,11 +19,11 @@ from convrewrite.errors import UsageError
 from convrewrite.model_io import Model
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.running.sampling import bind_batch, fill
-from convrewrite.text import by, counted
+from convrewrite.text import Call, by, counted, parameter
 from convrewrite.timing.protocol import Part, Shapes, Subject
 
 WINDOW_BATCHES = (1, 8, 32)
-"""What `--windows` tries for the original."""
+"""What `windows` tries for the original."""
 WINDOW_POSITIONS = 9
 """Windows per axis where no size is given."""
 
@@ -41,7 +41,7 @@ class Candidate:
 
     @classmethod
     def read(cls, path: str | Path) -> Candidate:
-        """Read a file. Raises UsageError."""
+        """Read a model file. Raises UsageError where it cannot be read."""
         if str(path) == "-":
             raise UsageError("bench reads two files, and none from standard input", remedy="give both paths")
         model = model_io.load(path)
@@ -78,7 +78,7 @@ class Candidate:
                 image = by(shapes[self.image.name])
                 raise UsageError(
                     f"{self.path} does not run at {image}: '{node.outputs[0].name}' would be {by(shape)}",
-                    remedy="give a larger --size",
+                    remedy=f"give a larger {parameter('sizes')}",
                 )
         return costs.graph_macs(graph, found)
 
@@ -143,16 +143,17 @@ def shapes_at(a: Candidate, b: Candidate, size: Size | None, batch: int | None) 
         shapes = {spec.name: spec.shape for spec in specs}
         if size is not None and not _is_at(shapes[one.image.name], size):
             raise UsageError(
-                f"--size {by(size)} does not fit: input '{one.image.name}' of {one.path} is fixed "
+                f"{parameter('sizes', by(size))} does not fit: input '{one.image.name}' of {one.path} is fixed "
                 f"at {by(shapes[one.image.name])}",
-                remedy="'convrewrite fcn' makes a model of any size; --windows compares one with its original",
+                remedy=f"'{Call('fcn')}' makes a model of any size; {parameter('windows')} compares one with its "
+                "original",
             )
         found.append(shapes)
     for name, shape in found[0].items():
         if shape != found[1][name]:
             raise UsageError(
                 f"input '{name}' is {by(shape)} in {a.path}, and {by(found[1][name])} in {b.path}",
-                remedy="compare models of one size; --windows compares an fcn model with its original",
+                remedy=f"compare models of one size; {parameter('windows')} compares an fcn model with its original",
             )
     return found[0]
 
@@ -204,15 +205,21 @@ class Sliding:
 
 
 def check_windows(original: Candidate, fcn: Candidate) -> Window:
-    """Raise UsageError where `--windows` has nothing to compare."""
+    """Raise UsageError where `windows` has nothing to compare."""
     if fcn.window is None:
         swapped = original.window is not None
         remedy = (
-            f"swap them: bench {fcn.path} {original.path} --windows" if swapped else "make it with 'convrewrite fcn'"
+            f"swap them: bench {fcn.path} {original.path} {parameter('windows', True)}"
+            if swapped
+            else f"make it with '{Call('fcn')}'"
         )
-        raise UsageError(f"{fcn.path} carries no convrewrite.window, which --windows needs of B", remedy=remedy)
+        raise UsageError(
+            f"{fcn.path} carries no convrewrite.window, which {parameter('windows')} needs of B", remedy=remedy
+        )
     if len(original.inputs) != 1 or len(fcn.inputs) != 1:
-        raise UsageError("--windows compares models of one input", remedy="leave --windows out")
+        raise UsageError(
+            f"{parameter('windows')} compares models of one input", remedy=f"leave {parameter('windows')} out"
+        )
     return fcn.window
 
 
@@ -224,10 +231,12 @@ def sliding(original: Candidate, fcn: Candidate, size: Size | None, batches: Seq
         size = tuple(held_at) if all(held_at) else window.image_size([WINDOW_POSITIONS] * len(window.size))
     size = size * len(window.size) if len(size) == 1 else size
     if len(size) != len(window.size):
-        raise UsageError(f"--size {by(size)} has {counted(len(size), 'number')}, the windows {len(window.size)}")
+        raise UsageError(
+            f"{parameter('sizes', by(size))} has {counted(len(size), 'number')}, the windows {len(window.size)}"
+        )
     count = math.prod(window.positions(size))
     if not count:
-        raise UsageError(f"--size {by(size)} is smaller than the window, {by(window.size)}")
+        raise UsageError(f"{parameter('sizes', by(size))} is smaller than the window, {by(window.size)}")
     channels = _number(fcn.image.shape[window.axes.index("C")]) if "C" in window.axes else None
     image, crop = (_image_shape(window, extent, channels or 1) for extent in (size, window.size))
     for one, shape in ((fcn, image), (original, crop)):
@@ -240,7 +249,8 @@ def sliding(original: Candidate, fcn: Candidate, size: Size | None, batches: Seq
     held = 1 if axis is None else _number(original.image.shape[axis])
     if held is not None and batches and tuple(batches) != (held,):
         raise UsageError(
-            f"--batch does not fit: {original.path} has the fixed batch {held}", remedy="leave --batch out"
+            f"{parameter('batches')} does not fit: {original.path} has the fixed batch {held}",
+            remedy=f"leave {parameter('batches')} out",
         )
     tried = (held,) if held is not None else tuple(b for b in batches or WINDOW_BATCHES if b <= count) or (count,)
     name = original.image.name

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.engine.windows import CutTensor, OutputGrid, Window
+from convrewrite.errors import said
 from convrewrite.options import VerifyOptions
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.running.sampling import Images
@@ -25,7 +26,7 @@ from convrewrite.verification import batches, extents, trunk_oracle, window_chec
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.evidence import Evidence, carried_noise, collect
 from convrewrite.verification.exposure import read_sketch
-from convrewrite.verification.interface import Shapes, command, match_inputs, native_inputs, same_outputs
+from convrewrite.verification.interface import Shapes, match_inputs, native_inputs, repeated, same_outputs
 from convrewrite.verification.models import Models, joined, open_models
 from convrewrite.verification.room import Room, ended, room_for
 from convrewrite.verification.specimens import Data, Progress, Specimen
@@ -134,7 +135,7 @@ def _verify_at(at: Shapes, case: _Case) -> Verification:
         except DeviceFailed:
             raise
         except RunFailed as error:
-            ledger.fail("outputs", f"{error}; {sample.source}")
+            ledger.fail("outputs", f"{said(error)}; {sample.source}")
             break
         for name in [*reference.outputs, *shared]:
             mask = undecided(reference.probes, name, want, ledger)
@@ -153,7 +154,7 @@ def _verify_at(at: Shapes, case: _Case) -> Verification:
     reached = replace(options, reference="onnxruntime" if models.truth is None else "onnx")
     found = Verification(
         ledger.cases,
-        command=command(reference.path, rewritten.path, reached, at),
+        command=repeated(reference.path, rewritten.path, reached, at),
         failing=ledger.failing,
         given=_word(options.data),
         **evidence.verdicts(reference, ledger.cases),
@@ -277,7 +278,7 @@ def _verify_map(case: _MapCase, inner: Verification | None = None) -> Verificati
     found = Verification(
         ledger.cases,
         deviation,
-        command=command(original.path, converted.path, options, Shapes(None, fit.batch)),
+        command=repeated(original.path, converted.path, options, Shapes(None, fit.batch)),
         failing=ledger.failing,
         stopped=stopped,
         given=_word(options.data),

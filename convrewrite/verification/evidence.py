@@ -18,6 +18,7 @@ from convrewrite.errors import UsageError
 from convrewrite.options import CheckOptions
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.running.sampling import EXTRA_SCALES, SCALES, Feeds, Images, InputSpec, Sample, cut_data, draw
+from convrewrite.text import parameter
 from convrewrite.verification.comparison import LARGEST_TOLERANCE, ONE_STEP, TOLERANCE, Ledger, finite, relative_error
 from convrewrite.verification.exposure import Probe
 from convrewrite.verification.shaking import Shaken
@@ -98,7 +99,7 @@ class Evidence:
         if strange := [name for name in limits if name not in reference.outputs]:
             known = ", ".join(reference.outputs)
             raise UsageError(
-                f"--max-output-error names '{strange[0]}', which is no output", remedy=f"there are {known}"
+                f"{parameter('max_output_error')} names '{strange[0]}', which is no output", remedy=f"there are {known}"
             )
         ahead = {probe.name: limits[probe.output] for probe in reference.probes if probe.output in limits}
         ledger.limits = limits | ahead

@@ -20,6 +20,7 @@ import numpy as np
 
 from convrewrite.running.runtime import DeviceFailed, RunFailed, TensorInfo
 from convrewrite.running.sampling import Feeds, InputSpec, Sample, draw, enlarge
+from convrewrite.text import parameter
 from convrewrite.verification.comparison import Array, Ledger, finite, relative_error
 from convrewrite.verification.evidence import Evidence
 from convrewrite.verification.specimens import Specimen
@@ -52,7 +53,7 @@ class Symbol:
 
 
 def symbols(original: Specimen, rewritten: Specimen) -> list[Symbol]:
-    """What both models leave open."""
+    """The extents that both models leave open."""
     found: dict[str, list[Axis]] = {}
     first: set[str] = set()
     for info, theirs in _pairs(original, rewritten):
@@ -96,7 +97,7 @@ def declared(
         if fixed is None:
             lines.append(text)
         elif all(axis < len(asked) and asked[axis] == theirs.shape[axis] for axis in narrowed):
-            ledger.add(Case(DECLARED, info.name, note=f"{text}: --size fixes it"))
+            ledger.add(Case(DECLARED, info.name, note=f"{text}: {parameter('size')} fixes it"))
         else:
             ledger.fail(DECLARED, text, info.name)
     return tuple(lines)
@@ -236,6 +237,6 @@ def _drawn(specs: Sequence[InputSpec], extents: Mapping[Axis, int], samples: Seq
 
 
 def _where(error: RunFailed) -> str:
-    """At which operator a run ended; the words of ONNX Runtime are about its internals."""
+    """The operator at which a run ended; the words of ONNX Runtime are about its internals."""
     found = re.search(r"running (\w+) node\. Name:'([^']*)'", str(error))
     return f" ({found[1]} '{found[2]}')" if found else ""

@@ -1,6 +1,6 @@
 """The case that failed, kept for the next person: one .npz file with its inputs, and what both models made of them.
 
-x, ...                      the inputs, under the names that --data reads
+x, ...                      the inputs, under the names that `data` is read
 original/prob, ...          the outputs that differ, as A gave them
 rewritten/prob, ...         as B gave them
 """

@@ -1,20 +1,20 @@
 """Do two models take the same inputs and give the same outputs, and at which shapes are they run?
 
-image [N, 3, H, W]   --size 512x512 --batch 8   ->   image [8, 3, 512, 512]
+image [N, 3, H, W]   size 512x512, batch 8     ->   image [8, 3, 512, 512]
 """
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
 from convrewrite.options import VerifyOptions
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.running.sampling import Images, InputSpec, bind_batch, fill, named_array
-from convrewrite.text import by, counted
+from convrewrite.text import Call, by, counted, parameter
 from convrewrite.verification.specimens import Data, Specimen
 from convrewrite.verification.twins import narrower
 
@@ -36,16 +36,17 @@ class Shapes:
         return " ".join([*parts, *([f"batch {self.batch}"] if self.batch else [])])
 
     def apply(self, info: TensorInfo, known: Sequence[int | str | None], bound: Mapping[str, int]) -> InputSpec:
-        """One input with its shape filled in."""
+        """Fill in the shape of one input."""
         shape = self.named.get(info.name)
         if shape is None:
-            remedy = f", or --shape {info.name}=..., or real inputs with --data F.npz"
+            named = parameter("shapes", {info.name: "..."})
+            remedy = f", or {named}, or real inputs with {parameter('data', 'F.npz')}"
             return fill(info, self.size, known, self.batch, bound=bound, remedy=remedy)
         for dims in (info.shape, known):
             pairs = zip(dims, shape, strict=False)
             if dims and (len(dims) != len(shape) or any(isinstance(a, int) and a != b for a, b in pairs)):
                 words = "x".join(map(str, dims))
-                raise UsageError(f"--shape {info.name}={by(shape)} does not fit: the input is {words}")
+                raise UsageError(f"{parameter('shapes', {info.name: shape})} does not fit: the input is {words}")
         return InputSpec(info.name, info.dtype, shape)
 
 
@@ -66,7 +67,9 @@ def match_inputs(a: Specimen, b: Specimen, shapes: Shapes, data: Data | None = N
         whose = a.path if lonely[0] in ours else b.path
         raise UsageError(f"the models have different inputs: '{lonely[0]}' is only in {whose}")
     if strange := [name for name in shapes.named if name not in ours]:
-        raise UsageError(f"--shape names '{strange[0]}', which is no input", remedy=f"there are {', '.join(ours)}")
+        raise UsageError(
+            f"{parameter('shapes')} names '{strange[0]}', which is no input", remedy=f"there are {', '.join(ours)}"
+        )
     for name, info in ours.items():
         _match(info, theirs[name], a.twins)
     specs = []
@@ -79,8 +82,8 @@ def match_inputs(a: Specimen, b: Specimen, shapes: Shapes, data: Data | None = N
         specs.append(_narrowed(spec, info, theirs[name]) if a.twins else spec)
     if shapes.size and not any(_took(shapes, info, theirs[info.name]) for info in ours.values()):
         raise UsageError(
-            f"--size {by(shapes.size)} does not fit: no input is open, and none has that size",
-            remedy="leave --size out",
+            f"{parameter('size', by(shapes.size))} does not fit: no input is open, and none has that size",
+            remedy=f"leave {parameter('size')} out",
         )
     return specs
 
@@ -133,7 +136,7 @@ def _match(a: TensorInfo, b: TensorInfo, twins: bool) -> None:
 
 
 def native_inputs(original: Specimen, converted: Specimen, window: Window, batch: int | None = None) -> list[InputSpec]:
-    """The original's inputs at the native size."""
+    """The inputs of the original at the native size."""
     ours = {info.name: info for info in original.session.inputs}
     theirs = {info.name: info for info in converted.session.inputs}
     if lonely := sorted(ours.keys() ^ theirs.keys()):
@@ -159,20 +162,19 @@ def native_inputs(original: Specimen, converted: Specimen, window: Window, batch
     return specs
 
 
-def command(a: object, b: object, options: VerifyOptions, shapes: Shapes) -> str:
-    """The command that repeats a verification; where the user's arrays came from is not known here: `F.npz`."""
+def repeated(a: object, b: object, options: VerifyOptions, shapes: Shapes) -> Call:
+    """What repeats a verification; where the user's arrays came from is not known here: `F.npz`."""
     data, tolerance, sizes = options.data, options.max_output_error, [shapes.size] if shapes.size else options.sizes
-    words = ["convrewrite", "verify", str(a), str(b), "--seed", str(options.seed)]
+    given: dict[str, Any] = {"seed": options.seed}
     if isinstance(data, Images):
-        words += data.options()
+        given |= data.parameters()
     else:
-        words += ["--samples", str(options.samples)] if data is None else ["--data", "F.npz"]
-    words += ["--size", ",".join(map(by, sizes))] if sizes else []
-    words += ["--batch", str(shapes.batch)] if shapes.batch else []
-    words += [word for name, shape in shapes.named.items() for word in ("--shape", f"{name}={by(shape)}")]
-    limits = tolerance if isinstance(tolerance, Mapping) else {"": tolerance}
-    for name, limit in limits.items():
-        words += ["--max-output-error", f"{name}={limit!r}".removeprefix("=")] if limit is not None else []
-    words += ["--provider", options.provider] if options.provider != "auto" else []
-    words += ["--reference", options.reference] if options.reference != "onnxruntime" else []
-    return shlex.join(words)
+        given |= {"samples": options.samples} if data is None else {"data": "F.npz"}
+    given |= {"sizes": [tuple(size) for size in sizes] or None, "batch": shapes.batch or None}
+    given |= {"shapes": {name: tuple(shape) for name, shape in shapes.named.items()}}
+    limits = dict(tolerance) if isinstance(tolerance, Mapping) else {"": tolerance}
+    limits = {name: limit for name, limit in limits.items() if limit is not None}
+    given["max_output_error"] = limits[""] if list(limits) == [""] else limits
+    given |= {"provider": options.provider if options.provider != "auto" else None}
+    given |= {"reference": options.reference if options.reference != "onnxruntime" else None}
+    return Call("verify", (str(a), str(b)), given)

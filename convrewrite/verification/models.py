@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from convrewrite.errors import UsageError
+from convrewrite.errors import UsageError, said
+from convrewrite.text import parameter
 from convrewrite.verification import exposure, surrogate
 from convrewrite.verification.comparison import TOLERANCE
 from convrewrite.verification.reference import open_reference
@@ -72,7 +73,8 @@ class Models:
         if self.across is not None:
             yield str(self.across)
         if self.one_rounds:
-            yield f"{self.one_rounds}: what that does counts as a difference; --max-output-error E accepts it up to E"
+            accepted = f"{parameter('max_output_error', 'E')} accepts it up to E"
+            yield f"{self.one_rounds}: what that does counts as a difference; {accepted}"
         if not self.reference.rounds:
             return
         how = (
@@ -118,9 +120,9 @@ def open_models(
     try:
         return replace(models, bare=_bare(a_path, b_path, provider))
     except surrogate.NoSurrogate as error:
-        return replace(models, because=str(error))
+        return replace(models, because=said(error))
     except (UsageError, ValueError) as error:
-        return replace(models, because=f"their surrogates do not load: {error}")
+        return replace(models, because=f"their surrogates do not load: {said(error)}")
 
 
 def _bare(a_path: str | Path, b_path: str | Path, provider: str) -> Models:

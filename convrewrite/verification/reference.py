@@ -1,4 +1,4 @@
-"""The original in onnx's own reference evaluator, for ``--reference onnx``: slow, with no code of ONNX Runtime in it.
+"""The original in onnx's own reference evaluator, for the reference "onnx": slow, with no code of ONNX Runtime in it.
 
 Where ONNX Runtime itself has a fault, both models would show it and agree. The evaluator is the standard's text in
 numpy: it says what is right, while the noise still is ONNX Runtime's.
@@ -16,6 +16,7 @@ from onnx.reference import ReferenceEvaluator
 
 from convrewrite.errors import UsageError
 from convrewrite.running.runtime import TensorInfo, one_line
+from convrewrite.text import parameter
 from convrewrite.verification import exposure
 from convrewrite.verification.specimens import Array, Specimen
 
@@ -33,7 +34,7 @@ class Evaluator:
 
     @property
     def nodes(self) -> dict[str, int]:
-        """Nothing was placed anywhere."""
+        """An empty mapping, since no node runs on a provider."""
         return {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
@@ -70,4 +71,6 @@ def open_reference(original: Specimen) -> Specimen:
 
 def _unable(path: str, error: Exception) -> UsageError:
     text = one_line(error) or type(error).__name__
-    return UsageError(f"onnx's reference evaluator cannot run {path}: {text}", remedy="leave --reference onnx out")
+    return UsageError(
+        f"onnx's reference evaluator cannot run {path}: {text}", remedy=f"leave {parameter('reference', 'onnx')} out"
+    )

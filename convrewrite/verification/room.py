@@ -12,7 +12,6 @@ more, or less; so a verification is turned down only where even one session alon
 from __future__ import annotations
 
 import contextlib
-import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,11 +25,10 @@ from convrewrite.engine import memory
 from convrewrite.engine.graph import Shape, infer_shapes
 from convrewrite.engine.memory import gigabytes
 from convrewrite.errors import ConvrewriteError, Interrupted, UsageError
-from convrewrite.flags import UNVERIFIED
 from convrewrite.model_io import Model, load, save
 from convrewrite.running.runtime import DeviceFailed, RunFailed, TensorInfo, one_line
 from convrewrite.running.sampling import Images, fill
-from convrewrite.text import counted
+from convrewrite.text import Call, counted, parameter
 from convrewrite.verification import slices
 from convrewrite.verification.on_demand import on_demand
 from convrewrite.verification.specimens import Data
@@ -47,6 +45,9 @@ SLICED_ABOVE = 256e6
 
 SLICE = 12e6
 """Bytes of the tensors of one run of a slice."""
+
+UNVERIFIED = f", or write unverified with {parameter('verify', False)}"
+"""What a command offers that writes a model; one that only compares has no such option."""
 
 MORE_MEMORY = f"use a machine with more memory{UNVERIFIED}"
 
@@ -74,9 +75,9 @@ class Room:
         """The result in the words of the models that were given."""
         if not self.whole:
             return found
-        text = found.command.replace(f" --batch {self.batch}", "")
-        for variant, path in zip((self.a, self.b), self.given, strict=True):
-            text = text.replace(str(variant), shlex.quote(path))
+        call = found.command
+        if isinstance(call, Call):
+            call = Call(call.name, self.given, {**call.given, "batch": None})
         note = f"the batch of {self.whole:,} was verified in slices of {self.batch}: no image of it sees another"
         failing = found.failing
         if failing is not None:
@@ -86,12 +87,12 @@ class Room:
                 if a.shape[:1] == (self.batch,)
             }
             failing = replace(failing, inputs={**failing.inputs, **inputs})
-        return replace(found, command=text, warnings=(*found.warnings, note), failing=failing)
+        return replace(found, command=call, warnings=(*found.warnings, note), failing=failing)
 
 
 @dataclass(frozen=True)
 class _Need:
-    """Of one model at one batch: bytes of its weights, and of the tensors of one run."""
+    """The memory that one model needs at one batch: bytes of its weights and of the tensors of one run."""
 
     weights: float
     run: float

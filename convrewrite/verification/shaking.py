@@ -21,7 +21,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from convrewrite.engine.operators import MOVING, chosen
-from convrewrite.errors import UsageError
+from convrewrite.errors import UsageError, said
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.verification import exposure
 
@@ -113,7 +113,7 @@ def shaken(model: onnx.ModelProto, eps: float | None = None) -> None:
 
 
 def shaken_by_hand(feeds: Feeds, rng: np.random.Generator) -> dict[str, Array]:
-    """Inputs with every float changed a little."""
+    """The inputs with a small change to every floating-point value."""
     return {
         name: (array * (1.0 + SHAKE * np.finfo(array.dtype).eps * rng.uniform(-1, 1, array.shape))).astype(array.dtype)
         if array.dtype.kind == "f"
@@ -169,7 +169,7 @@ class Shaken:
             if self._shaken is None and not self.reason:
                 self._shaken = self.open()
         except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
-            self.reason = str(error)
+            self.reason = said(error)
         if self._shaken is None:
             return
         try:

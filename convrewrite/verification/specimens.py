@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 import onnx
 
-from convrewrite.errors import UsageError
+from convrewrite.errors import UsageError, said
 from convrewrite.running.runtime import Session, TensorInfo, open_session
 from convrewrite.running.sampling import Images
 from convrewrite.verification import exposure
@@ -139,7 +139,7 @@ def open_specimen(
             make = functools.partial(session_of, sketch, sketch.model, path, provider, optimize=optimize)
             probed = opened(make)
         except (UsageError, ValueError) as error:  # ValueError: over the 2 GB of one protobuf message
-            probes, unprobed = (), f"its probed copy does not load: {error}"
+            probes, unprobed = (), f"its probed copy does not load: {said(error)}"
     plain: Runner | None = None
     if probed is None and variant is not None:
         make = functools.partial(

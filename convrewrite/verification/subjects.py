@@ -17,7 +17,7 @@ import numpy as np
 from convrewrite.engine.windows import OutputGrid, Window
 from convrewrite.errors import UsageError
 from convrewrite.running.sampling import Feeds, Images, InputSpec, Scale, enlarge, random_array
-from convrewrite.text import counted
+from convrewrite.text import counted, parameter
 from convrewrite.verification.comparison import Ledger
 from convrewrite.verification.evidence import Evidence
 from convrewrite.verification.specimens import Data, Progress, Specimen
@@ -72,11 +72,11 @@ class Subject:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The spatial axes of the image input."""
+        """The letters of the spatial axes of the image input."""
         return tuple(self.window.axes.index(letter) for letter in self.window.letters)
 
     def ratio(self, grid: OutputGrid) -> tuple[int, ...]:
-        """Cells of a map per step of the window."""
+        """The number of cells of a map per step of the window."""
         return tuple(step // cells for step, cells in zip(self.window.stride, grid.stride, strict=True))
 
     def block(self, name: str, values: Mapping[str, Array], position: Position) -> Array | None:
@@ -114,7 +114,7 @@ class LargeImage:
 
     @property
     def name(self) -> str:
-        """The size in words."""
+        """The size as text."""
         return "x".join(map(str, self.size))
 
 
@@ -213,14 +213,14 @@ def _check_size(size: Sequence[int], fixed: Sequence[int] | None, window: Window
     text, own = "x".join(map(str, size)), "x".join(map(str, window.size))
     if len(size) != len(window.size):
         raise UsageError(
-            f"--size {text} has {counted(len(size), 'number')}, the model has "
+            f"{parameter('size', text)} has {counted(len(size), 'number')}, the model has "
             f"{counted(len(window.size), 'spatial axis')}"
         )
     if any(wanted < least for wanted, least in zip(size, window.size, strict=True)):
-        raise UsageError(f"--size {text} is smaller than the classifier's own {own}")
+        raise UsageError(f"{parameter('size', text)} is smaller than the classifier's own {own}")
     if fixed is not None and tuple(fixed) != tuple(size):
         only = "x".join(map(str, fixed))
-        raise UsageError(f"--size {text} does not fit: the converted model takes images of {only} alone")
+        raise UsageError(f"{parameter('size', text)} does not fit: the converted model takes images of {only} alone")
 
 
 def _large_image(subject: Subject, size: tuple[int, ...], index: int, given: Array | None = None) -> LargeImage:

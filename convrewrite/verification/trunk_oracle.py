@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 
 from convrewrite.engine.windows import CutTensor
-from convrewrite.errors import ConvrewriteError
+from convrewrite.errors import ConvrewriteError, said
 from convrewrite.running.runtime import RunFailed
 from convrewrite.running.sampling import Feeds
 from convrewrite.verification import exposure
@@ -73,7 +73,7 @@ class TrunkOracle:
             self._refuse_baked(features, image)
             self._fit(features, image)
         except (RunFailed, BakedSize) as error:
-            features = self._converted_features(image, str(error))
+            features = self._converted_features(image, said(error))
             source = "features of the converted model: the original's trunk does not run at that size"
             self._fit(features, image)
         items = [self._head_feeds(features, position, image) for position in image.chosen]
@@ -187,7 +187,7 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
         )
         values = head.run({**{name: sample.feeds[name] for name in wanted}, **starts})
     except (ConvrewriteError, ValueError) as error:
-        raise NoOracle(f"the original cannot be cut in two: {error}") from None
+        raise NoOracle(f"the original cannot be cut in two: {said(error)}") from None
     for name in outputs:
         if values[name].dtype.kind == "f":
             limit = subject.ledger.tolerance(name, values[name].dtype)
@@ -216,7 +216,7 @@ def check(
     try:
         oracle = build(subject, cut, provider)
     except NoOracle as error:
-        reason = str(error)
+        reason = said(error)
     deviation = None
     for image in images:
         name = f"{CHECK} at {image.name}"
@@ -232,9 +232,9 @@ def check(
                     subject, name, values, image.chosen, wants=wants, note=f"{image.note}; {source}", again=again
                 )
             except WrongStride as error:
-                subject.ledger.fail(name, str(error))
+                subject.ledger.fail(name, said(error))
             except (NoOracle, RunFailed) as error:
-                subject.ledger.skip(name, str(error))
+                subject.ledger.skip(name, said(error))
         if deviation is None and image is max(images, key=lambda one: len(one.chosen)):
             deviation = measure_deviation(subject, image, values)
         ran.append(image.name)

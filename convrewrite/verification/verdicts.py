@@ -13,12 +13,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
-from convrewrite.text import Printed, counted
+from convrewrite.text import Call, Printed, counted, parameter
 from convrewrite.verification.channels import Channel
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Metrics
 
-SEEDED = "at any scale; give real inputs with --data F.npz"
+SEEDED = f"at any scale; give real inputs with {parameter('data', 'F.npz')}"
 """Of outputs that did not move although the inputs were drawn, and what helps."""
 
 OWN_SEEDS = 1000
@@ -112,7 +112,7 @@ class Case:
         return f"{worst} {worst.error:.1e} of its own largest value (tolerance {worst.tolerance:.1e}{noise})"
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report: numbers that JSON has no word for are null."""
+        """The form that reports use; NaN and infinity, which JSON does not have, become null."""
         return {
             "name": self.name,
             "output": self.output,
@@ -135,7 +135,7 @@ NO_METRICS = Metrics(None, None, math.nan, None)
 
 @dataclass(frozen=True)
 class Divergence:
-    """What ``--where`` found: the first tensor, in the order of computation, that both models have and that differs.
+    """What `where` found: the first tensor, in the order of computation, that both models have and that differs.
 
     Attributes:
         tensor: its name; "" where all agree. op, node: that make it in the rewritten model.
@@ -170,7 +170,7 @@ class Divergence:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report."""
+        """The form that reports use."""
         return {**vars(self), "error": _number(self.error), "tolerance": _number(self.tolerance)}
 
 
@@ -198,7 +198,7 @@ class Deviation:
         return text + f"{where} (a difference in meaning, not an error)"
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report."""
+        """The form that reports use."""
         return {
             "output": self.output,
             "error": _number(self.error),
@@ -214,7 +214,7 @@ class Verification(Printed):
     Attributes:
         cases: every check, in order. deviation: see there.
         vacuous: outputs that did not move over all samples, so that their agreement says nothing.
-        command: that repeats the verification. provider: where the models really ran; "" where nothing ran.
+        command: what repeats the verification. provider: where the models really ran; "" where nothing ran.
         nodes: per model ("original", "rewritten"), how many nodes ran on which provider. warnings: lines on it.
         divergence: where the models begin to differ, if that was asked for.
         stopped: what ended it before all sizes ran; the cases are of those that did.
@@ -227,7 +227,7 @@ class Verification(Printed):
     cases: tuple[Case, ...]
     deviation: Deviation | None = None
     vacuous: tuple[str, ...] = ()
-    command: str = ""
+    command: Call | str = ""
     provider: str = ""
     nodes: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
@@ -240,7 +240,7 @@ class Verification(Printed):
 
     @property
     def verdict(self) -> Verdict:
-        """One word over all cases."""
+        """One word that sums up all cases."""
         if any(case.status == "failed" for case in self.cases):
             return "failed"
         if self.vacuous:
@@ -263,7 +263,7 @@ class Verification(Printed):
 
     @classmethod
     def not_run(cls, reason: str) -> Verification:
-        """For ``--no-verify``: skipped, and says so."""
+        """The result where the user turned verification off: skipped, and said so."""
         return cls((Case("verification", status="skipped", note=reason),))
 
     @classmethod
@@ -339,7 +339,7 @@ class Verification(Printed):
             "vacuous": list(self.vacuous),
             "constant": list(self.constant),
             "deviation": None if self.deviation is None else self.deviation.to_dict(),
-            "command": self.command,
+            "command": str(self.command),
             "tf32": False,  # verification never rounds factors
             "nodes": {model: dict(counts) for model, counts in self.nodes.items()},
             "warnings": list(self.warnings),
@@ -358,7 +358,7 @@ def _failure(case: Case) -> str:
         return (
             f"the original itself gives {case.figures[1]:g} at [{at}] of output {case.output}, {case.name} "
             f"({_inputs(case)}): no rewrite of it can be verified; repair its weights, or give the "
-            f"inputs that it was made for with --data F.npz"
+            f"inputs that it was made for with {parameter('data', 'F.npz')}"
         )
     text = f"not equivalent at {case.name}"
     if case.output:

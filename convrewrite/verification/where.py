@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from convrewrite.errors import ConvrewriteError
+from convrewrite.errors import ConvrewriteError, said
 from convrewrite.verification import exposure, shaking, surrogate
 from convrewrite.verification.comparison import Ledger, finite, relative_error
 from convrewrite.verification.precision import roundings
@@ -98,7 +98,7 @@ def locate(original: Specimen, rewritten: Specimen, feeds: dict[str, Array], jud
                 part = case.part if case.failed_in_part else ""
                 first = Divergence(name, node.op_type, node.name, error=case.error, tolerance=case.tolerance, part=part)
     except ConvrewriteError as error:  # a tensor that cannot be an output, or does not fit
-        return Divergence(note=str(error))
+        return Divergence(note=said(error))
     note = f"{shapes} of another shape or type left out" if shapes else ""
     first = first or Divergence()
     return replace(first, agreeing=agreeing, compared=compared, note=note)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from convrewrite.engine.windows import OutputGrid
+from convrewrite.errors import said
 from convrewrite.running.runtime import DeviceFailed, RunFailed
 from convrewrite.running.sampling import Feeds, InputSpec, random_array
 from convrewrite.text import counted
@@ -49,7 +50,7 @@ def native(subject: Subject) -> None:
         except DeviceFailed:
             raise
         except RunFailed as error:
-            ledger.fail(check, f"the converted model does not run: {error}")
+            ledger.fail(check, f"the converted model does not run: {said(error)}")
             return
         for name in subject.original.outputs:
             if name not in subject.grids:  # it does not depend on the image
@@ -123,7 +124,7 @@ def run_converted(subject: Subject, image: LargeImage, check: str) -> Values | N
     except DeviceFailed:
         raise
     except RunFailed as error:
-        subject.ledger.fail(check, f"the converted model does not run on an image of {image.name}: {error}")
+        subject.ledger.fail(check, f"the converted model does not run on an image of {image.name}: {said(error)}")
         return None
     counts = subject.window.positions(image.size)
     for name, grid in subject.grids.items():
@@ -186,7 +187,7 @@ def compare_cells(
 
 
 def start_of(subject: Subject, position: Position) -> Position:
-    """First pixel of the window at a position."""
+    """The first pixel of the window at a position."""
     window = subject.window
     return tuple(o + i * s for o, i, s in zip(window.offset, position, window.stride, strict=True))
 
@@ -218,7 +219,7 @@ def crops_again(subject: Subject, feeds: Feeds, positions: Sequence[Position]) -
 
 
 def run_crops(subject: Subject, feeds: Feeds, positions: Sequence[Position], text: str = "") -> list[Values]:
-    """The original on every crop of an image."""
+    """Run the original on every crop of an image."""
     window, items = subject.window, crops(subject, feeds, positions)
     batch_axes = {}
     for info in subject.original.session.inputs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from convrewrite.engine.rewrite import Reason
+from convrewrite.text import parameter
 
 REASONS = {
     reason.code: reason
@@ -10,22 +11,22 @@ REASONS = {
         Reason(
             "dense/dense-already",
             "no tensor has a larger stride than was asked for",
-            "ask for a smaller --stride, if there is one",
+            f"ask for a smaller {parameter('stride')}, if there is one",
         ),
         Reason(
             "dense/dynamic-shape",
             "the shapes of the model do not follow from the size of its image",
-            "name a size with --window, or fix the model's other symbolic dimensions",
+            f"name a size with {parameter('window')}, or fix the model's other symbolic dimensions",
         ),
         Reason(
             "dense/no-rule",
             "what the operator gives at a finer stride is not known, since it does not look at cells one by one",
-            "choose a --stride that is no finer than the map that it reads",
+            f"choose a {parameter('stride')} that is no finer than the map that it reads",
         ),
         Reason(
             "dense/lowers-stride",
             "the operator brings the map to a finer stride by itself, while it is finer than it was already",
-            "choose a --stride that is no finer than the map that it reads",
+            f"choose a {parameter('stride')} that is no finer than the map that it reads",
         ),
         Reason(
             "dense/flattened",
@@ -40,12 +41,12 @@ REASONS = {
         Reason(
             "dense/branches",
             "branches that meet have maps of one extent at the old stride, and of different ones at the finer stride",
-            "choose a larger --stride: that of the map where the branches part is always possible",
+            f"choose a larger {parameter('stride')}: that of the map where the branches part is always possible",
         ),
         Reason(
             "dense/map-output",
             "it is a map in the original already, and its cells would now lie between the original's own",
-            "leave that output out of the model, or choose a --stride that is no finer than the map",
+            f"leave that output out of the model, or choose a {parameter('stride')} that is no finer than the map",
         ),
         Reason(
             "dense/ceil-mode",
@@ -55,7 +56,7 @@ REASONS = {
         Reason(
             "dense/opset",
             "the operator cannot be dilated in the model's operator set",
-            "give --opset 10 or later",
+            f"give {parameter('opset', '10')} or later",
         ),
         Reason(
             "dense/uses-indices",

@@ -62,7 +62,7 @@ from convrewrite.passes.fcn.outputs import Lifted
 from convrewrite.passes.fcn.reasons import REASONS
 from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
 from convrewrite.passes.fcn.walk import lift
-from convrewrite.text import as_line, by, counted
+from convrewrite.text import as_line, by, counted, parameter
 
 
 @dataclass(frozen=True)
@@ -174,13 +174,12 @@ class Fcn(Pass):
     def _misfit(self, image: gs.Variable) -> str:
         """What is wrong with `window` or `size` for an input of that rank; empty where they fit it."""
         counts = spatial_axes(image)
-        for flag, value in (("--size", self.size), ("--window", self.window)):
+        for name, value in (("size", self.size), ("window", self.window)):
             if value is not None and counts and len(value) not in counts:
                 wanted = " or ".join(map(str, sorted(counts)))
-                given = by(value)
                 numbers = counted(len(value), "number")
                 axes = "axis" if counts == {1} else "axes"
-                return f"{flag} {given} has {numbers}, input '{image.name}' has {wanted} spatial {axes}"
+                return f"{parameter(name, value)} has {numbers}, input '{image.name}' has {wanted} spatial {axes}"
         return ""
 
     def _readings(self, image: gs.Variable) -> Iterator[tuple[str, list[int]]]:
@@ -286,7 +285,7 @@ def _fix_output_sizes(graph: gs.Graph, lifted: Lifted) -> None:
     new = tuple(image.shape[window.axes.index(letter)] for letter in window.letters)
     text, native = by(new), by(window.size)
     if any(wanted < own for wanted, own in zip(new, window.size, strict=True)):
-        raise UsageError(f"--size {text} is smaller than the classifier's own {native}")
+        raise UsageError(f"{parameter('size', text)} is smaller than the classifier's own {native}")
     fixed = gs.Graph(lifted.nodes, lifted.inputs, lifted.outputs, opset=graph.opset)
     fixed.import_domains = graph.import_domains
     shapes = {t.name: [d if isinstance(d, int) else 1 for d in t.shape or ()] for t in lifted.inputs}
@@ -294,7 +293,9 @@ def _fix_output_sizes(graph: gs.Graph, lifted: Lifted) -> None:
         known = infer_shapes(fixed, shapes)
     except onnx.shape_inference.InferenceError:
         step = by(window.stride)
-        raise UsageError(f"the model does not run at --size {text}", remedy=f"try {native} + k * {step}") from None
+        raise UsageError(
+            f"the model does not run at {parameter('size', text)}", remedy=f"try {native} + k * {step}"
+        ) from None
     for output in lifted.outputs:
         if output.name in window.outputs and output.name in known:
             output.shape = [output.shape[0], *known[output.name][1:]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from convrewrite.engine.rewrite import Reason
+from convrewrite.text import parameter
 
 REASONS = {
     reason.code: reason
@@ -30,7 +31,7 @@ REASONS = {
         Reason(
             "fcn/window-needed",
             "the input size is symbolic, so the window the classifier was made for is not in the file",
-            "name it with --window HxW",
+            f"name it with {parameter('window', 'HxW')}",
         ),
         Reason(
             "fcn/dynamic-shape",

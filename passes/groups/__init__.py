@@ -67,7 +67,7 @@ from convrewrite.passes.groups.reasons import REASONS
 from convrewrite.passes.groups.reconstruction import reconstruction
 from convrewrite.passes.groups.spaces import Stop
 from convrewrite.passes.groups.weights import node_of
-from convrewrite.text import enough
+from convrewrite.text import enough, parameter
 
 __all__ = ["Groups"]
 
@@ -143,7 +143,7 @@ class Groups(Pass):
         return self._no_structure(site, norms)
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
-        """Do what the plan says."""
+        """Carry out the plan on the graph; it cannot fail."""
         if isinstance(plan.payload, Expansion):
             expand(graph, plan.payload)
             return
@@ -225,7 +225,7 @@ class Groups(Pass):
         elif needed <= max(self.tol, rounding(site.weight.dtype)):
             detail, needed = f"{site.label}: {site}; more groups would be smaller than is fast", None
         else:
-            detail = f"{site.label}: {site}; {2 * site.group} groups would take --tol {enough(needed)}"
+            detail = f"{site.label}: {site}; {2 * site.group} groups would take {parameter('tol', enough(needed))}"
         return Declined(REASONS["groups/no-structure"], detail, self._known(site, needed))
 
     def _known(self, site: ConvSite, needed: float | None = None) -> Site:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from convrewrite.engine.convsite import weight_reasons
 from convrewrite.engine.rewrite import Reason
+from convrewrite.text import parameter
 
 REASONS = {
     reason.code: reason
@@ -12,22 +13,22 @@ REASONS = {
         Reason(
             "groups/no-structure",
             "within the tolerance the channels cannot be divided into groups that would be faster",
-            "raise --tol to what the detail names, if the model can bear it",
+            f"raise {parameter('tol')} to what the detail names, if the model can bear it",
         ),
         Reason(
             "groups/already-grouped",
             "the groups were made within a tolerance by this pass; dividing them further would add to the error unseen",
-            "group the original model instead, with another --tol",
+            f"group the original model instead, with another {parameter('tol')}",
         ),
         Reason(
             "groups/not-grouped",
             "the convolution has one group, so there is nothing to expand",
-            "leave --expand out to look for groups instead",
+            f"leave {parameter('expand')} out to look for groups instead",
         ),
         Reason(
             "groups/no-such-number",
             "the number of channels cannot be divided by the number of groups that was asked for",
-            "choose another --into",
+            f"choose another {parameter('into')}",
         ),
         Reason(
             "groups/public-order",
@@ -50,7 +51,7 @@ REASONS = {
         Reason(
             "groups/unknown-shape",
             "how the channels run through a neighbouring operator is not known, for want of its shapes",
-            "fix the shape of the model's input, as with --size",
+            f"fix the shape of the model's input, as with {parameter('size')}",
         ),
         Reason(
             "groups/dead-in-padding",

@@ -43,6 +43,7 @@ from convrewrite.passes.open_batch.counting import COUNTING, TAKES_COUNTS
 from convrewrite.passes.open_batch.edits import Edit
 from convrewrite.passes.open_batch.states import Each, Stop
 from convrewrite.passes.open_batch.walk import Decided, Rule, Walk, images_for
+from convrewrite.text import parameter
 
 RULES: Mapping[str, Rule] = {
     **pointwise.RULES,
@@ -72,7 +73,7 @@ REASONS = {
         Reason(
             "open-batch/open-size",
             "extents of the input other than the batch are open, so no shape is known",
-            "give --size (of fcn: --window)",
+            f"give {parameter('size')} (of fcn: {parameter('window')})",
         ),
         Reason(
             "open-batch/no-input",
@@ -234,7 +235,7 @@ class _Work:
     taken: tuple[str, ...]
 
     def do(self, graph: gs.Graph) -> None:
-        """Change the graph."""
+        """Make the change in the graph."""
         if self.taken:
             own = self.flat.copy()
             graph.nodes, graph.inputs, graph.outputs = own.nodes, own.inputs, own.outputs

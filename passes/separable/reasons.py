@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from convrewrite.engine.convsite import weight_reasons
 from convrewrite.engine.rewrite import Reason
+from convrewrite.text import parameter
 
 REASONS = {
     reason.code: reason
@@ -12,13 +13,13 @@ REASONS = {
         Reason(
             "separable/already-factored",
             "the layer is a factor that this pass made; factoring it again would add to its error unseen",
-            "factor the original model instead, with another --tol",
+            f"factor the original model instead, with another {parameter('tol')}",
         ),
         Reason(
             "separable/no-form",
             "no form fits the kernel: a spatial form needs an extent above 1 on two axes, a depthwise one a kernel "
             "larger than 1x1; a matrix has the form 'channel' alone, and needs two rows and two columns",
-            "allow other forms with --form auto",
+            f"allow other forms with {parameter('form', 'auto')}",
         ),
         Reason(
             "separable/zero-kernel",
@@ -38,7 +39,7 @@ REASONS = {
         Reason(
             "separable/open-rank",
             "the constant stands on the left of a MatMul, and it is not known how many axes the other factor has",
-            "infer the shapes first (onnx.shape_inference), or give --size",
+            f"infer the shapes first (onnx.shape_inference), or give {parameter('size')}",
         ),
     )
 }

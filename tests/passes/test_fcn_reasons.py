@@ -405,11 +405,11 @@ def test_fixed_map_of_a_matrix_from_a_constant_node() -> None:
 @pytest.mark.parametrize("options", [{"size": (5, 5)}, {"size": (9,)}, {"size": (9, 12, 3)}])
 def test_size_that_does_not_fit(options: dict[str, Any]) -> None:
     net, map_ = start()
-    with pytest.raises(UsageError, match="--size"):
+    with pytest.raises(UsageError, match="size="):
         convert(classes(net, map_), Fcn(**options))
 
 
 def test_window_of_another_rank() -> None:
     net, map_ = start(1, 2, "h", "w")
-    with pytest.raises(UsageError, match="--window"):
+    with pytest.raises(UsageError, match="window="):
         convert(net.model(net.fc(net.Flatten(net.GlobalAveragePool(map_)), 4)), Fcn(window=(9,)))

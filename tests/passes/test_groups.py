@@ -15,11 +15,13 @@ import onnx
 import pytest
 
 from convrewrite import model_io
+from convrewrite.cli.words import FLAGS
 from convrewrite.engine.convsite import read_site
 from convrewrite.engine.rewrite import Declined, Kernels, PassResult, Plan, Refusal
 from convrewrite.errors import ConvrewriteError
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.groups.packing import Layout
+from convrewrite.text import told
 from groups_nets import assert_equal, blocks, conv, equal, feeds_of, group_counts, ops, planted, rewrite, stem
 from helpers import Net, run
 
@@ -509,7 +511,7 @@ def test_the_tolerance_that_it_would_take() -> None:
     (site,) = (s for s in result.sites if s.macs_before > 64 * 64 * 8 * 12)
     assert site.reason == "groups/no-structure"
     assert site.tol_pays is not None
-    printed = site.detail.rpartition("--tol ")[2]
+    printed = told(site.detail, FLAGS).rpartition("--tol ")[2]
     assert rewrite(model, Groups(tol=float(printed)))[0].changed, "the printed one suffices"
     assert rewrite(model, Groups(tol=site.tol_pays * 1.001))[0].changed
     assert not rewrite(model, Groups(tol=site.tol_pays * 0.9))[0].changed
