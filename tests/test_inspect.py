@@ -18,7 +18,7 @@ import scipy.sparse
 from cli_models import flat_input, run, save, symbolic
 
 from convrewrite import acceptance, inspection, model_io, models
-from convrewrite.engine.fields import Reach, receptive_fields
+from convrewrite.engine.fields import ReceptiveField, receptive_fields
 from convrewrite.engine.image_axes import image_input
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.rewrite import Context, run_pass
@@ -36,7 +36,7 @@ from helpers import run as run_model
 MORE = 1e3
 
 
-def fields_of(model: onnx.ModelProto) -> tuple[dict[str, Reach], dict[str, tuple[int, ...]], str]:
+def fields_of(model: onnx.ModelProto) -> tuple[dict[str, ReceptiveField], dict[str, tuple[int, ...]], str]:
     loaded = model_io.load(model.SerializeToString())
     at = native(loaded, None)
     image = image_input(loaded.graph, at.tensors)
@@ -134,7 +134,7 @@ def moved(model: onnx.ModelProto, image: str, shape: tuple[int, ...], pixel: tup
     return {name: one[name] != two[name] for name in one}
 
 
-def predicted(reach: Reach, shape: tuple[int, ...], pixel: tuple[int, ...]) -> Any:
+def predicted(reach: ReceptiveField, shape: tuple[int, ...], pixel: tuple[int, ...]) -> Any:
     """The same by arithmetic: cell i of an axis sees pixels offset + i stride up to, not with, that plus size."""
     sees = np.ones(shape, bool)
     for along, at in zip(reach.axes, pixel, strict=True):

@@ -36,7 +36,7 @@ ALONG_AXIS = frozenset("softmax axis-norm concat split top".split())
 
 
 @dataclass(frozen=True)
-class Along:
+class AxisField:
     """One spatial axis of the image as one tensor has it: its field, and the dimension of its cells if there is one."""
 
     field: Field
@@ -44,10 +44,10 @@ class Along:
 
 
 @dataclass(frozen=True)
-class Reach:
+class ReceptiveField:
     """What the cells of a tensor can depend on; `why` says why there is no figure, and then `axes` is empty."""
 
-    axes: tuple[Along, ...] = ()
+    axes: tuple[AxisField, ...] = ()
     why: str = ""
 
     @property
@@ -85,7 +85,7 @@ def receptive_fields(
     strides_only: bool = False,
     bounds: bool = False,
     dims: Sequence[int] | None = None,
-) -> dict[str, Reach]:
+) -> dict[str, ReceptiveField]:
     """Follow one image input through a graph.
 
     Args:
@@ -98,7 +98,7 @@ def receptive_fields(
         By tensor name, for each tensor that depends on the image.
     """
     places = spatial_dims(graph, shapes, image) if dims is None else dims
-    found = {image: Reach(tuple(Along(Field(), dim) for dim in places))}
+    found = {image: ReceptiveField(tuple(AxisField(Field(), dim) for dim in places))}
     constants = Constants(graph, shapes)
     for node in sort_nodes(graph.copy()).nodes:
         read = [found[t.name] for t in node.inputs if t.name in found]
@@ -111,7 +111,7 @@ def receptive_fields(
             step = _Step(node, found, shapes, constants, opset=graph.opset, strides_only=strides_only, bounds=bounds)
             reach = step.reach()
         except _Lost as loss:
-            reach = Reach(why=loss.why)
+            reach = ReceptiveField(why=loss.why)
         if reach.axes or reach.why:
             found.update({t.name: reach for t in node.outputs if t.name})
     return found
@@ -122,14 +122,14 @@ class _Step:
     """One node, and what is known of the tensors ahead of it."""
 
     node: gs.Node
-    found: Mapping[str, Reach]
+    found: Mapping[str, ReceptiveField]
     shapes: Mapping[str, Shape]
     constants: Constants
     opset: int
     strides_only: bool
     bounds: bool
 
-    def reach(self) -> Reach:
+    def reach(self) -> ReceptiveField:
         """The reach of the node's outputs."""
         if self.node.op not in RULES:
             raise _Lost(f"{self.node.op} has no rule for receptive fields")
@@ -140,12 +140,12 @@ class _Step:
             raise _Lost(f"the shape of '{tensor.name}' is not known")
         return self.shapes[tensor.name]
 
-    def _known(self, tensor: gs.Tensor) -> Reach:
+    def _known(self, tensor: gs.Tensor) -> ReceptiveField:
         if tensor.name not in self.found:
             raise _Lost(f"{self.node.op} reads the image in another place than its data")
         return self.found[tensor.name]
 
-    def _slide(self, data: gs.Tensor) -> Reach:
+    def _slide(self, data: gs.Tensor) -> ReceptiveField:
         shape, node = self._shape(data), self.node
         kernel = node.attrs.get("kernel_shape")
         kernel = kernel or self._shape(node.inputs[OPERATORS[node.op].weight or 1])[2:]
@@ -160,9 +160,9 @@ class _Step:
             at = along.dim - 2
             moved = sliding.kernel[at], sliding.strides[at], sliding.dilations[at], sliding.begin[at]
             axes.append(replace(along, field=along.field.slide(*moved)))
-        return Reach(tuple(axes))
+        return ReceptiveField(tuple(axes))
 
-    def _finer(self, data: gs.Tensor) -> Reach:
+    def _finer(self, data: gs.Tensor) -> ReceptiveField:
         """Bounds of the fields behind an operator that lowers the stride by a whole number."""
         if not self.bounds:
             raise _Lost(f"{self.node.op} has no rule for receptive fields")
@@ -183,15 +183,15 @@ class _Step:
             step = along.field.stride // times
             size = along.field.size + (before + behind) * step
             axes.append(replace(along, field=Field(step, size, along.field.offset - before * step)))
-        return Reach(tuple(axes))
+        return ReceptiveField(tuple(axes))
 
-    def _pooled(self, data: gs.Tensor) -> Reach:
+    def _pooled(self, data: gs.Tensor) -> ReceptiveField:
         return self._over(range(2, len(self._shape(data))), keep=True)
 
-    def _searched(self, data: gs.Tensor) -> Reach:
+    def _searched(self, data: gs.Tensor) -> ReceptiveField:
         return self._over([self._axis(data)], keep=bool(self.node.attrs.get("keepdims", 1)))
 
-    def _reduced(self, data: gs.Tensor) -> Reach:
+    def _reduced(self, data: gs.Tensor) -> ReceptiveField:
         node, rank = self.node, len(self._shape(data))
         given = node.attrs.get("axes")
         if given is None and len(node.inputs) > 1 and node.inputs[1].name:
@@ -205,7 +205,7 @@ class _Step:
     def _axis(self, data: gs.Tensor) -> int:
         return axis_of(self.node, self.opset) % len(self._shape(data))
 
-    def _over(self, dims: Sequence[int], *, keep: bool) -> Reach:
+    def _over(self, dims: Sequence[int], *, keep: bool) -> ReceptiveField:
         """Take dimensions together; without `keep` they are gone, and later ones move up."""
         data = self.node.inputs[0]
         axes = []
@@ -213,29 +213,29 @@ class _Step:
             if along.dim is None:
                 axes.append(along)
             elif along.dim in dims:
-                axes.append(Along(self._whole(along, data), None))
+                axes.append(AxisField(self._whole(along, data), None))
             else:
                 gone = 0 if keep else sum(dim < along.dim for dim in dims)
                 axes.append(replace(along, dim=along.dim - gone))
-        return Reach(tuple(axes))
+        return ReceptiveField(tuple(axes))
 
-    def _whole(self, along: Along, tensor: gs.Tensor) -> Field:
+    def _whole(self, along: AxisField, tensor: gs.Tensor) -> Field:
         """The field of all cells of an axis together."""
         if along.dim is None:
             return along.field
         cells = self._shape(tensor)[along.dim]
         return along.field.slide(cells, cells)
 
-    def _transposed(self, data: gs.Tensor) -> Reach:
+    def _transposed(self, data: gs.Tensor) -> ReceptiveField:
         perm = list(self.node.attrs.get("perm") or range(len(self._shape(data)))[::-1])
         axes = self._known(data).axes
-        return Reach(tuple(replace(a, dim=None if a.dim is None else perm.index(a.dim)) for a in axes))
+        return ReceptiveField(tuple(replace(a, dim=None if a.dim is None else perm.index(a.dim)) for a in axes))
 
-    def _in_blocks(self, data: gs.Tensor) -> Reach:
+    def _in_blocks(self, data: gs.Tensor) -> ReceptiveField:
         block = int(self.node.attrs["blocksize"])
-        return Reach(tuple(replace(a, field=a.field.slide(block, block)) for a in self._known(data).axes))
+        return ReceptiveField(tuple(replace(a, field=a.field.slide(block, block)) for a in self._known(data).axes))
 
-    def _reshaped(self, data: gs.Tensor) -> Reach:
+    def _reshaped(self, data: gs.Tensor) -> ReceptiveField:
         """An axis stays where its extent, and the number of entries behind it, stay; else its cells are mixed."""
         old, new = self._shape(data), self._shape(self.node.outputs[0])
         places = {_place(new, dim): dim for dim in reversed(range(len(new)))}
@@ -245,10 +245,10 @@ class _Step:
             if along.dim is not None and dim is not None and old[along.dim] > 1:
                 axes.append(replace(along, dim=dim))
             else:
-                axes.append(Along(self._whole(along, data), None))
-        return Reach(tuple(axes))
+                axes.append(AxisField(self._whole(along, data), None))
+        return ReceptiveField(tuple(axes))
 
-    def _padded(self, data: gs.Tensor) -> Reach:
+    def _padded(self, data: gs.Tensor) -> ReceptiveField:
         pads = self.node.attrs.get("pads")
         if pads is None:
             pads = self.constants.value(self.node.inputs[1])
@@ -261,9 +261,9 @@ class _Step:
         for along in self._known(data).axes:
             begin = 0 if along.dim is None else int(pads[along.dim])
             axes.append(replace(along, field=along.field.slide(1, pad_begin=begin)))
-        return Reach(tuple(axes))
+        return ReceptiveField(tuple(axes))
 
-    def _sliced(self, data: gs.Tensor) -> Reach:
+    def _sliced(self, data: gs.Tensor) -> ReceptiveField:
         """Every n-th cell of an axis, from some cell to the last: the field moves, and the stride grows."""
         cut = every(self.node, self.constants, len(self._shape(data)))
         axes = []
@@ -275,17 +275,17 @@ class _Step:
             else:
                 start, step = cut[along.dim].start, cut[along.dim].step
                 axes.append(replace(along, field=along.field.slide(1, step, pad_begin=-start)))
-        return Reach(tuple(axes))
+        return ReceptiveField(tuple(axes))
 
-    def _gathered(self, data: gs.Tensor) -> Reach:
+    def _gathered(self, data: gs.Tensor) -> ReceptiveField:
         """The gathered axis gives way to those of the indices; it must not be one of the image."""
         axis, more = self._axis(data), len(self._shape(self.node.outputs[0])) - len(self._shape(data))
         axes = self._known(data).axes
         if any(a.dim == axis for a in axes) or self.node.inputs[1].name in self.found:
             raise _Lost("Gather runs over an axis of the image")
-        return Reach(tuple(a if a.dim is None or a.dim < axis else replace(a, dim=a.dim + more) for a in axes))
+        return ReceptiveField(tuple(a if a.dim is None or a.dim < axis else replace(a, dim=a.dim + more) for a in axes))
 
-    def _multiplied(self, _: gs.Tensor) -> Reach:
+    def _multiplied(self, _: gs.Tensor) -> ReceptiveField:
         """A matrix product contracts the last axis of its first factor, the last but one of its second."""
         read = [(i, t) for i, t in enumerate(self.node.inputs) if t.name in self.found]
         if len(read) > 1 or read[0][0] > 1:
@@ -297,27 +297,27 @@ class _Step:
         axes = []
         for along in self.found[data.name].axes:
             if along.dim == contracted:
-                axes.append(Along(self._whole(along, data), None))
+                axes.append(AxisField(self._whole(along, data), None))
             elif along.dim is not None and flipped:
                 axes.append(replace(along, dim=1 - along.dim))
             elif along.dim is not None and along.dim > contracted and len(self._shape(self.node.outputs[0])) < rank:
                 axes.append(replace(along, dim=along.dim - 1))  # a vector in front leaves no axis of its own
             else:
                 axes.append(along)
-        return Reach(tuple(axes))
+        return ReceptiveField(tuple(axes))
 
-    def _normalized(self, data: gs.Tensor) -> Reach:
+    def _normalized(self, data: gs.Tensor) -> ReceptiveField:
         if self.node.attrs.get("training_mode", 0):
             raise _Lost(f"{self.node.op} in training mode sees the whole map")
         return self._cell_by_cell(data)
 
-    def _over_map(self, _: gs.Tensor) -> Reach:
+    def _over_map(self, _: gs.Tensor) -> ReceptiveField:
         raise _Lost(f"{self.node.op} sees the whole map")
 
-    def _cell_by_cell(self, _: gs.Tensor) -> Reach:
+    def _cell_by_cell(self, _: gs.Tensor) -> ReceptiveField:
         """The fields of all operands together, which broadcasting aligns at their last dimension."""
         node = self.node
-        result: tuple[Along, ...] | None = None
+        result: tuple[AxisField, ...] | None = None
         out = self._shape(node.outputs[0])
         for tensor in node.inputs[:1] if node.op == "CastLike" else node.inputs:  # of the other it takes the type
             if tensor.name not in self.found:
@@ -331,9 +331,9 @@ class _Step:
                     raise _Lost(f"{node.op} runs over an axis of the image")
                 if dim is not None and shape[along.dim or 0] == 1 and out[dim] > 1:
                     dim = None  # one cell for all
-                axes.append(Along(along.field, dim))
+                axes.append(AxisField(along.field, dim))
             result = tuple(axes) if result is None else _together(result, axes, node.op, self.strides_only)
-        return Reach(result or ())
+        return ReceptiveField(result or ())
 
     def _runs_over(self, dim: int, data: gs.Tensor) -> bool:
         """Whether an operator along one axis mixes or picks cells of that one."""
@@ -345,7 +345,7 @@ class _Step:
         return kind in ALONG_AXIS and dim == self._axis(data)
 
 
-RULES: Mapping[str, Callable[[_Step, gs.Tensor], Reach]] = ruled(
+RULES: Mapping[str, Callable[[_Step, gs.Tensor], ReceptiveField]] = ruled(
     {
         "unary broadcast cast-like quantizer": _Step._cell_by_cell,
         "softmax layer-norm channel-norm axis-norm axes-norm concat split top Expand": _Step._cell_by_cell,
@@ -374,10 +374,10 @@ UNRULED = chosen(
 """Operators without such a rule: behind them there is no figure."""
 
 
-def _together(one: Sequence[Along], other: Sequence[Along], op: str, strides_only: bool) -> tuple[Along, ...]:
+def _together(one: Sequence[AxisField], two: Sequence[AxisField], op: str, strides_only: bool) -> tuple[AxisField, ...]:
     """Both fields, axis by axis; where only one of them moves there is no figure that holds for all cells."""
     axes = []
-    for a, b in zip(one, other, strict=True):
+    for a, b in zip(one, two, strict=True):
         if strides_only and None in (a.dim, b.dim):
             axes.append(b if a.dim is None else a)
             continue
@@ -387,7 +387,7 @@ def _together(one: Sequence[Along], other: Sequence[Along], op: str, strides_onl
             raise _Lost(f"{op} joins maps whose axes differ")
         if a.field.stride != b.field.stride and a.dim is not None:
             raise _Lost(f"{op} joins maps of strides {a.field.stride} and {b.field.stride}")
-        axes.append(Along(a.field.union(b.field), a.dim))
+        axes.append(AxisField(a.field.union(b.field), a.dim))
     return tuple(axes)
 
 

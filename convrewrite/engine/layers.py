@@ -371,7 +371,7 @@ class LinearLayer:
 
 
 @dataclass(frozen=True)
-class Every:
+class AxisSlice:
     """What a Slice keeps of one axis: each `step`-th cell from `start` on, up to the last or not."""
 
     start: int
@@ -379,7 +379,7 @@ class Every:
     to_the_end: bool
 
 
-def every(node: gs.Node, constants: Constants, rank: int) -> dict[int, Every] | None:
+def every(node: gs.Node, constants: Constants, rank: int) -> dict[int, AxisSlice] | None:
     """What a Slice keeps of each axis that it names; None where it counts from the end, backwards or is not constant.
 
     Source: https://onnx.ai/onnx/operators/onnx__Slice.html
@@ -397,4 +397,4 @@ def every(node: gs.Node, constants: Constants, rank: int) -> dict[int, Every] | 
     steps = [1] * len(starts) if given[3] is None else [int(v) for v in np.ravel(given[3])]
     if min(*starts, 0) < 0 or min(*steps, 1) < 1:
         return None
-    return {a: Every(s, k, e >= END) for a, s, e, k in zip(axes, starts, ends, steps, strict=True)}
+    return {a: AxisSlice(s, k, e >= END) for a, s, e, k in zip(axes, starts, ends, steps, strict=True)}

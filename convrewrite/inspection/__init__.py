@@ -17,7 +17,7 @@ import onnx_graphsurgeon as gs
 from convrewrite import acceptance
 from convrewrite.engine import costs
 from convrewrite.engine.costs import LayerCost
-from convrewrite.engine.fields import Reach, receptive_fields
+from convrewrite.engine.fields import ReceptiveField, receptive_fields
 from convrewrite.engine.image_axes import image_input, spatial_dims
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.operators import OPERATORS, chosen
@@ -103,7 +103,7 @@ def _asked(at: Native, window: Shape | None, tol: float) -> tuple[Pass, ...]:
     return Fcn(window=None if at.size is None else window), Separable(tol=tol), Groups(tol=tol)
 
 
-def _layer(node: gs.Node, cost: LayerCost, at: Native, reach: Reach | None) -> Layer:
+def _layer(node: gs.Node, cost: LayerCost, at: Native, reach: ReceptiveField | None) -> Layer:
     shape = _shape(node.inputs[0], at) if node.inputs else None
     if node.op not in SLIDING or shape is None:
         return Layer(cost, shape, reach=reach)

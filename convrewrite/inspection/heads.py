@@ -11,7 +11,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.fields import Reach, Shape
+from convrewrite.engine.fields import ReceptiveField, Shape
 
 SHOWN = 16
 """Operators that are listed."""
@@ -20,7 +20,7 @@ MAPS = 3
 """Maps that are listed."""
 
 
-def head(graph: gs.Graph, shapes: Mapping[str, Shape], reaches: Mapping[str, Reach]) -> dict[str, Any] | None:
+def head(graph: gs.Graph, shapes: Mapping[str, Shape], reaches: Mapping[str, ReceptiveField]) -> dict[str, Any] | None:
     """The maps that the head reads, with their shapes, and its operators in order; None where there is no head.
 
     A node belongs to it if neither it nor anything behind it gives a map again: a squeeze-and-excite block does not.
@@ -43,7 +43,7 @@ def _made_by(tensor: gs.Tensor, nodes: set[int]) -> bool:
     return any(id(node) in nodes for node in tensor.inputs)
 
 
-def _is_single(reach: Reach, shape: Shape | None) -> bool:
+def _is_single(reach: ReceptiveField, shape: Shape | None) -> bool:
     """Whether a tensor has one cell for the whole image."""
     if shape is None:
         return False

@@ -8,7 +8,7 @@ from typing import Any
 
 from convrewrite.engine import costs
 from convrewrite.engine.costs import LayerCost
-from convrewrite.engine.fields import Reach
+from convrewrite.engine.fields import ReceptiveField
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.rewrite import Site
 from convrewrite.inspection import heads
@@ -41,7 +41,7 @@ class Layer:
     input: Shape | None = None
     sliding: Sliding | None = None
     group: int | None = None
-    reach: Reach | None = None
+    reach: ReceptiveField | None = None
 
     @property
     def counts(self) -> bool:
@@ -88,7 +88,7 @@ class Inspection(Printed):
     assumed: bool
     image: str | None
     layers: tuple[Layer, ...]
-    outputs: dict[str, Reach]
+    outputs: dict[str, ReceptiveField]
     sites: tuple[Site, ...]
     head: dict[str, Any] | None = None
     uncounted: int = 0
@@ -175,7 +175,7 @@ def _row(layer: Layer, total: int) -> tuple[str, ...]:
     return _short(cost.name), cost.op, *geometry, group, *shape, f"{cost.parameters:,}", macs, share, field
 
 
-def _told(reach: Reach) -> str:
+def _told(reach: ReceptiveField) -> str:
     """A field: its size, how far the next cell's is, and where the first begins."""
     if not reach.axes:
         return f"? ({reach.why})"

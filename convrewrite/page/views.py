@@ -17,7 +17,7 @@ from convrewrite.page.class_map import class_map
 from convrewrite.page.spectra import spectra
 from convrewrite.page.surgery import SHOWN, Surgery, surgeries
 from convrewrite.pipeline import report
-from convrewrite.pipeline.outcome import Ends, Outcome
+from convrewrite.pipeline.outcome import ModelPair, Outcome
 from convrewrite.text import counted
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def _sites(
     return told
 
 
-def _costs(ends: Ends, graphs: Mapping[str, Surgery]) -> list[dict[str, Any]]:
+def _costs(ends: ModelPair, graphs: Mapping[str, Surgery]) -> list[dict[str, Any]]:
     """MACs of each layer of the original, and of what took its place."""
     before, after = (_macs(model.graph, ends.inputs) for model in (ends.before, ends.after))
     if before is None or after is None:

@@ -41,8 +41,8 @@ from convrewrite.pipeline.files import (
 )
 from convrewrite.pipeline.native import check_known, native
 from convrewrite.pipeline.opsets import upgraded
-from convrewrite.pipeline.outcome import STREAM, Ends, FileFacts, Log, Outcome
-from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, refusal, why
+from convrewrite.pipeline.outcome import STREAM, FileFacts, Log, ModelPair, Outcome
+from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, explained, refusal
 from convrewrite.pipeline.upsampling import Upsampled
 from convrewrite.running import runtime
 from convrewrite.system import atomic
@@ -172,7 +172,7 @@ def _idle_or_converted(run: _Run) -> str:
         raise refusal(run.pass_, refused[0])
     if not result.changed:
         run.log.note(sites=() if run.options.further else result.sites)
-        return "; ".join(why(run.pass_, site) for site in result.sites[:1]) or "no node reads the image"
+        return "; ".join(explained(run.pass_, site) for site in result.sites[:1]) or "no node reads the image"
     lifting = result.evidence_of(Lifting)
     assert lifting is not None, "what fcn rewrites takes images of any size"
     window = lifting.window
@@ -195,7 +195,7 @@ def _publish(run: _Run) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
     after, window, log = run.result, run.cells_window, run.log
     inputs = {} if window is None else _native_inputs(after.graph, window)
-    log.note(ends=Ends(run.original, after, inputs, run.options.data))
+    log.note(ends=ModelPair(run.original, after, inputs, run.options.data))
     log.note(warnings=fixed_defaults(run.original, after))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(atomic.scratch()))
@@ -231,8 +231,8 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
         parts.append(verification.verify(original, opened, options, fixed={}))
     if run.denser is not None:
         coarse = model_io.save(run.model, folder / "coarse.onnx")
-        parts.append(denser.proved(coarse, run.denser, folder, run.options))
-    pixels = () if run.upsampled is None else upsampling.proved(run.upsampled, staged, folder, run.options)
+        parts.append(denser.checked(coarse, run.denser, folder, run.options))
+    pixels = () if run.upsampled is None else upsampling.checked(run.upsampled, staged, folder, run.options)
     first = parts[0] if parts else Verification((), provider=run.options.provider.replace("auto", "cpu"))
     return replace(
         first,

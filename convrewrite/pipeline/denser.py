@@ -119,7 +119,7 @@ def _window(window: Window, strides: Mapping[str, tuple[int, ...]]) -> Window:
     return window.denser(next(strides[name] for name in window.outputs if name in strides))
 
 
-def proved(coarse: Path, made: Denser, folder: Path, options: CheckOptions) -> Verification:
+def checked(coarse: Path, made: Denser, folder: Path, options: CheckOptions) -> Verification:
     """Compare every f-th cell of the new map with the map at the old stride."""
     sampled = model_io.save(_sampled(made), folder / "every-cell.onnx")
     how = replace(options.comparing(sizes=[size for size in made.sizes if size]), data=None)

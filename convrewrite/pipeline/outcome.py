@@ -53,7 +53,7 @@ class FileFacts:
 
 
 @dataclass(frozen=True)
-class Ends:
+class ModelPair:
     """The two models of a rewrite, for whoever draws them; `after` may not have been written, or not be equivalent.
 
     Attributes:
@@ -91,7 +91,7 @@ class Outcome:
     warnings: tuple[str, ...] = ()
     advice: str = ""
     error: ConvrewriteError | None = field(default=None, compare=False)
-    ends: Ends | None = field(default=None, compare=False, repr=False)
+    ends: ModelPair | None = field(default=None, compare=False, repr=False)
 
     @property
     def exit_code(self) -> int:

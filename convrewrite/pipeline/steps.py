@@ -77,10 +77,10 @@ def without_writing(error: ConvrewriteError) -> None:
 
 def refusal(pass_: Pass, site: Site) -> Refused:
     """The error that reports a site's refusal of the model."""
-    return Refused(why(pass_, replace(site, remedy="")), reason=site.reason, remedy=site.remedy)
+    return Refused(explained(pass_, replace(site, remedy="")), reason=site.reason, remedy=site.remedy)
 
 
-def why(pass_: Pass, site: Site) -> str:
+def explained(pass_: Pass, site: Site) -> str:
     """Where, what it means, what helps, and the code that `explain` takes."""
     remedy = f"; {site.remedy}" if site.remedy else ""
     return f"{site.detail}: {meaning(pass_, site)} [{site.reason}]{remedy}"

@@ -42,7 +42,7 @@ from convrewrite.pipeline.files import (
     same_file,
 )
 from convrewrite.pipeline.native import Native, check_known, native
-from convrewrite.pipeline.outcome import STREAM, Ends, Log, Outcome
+from convrewrite.pipeline.outcome import STREAM, Log, ModelPair, Outcome
 from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, meaning, obtained, refusal
 from convrewrite.running import runtime
@@ -258,7 +258,7 @@ def _check_refused(pass_: Pass, result: PassResult) -> None:
 def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
     after = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
-    run.log.note(ends=Ends(run.model, after, run.at.inputs, run.options.data))
+    run.log.note(ends=ModelPair(run.model, after, run.at.inputs, run.options.data))
     run.log.note(warnings=fixed_defaults(run.model, after))
     path = run.folder / "rewritten.onnx" if target == STREAM else Path(target)
     with model_io.staged(after, path) as staged:

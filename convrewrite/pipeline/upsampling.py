@@ -99,7 +99,7 @@ def interpolated(cells: Array, window: Window, size: Sequence[int], mode: str) -
     return values
 
 
-def proved(made: Upsampled, staged: Path, folder: Path, options: CheckOptions) -> tuple[Case, ...]:
+def checked(made: Upsampled, staged: Path, folder: Path, options: CheckOptions) -> tuple[Case, ...]:
     """Every pixel against numpy, on images whose size divides nothing."""
     window = made.window
     last = {site.anchor: site.op for site in made.sites}

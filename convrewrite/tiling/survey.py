@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.fields import Reach, receptive_fields
+from convrewrite.engine.fields import ReceptiveField, receptive_fields
 from convrewrite.engine.graph import Shape, add_types, infer_shapes
 from convrewrite.engine.image_axes import image_input, spatial_dims
 from convrewrite.engine.layers import Sliding
@@ -248,7 +248,7 @@ def _freeze(graph: gs.Graph, known: Mapping[str, Shape]) -> None:
             del node.attrs["auto_pad"]
 
 
-def _chosen(graph: gs.Graph, outputs: Sequence[str], reaches: Mapping[str, Reach]) -> list[gs.Variable]:
+def _chosen(graph: gs.Graph, outputs: Sequence[str], reaches: Mapping[str, ReceptiveField]) -> list[gs.Variable]:
     """The outputs that are wanted: by name, or all that depend on the image."""
     by_name = {t.name: t for t in graph.outputs}
     for name in outputs:
@@ -264,7 +264,7 @@ def _axes(
     graph: gs.Graph,
     tensor: gs.Variable,
     known: Mapping[str, Shape],
-    reaches: Mapping[str, Reach],
+    reaches: Mapping[str, ReceptiveField],
     between: Window | None,
     size: Sequence[int],
 ) -> tuple[tuple[Axis, ...], tuple[int, ...]]:
@@ -281,7 +281,7 @@ def _axes(
     return tuple(Pixels(pixels, of, extent, at) for pixels, of, extent, at in found), tuple(range(2, 2 + rank))
 
 
-def _reach(output: str, name: str, reaches: Mapping[str, Reach]) -> Reach:
+def _reach(output: str, name: str, reaches: Mapping[str, ReceptiveField]) -> ReceptiveField:
     """The field of a tensor that gives an output. Raises Refused where its cells look further than any crop."""
     reach = reaches[name]
     if reach.why:
@@ -291,7 +291,7 @@ def _reach(output: str, name: str, reaches: Mapping[str, Reach]) -> Reach:
     return reach
 
 
-def _refuse_positions(graph: gs.Graph, known: Mapping[str, Shape], reaches: Mapping[str, Reach]) -> None:
+def _refuse_positions(graph: gs.Graph, known: Mapping[str, Shape], reaches: Mapping[str, ReceptiveField]) -> None:
     """Refuse a map that does not depend on the image where it meets one that does: it says where its cells lie."""
     for node, tensor in _met(graph, reaches):
         shape, out = known.get(tensor.name), known.get(node.outputs[0].name)
@@ -305,7 +305,7 @@ def _refuse_positions(graph: gs.Graph, known: Mapping[str, Shape], reaches: Mapp
                 raise refused("apply/position", f"{label} reads '{tensor.name}' {list(shape)}")
 
 
-def _met(graph: gs.Graph, reaches: Mapping[str, Reach]) -> Iterator[tuple[gs.Node, gs.Tensor]]:
+def _met(graph: gs.Graph, reaches: Mapping[str, ReceptiveField]) -> Iterator[tuple[gs.Node, gs.Tensor]]:
     """Operands, of operators that work cell by cell, that do not depend on the image."""
     for node in graph.nodes:
         if (node.op in ELEMENTWISE or node.op == "Concat") and any(t.name in reaches for t in node.inputs):

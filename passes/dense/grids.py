@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from convrewrite.engine.fields import FIELDLESS, Along, Reach, receptive_fields
+from convrewrite.engine.fields import FIELDLESS, AxisField, ReceptiveField, receptive_fields
 from convrewrite.engine.graph import Constants, sort_nodes
 from convrewrite.engine.image_axes import image_input
 from convrewrite.engine.layers import Sliding, every
@@ -77,7 +77,7 @@ class Walk:
 
     graph: gs.Graph
     shapes: Mapping[str, Shape]
-    reaches: Mapping[str, Reach]
+    reaches: Mapping[str, ReceptiveField]
     stride: Shape
     constants: Constants
     grids: dict[str, Grids] = field(default_factory=dict)
@@ -174,21 +174,21 @@ class Walk:
             return self._unchanged(found, read)
         return RULES[node.op](self, node, found, read)
 
-    def _made(self, found: Reach, tensor: gs.Tensor) -> bool:
+    def _made(self, found: ReceptiveField, tensor: gs.Tensor) -> bool:
         """Whether the stride that an operator makes would be a finer one."""
         return any(self._dense(i, along) != along.field.stride for i, along in enumerate(found.axes))
 
-    def _dense(self, axis: int, along: Along) -> int:
+    def _dense(self, axis: int, along: AxisField) -> int:
         return math.gcd(along.field.stride, self.stride[axis])
 
-    def _unchanged(self, found: Reach | None, read: Sequence[gs.Tensor]) -> Grids:
+    def _unchanged(self, found: ReceptiveField | None, read: Sequence[gs.Tensor]) -> Grids:
         """The state after an operator that reads maps at their old stride: what follows cannot become denser."""
         return () if found is None or found.why else self._following(found, [0 for _ in found.axes])
 
-    def _following(self, found: Reach, lengths: Sequence[Any]) -> Grids:
+    def _following(self, found: ReceptiveField, lengths: Sequence[Any]) -> Grids:
         return tuple(Grid(a.dim, a.field.stride, self._dense(i, a), lengths[i] or ()) for i, a in enumerate(found.axes))
 
-    def _slide(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
+    def _slide(self, node: gs.Node, found: ReceptiveField, read: Sequence[gs.Tensor]) -> Grids:
         data = node.inputs[0]
         shape, grids = self.shapes[data.name], self.grids[data.name]
         weight = OPERATORS[node.op].weight or 1
@@ -201,7 +201,7 @@ class Walk:
             self._edit_slide(node, old, new)
         return self._following(found, [_cells(grid, new) for grid in grids])
 
-    def _dilated(self, node: gs.Node, old: Sliding, grids: Grids, found: Reach) -> Sliding:
+    def _dilated(self, node: gs.Node, old: Sliding, grids: Grids, found: ReceptiveField) -> Sliding:
         """The geometry at the new strides; a ceil_mode becomes pads, if anything changes."""
         places = [(grid, i, grid.dim - 2) for i, grid in enumerate(grids) if grid.dim is not None]
         strides, dilations, begin, end = (list(v) for v in (old.strides, old.dilations, old.begin, old.end))
@@ -238,7 +238,7 @@ class Walk:
             self.edits.append(Attributes(name, new.attributes(node.attrs, pool=OPERATORS[node.op].kind == "pool")))
         self.told.append((node, changes(old, new)))
 
-    def _taken_together(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
+    def _taken_together(self, node: gs.Node, found: ReceptiveField, read: Sequence[gs.Tensor]) -> Grids:
         """An operator over whole axes: it sees the cells that it saw, every factor-th."""
         data = node.inputs[0]
         grids = self.grids[data.name]
@@ -252,7 +252,7 @@ class Walk:
             self.told.append((node, f"sees every {' and '.join(map(str, sorted(set(steps.values()))))}-th cell"))
         return self._following(found, [grid.lengths for grid in grids])
 
-    def _pad(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
+    def _pad(self, node: gs.Node, found: ReceptiveField, read: Sequence[gs.Tensor]) -> Grids:
         data = node.inputs[0]
         rank, grids = len(self.shapes[data.name]), self.grids[data.name]
         given = node.attrs.get("pads")
@@ -275,7 +275,7 @@ class Walk:
             self.told.append((node, f"pads {pads} -> {new}"))
         return self._following(found, lengths)
 
-    def _slice(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
+    def _slice(self, node: gs.Node, found: ReceptiveField, read: Sequence[gs.Tensor]) -> Grids:
         data = node.inputs[0]
         cut = every(node, self.constants, len(self.shapes[data.name])) or {}
         order = list(cut)
@@ -296,7 +296,7 @@ class Walk:
             self.told.append((node, f"steps {old[1]} -> {steps}"))
         return self._following(found, lengths)
 
-    def _reshape(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
+    def _reshape(self, node: gs.Node, found: ReceptiveField, read: Sequence[gs.Tensor]) -> Grids:
         """An axis that stays is told by 0 or -1, of an Expand by 1; one that goes is flattened."""
         grids = self.grids[read[0].name]
         stored = Constants(self.graph)  # a shape that is computed from the map's own has no numbers of it
@@ -311,7 +311,7 @@ class Walk:
                 raise Refuse("dense/baked-shape", f"{label(node)} to {[int(d) for d in shape]}")
         return self._following(found, [grid.lengths for grid in grids])
 
-    def _check_constant_maps(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> None:
+    def _check_constant_maps(self, node: gs.Node, found: ReceptiveField, read: Sequence[gs.Tensor]) -> None:
         """What does not depend on the image must not have cells of its own where the map becomes denser."""
         if node.op not in BROADCASTING:
             return
@@ -326,7 +326,7 @@ class Walk:
                 if at is not None and at >= 0 and shape[at] != 1 and factors[i] > 1:
                     raise Refuse("dense/baked-shape", f"{label(node)} reads '{tensor.name}' {list(shape)}")
 
-    def _joined(self, node: gs.Node, found: Reach, read: Sequence[gs.Tensor]) -> Grids:
+    def _joined(self, node: gs.Node, found: ReceptiveField, read: Sequence[gs.Tensor]) -> Grids:
         """Cell by cell: all maps that meet have the same extents, whatever the size of the image."""
         self._check_constant_maps(node, found, read)
         lengths: list[Lengths] = []
@@ -346,7 +346,7 @@ class Walk:
         return self._following(found, lengths)
 
 
-RULES: Mapping[str, Callable[[Walk, gs.Node, Reach, Sequence[gs.Tensor]], Grids]] = ruled(
+RULES: Mapping[str, Callable[[Walk, gs.Node, ReceptiveField, Sequence[gs.Tensor]], Grids]] = ruled(
     {
         "convolution integer-convolution pool": Walk._slide,
         "global-pool reduction search": Walk._taken_together,
@@ -371,7 +371,7 @@ def _cells(grid: Grid, sliding: Sliding) -> Lengths:
     )
 
 
-def _coarsest(graph: gs.Graph, reaches: Mapping[str, Reach], axes: int) -> Shape:
+def _coarsest(graph: gs.Graph, reaches: Mapping[str, ReceptiveField], axes: int) -> Shape:
     """The strides of the outputs, per axis: the largest where there are several."""
     known = [reaches[t.name] for t in graph.outputs if t.name in reaches]
     if any(reach.why for reach in known):  # some operator says why, once the walk comes to it
