@@ -82,7 +82,7 @@ class Result(Printed):
 
     @property
     def window(self) -> Window | None:
-        """Of a fully convolutional model: what its output cells mean."""
+        """What the output cells of a fully convolutional model stand for; None for other models."""
         return self.outcome.window
 
     @property
@@ -105,7 +105,7 @@ class Result(Printed):
 
 
 def text_of(outcome: Outcome) -> str:
-    """What the command prints, as plain text."""
+    """The text that the command prints, without colours."""
     console = Console(file=io.StringIO(), width=200, color_system=None, force_terminal=False)
     report.show(outcome, console)
     assert isinstance(console.file, io.StringIO)

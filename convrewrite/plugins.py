@@ -173,7 +173,7 @@ def _checked(pass_: type[Pass], options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def version(name: str) -> str:
-    """Of the package that brings a pass; "" for the project's own."""
+    """The version of the package that a pass comes from; "" for the project's own passes."""
     entry = None if name in OWN else _entries()[0].get(name)
     return "" if entry is None or entry.dist is None else f"{entry.dist.name} {entry.dist.version}"
 

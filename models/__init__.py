@@ -89,7 +89,7 @@ def trained_path(name: str) -> Path:
 
 
 def lenet5_path() -> Path:
-    """Path of the trained LeNet-5."""
+    """The path of the trained LeNet-5."""
     return trained_path("lenet5")
 
 

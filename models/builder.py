@@ -201,7 +201,7 @@ class NetBuilder:
         return self._node("Mul", self._name("mul", name), [a.name, b.name], a.shape)
 
     def concat(self, *parts: Tensor, name: str | None = None) -> Tensor:
-        """Channels beside each other."""
+        """Join tensors along the channel axis."""
         shape = (parts[0].shape[0], sum(part.shape[1] for part in parts), *parts[0].shape[2:])
         return self._node("Concat", self._name("concat", name), [part.name for part in parts], shape, axis=1)
 

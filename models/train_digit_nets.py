@@ -91,7 +91,7 @@ def shrink(net: Any, share: float) -> None:
 
 
 def weights(net: Any) -> dict[str, Any]:
-    """The parameters under the builder's names."""
+    """The parameters, under the names that the builder uses."""
     result = {}
     for name, value in net.state_dict().items():
         layer, parameter = name.rsplit(".", 1)

@@ -69,7 +69,7 @@ def train(network: Callable[[], Any], recipe: Recipe, after_step: Callable[[Any,
 
 
 def classify(net: Any, inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.int64]:
-    """Class [N] of each window [N,1,32,32]."""
+    """The class [N] of each window [N, 1, 32, 32]."""
     with torch.no_grad():
         return np.asarray(net(torch.from_numpy(inputs)).argmax(1).numpy(), np.int64)
 

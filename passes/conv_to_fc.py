@@ -76,7 +76,7 @@ class ConvToFc(Pass):
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
-        """Every Conv."""
+        """Every Conv node."""
         yield from (node for node in graph.nodes if node.op == "Conv")
 
     def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
@@ -152,7 +152,7 @@ class _Layer:
     rank: int
 
     def put(self, graph: gs.Graph) -> None:
-        """Change the graph."""
+        """Make the change in the graph."""
         node = maker(graph, self.output)
         data, result = node.inputs[0], node.outputs[0]
         prefix, place = f"{self.output}/conv-to-fc", position(graph, node)

@@ -94,11 +94,11 @@ class FcToConv(Pass):
     reasons: ClassVar[Mapping[str, Reason]] = REASONS
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
-        """Every Gemm and MatMul."""
+        """Every Gemm and MatMul node."""
         yield from (node for node in graph.nodes if node.op in LINEAR)
 
     def plan(self, context: Context, node: gs.Node) -> Sequence[Plan] | Declined | Refusal:
-        """Read the matrix and the bias."""
+        """Plan the convolution from the matrix and the bias of the layer."""
         label = f"{node.op} '{node.name or node.outputs[0].name}'"
         constants, layer = context.constants, LinearLayer.of(node)
         weight = None if layer is None else quantized.read(node.inputs[layer.weight], constants)
@@ -152,7 +152,7 @@ class _Shapes:
     def of(
         cls, op: str, layer: LinearLayer, data: Sequence[Any] | None, result: Sequence[Any] | None
     ) -> _Shapes | None:
-        """For a layer, given the shapes of its data and result; None where they do not follow from what is known."""
+        """A layer's record, from the shapes of its data and result; None where these are not known."""
         if data is None and op == "Gemm":
             data = (None, None)
         ones = None if data is None else max(0, len(layer.stored) - max(2, len(data)))
@@ -188,7 +188,7 @@ class _Layer:
     shapes: _Shapes
 
     def put(self, graph: gs.Graph) -> None:
-        """Change the graph."""
+        """Make the change in the graph."""
         node = maker(graph, self.output)
         data, result = node.inputs[self.layer.data], node.outputs[0]
         bias, result = self._with_bias(graph, node, result)

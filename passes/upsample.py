@@ -134,7 +134,7 @@ class _Axis:
 
     @classmethod
     def of(cls, size: int, stride: int, offset: int) -> _Axis:
-        """Of windows of that size and stride, the first at that pixel."""
+        """The grid of windows of this size and stride whose first window starts at this pixel."""
         twice = 2 * offset + size - 1  # the first centre is at half of that
         before = max(0, -(-twice // (2 * stride)))
         after = max(0, -(-(2 * (size - 1) - twice) // (2 * stride))) + 1
@@ -215,7 +215,7 @@ class _Work:
         return emit("Resize", name, [data, empty, factors], **attrs)
 
     def _cut(self, graph: gs.Graph, emit: Emitter, data: gs.Tensor, dims: Sequence[int]) -> gs.Tensor:
-        """As many entries as the image has pixels."""
+        """Cut the map to as many entries as the image has pixels."""
         window = self.window
         image = next(t for t in graph.inputs if t.name == window.input)
         places = [window.axes.index(letter) for letter in window.letters]

@@ -31,7 +31,7 @@ ANY = "any"
 
 @dataclass(frozen=True)
 class Decision:
-    """Of one pair: `verdict` as `timing` gives it, the speedup with its interval, and milliseconds before and after."""
+    """The decision on one pair: `timing`'s verdict, the speedup with its interval, milliseconds before and after."""
 
     verdict: str
     speedup: float
@@ -55,7 +55,7 @@ class Decision:
 
     @classmethod
     def of(cls, found: Bench) -> Decision:
-        """What a benchmark of one size comes to."""
+        """The decision that the measurements of one size lead to."""
         cell = found.cells[0]
         speedup = cell.comparison.speedup
         return cls(
@@ -108,12 +108,12 @@ class Decisions:
         return cls(path, 0, devices)
 
     def get(self, device: str, key: str) -> Decision | None:
-        """What is known, of this device or of any."""
+        """The timing on record for this device, or for any device where this one has none."""
         known = self._by_device.get(device, {}).get(key)
         return self._by_device.get(ANY, {}).get(key) if known is None else known
 
     def put(self, device: str, key: str, decision: Decision) -> None:
-        """Remember one."""
+        """Put one timing on record."""
         self._by_device.setdefault(device, {})[key] = decision
         self.made += 1
 

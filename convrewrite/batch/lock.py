@@ -35,7 +35,7 @@ class _Kept(BaseModel):
 
 
 class Speedup(_Kept):
-    """Of a model, with its interval."""
+    """The measured speedup of a model, with its confidence interval."""
 
     median: Finite
     low: Finite
@@ -43,7 +43,7 @@ class Speedup(_Kept):
 
 
 class Facts(_Kept):
-    """What reports say of a model that passed."""
+    """The figures that reports give for a model that passed."""
 
     status: Literal["rewritten", "unchanged"]
     exit_code: Literal[0]
@@ -57,7 +57,7 @@ class Facts(_Kept):
 
 
 class Entry(BaseModel):
-    """Of one model that passed: what went in, what came out, and how that ended."""
+    """The record of one model that passed: the hashes of its files, the settings, and the result."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -117,13 +117,13 @@ class Lock:
         return entry if entry.output == found else None
 
     def keep(self, job: Job, wanted: str, result: dict[str, Any]) -> None:
-        """Remember a model that passed."""
+        """Record a model that passed."""
         kept = {name: _plain(fact) for name, fact in result.items() if name not in VARYING}
         facts = Facts.model_validate(kept)
         self.entries[job.name] = Entry(key=wanted, output=model_io.load(job.target).sha256, result=facts)
 
     def learn(self, path: Path) -> None:
-        """Take over the timings that a worker left."""
+        """Take over the timings that a worker has written."""
         if path.exists():
             Decisions.read(path)  # raises where it is damaged
             for device, more in json.loads(path.read_text(encoding="utf-8"))["devices"].items():

@@ -18,13 +18,13 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """Of this model alone."""
+        """The exit code that this model alone would give."""
         return int(self.facts["exit_code"])
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What came of all of them."""
+    """The results of all models, and the exit code of the run."""
 
     results: tuple[Result, ...]
     exit_code: int

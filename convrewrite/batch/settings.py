@@ -196,7 +196,7 @@ else:
 
 
 class Verification(keys("CheckKeys", CheckOptions, size=(Size | None, None))):  # type: ignore[misc]
-    """How results are checked."""
+    """The settings of the check that every written model goes through."""
 
     def options(self, data: Any, path: str | None = None) -> CheckOptions:
         """What holds for every step, with the data that was read."""
@@ -217,7 +217,7 @@ class Gates(Section):
 
 
 class Reports(Section):
-    """Where the results go."""
+    """The paths of the reports."""
 
     json_: FilePath | None = Field(None, alias="json")
     junit: FilePath | None = None
@@ -312,6 +312,6 @@ def _told(mistake: Any) -> str:
 
 
 def _short(what: object) -> str:
-    """On one line, and no longer than one wants to read."""
+    """The message on one line, cut where it is too long to read."""
     text = "".join(char if char.isprintable() else "?" for char in as_line(what))
     return text if len(text) <= 200 else f"{text[:200]}..."

@@ -84,7 +84,7 @@ def to_junit(batch: Batch) -> str:
 
 
 def to_markdown(batch: Batch) -> str:
-    """A table, one row per model."""
+    """The results as a Markdown table with one row per model."""
     rows = [HEADER, ("---",) * len(HEADER), *(tuple(map(text.markdown_cell, row(result))) for result in batch.results)]
     lines = [f"| {' | '.join(cells)} |" for cells in rows]
     return "\n".join(["### convrewrite", "", *lines, "", f"exit code {batch.exit_code}", ""])

@@ -51,7 +51,7 @@ class Finding:
     facts: dict[str, Any] = field(default_factory=lambda: {"status": "error", "exit_code": 70, "message": ""})
 
     def note(self, **more: Any) -> None:
-        """Add to what is known."""
+        """Add facts to the record of this command."""
         self.facts.update(more)
 
     def ended(self, error: ConvrewriteError) -> None:

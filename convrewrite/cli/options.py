@@ -295,7 +295,7 @@ def parse_shape(text: str) -> Many:
 
 
 def finite(value: float | None) -> float | None:
-    """The value, where it can be a tolerance."""
+    """The value, if it is a finite number of zero or more."""
     if value is not None and not (math.isfinite(value) and value >= 0):
         raise typer.BadParameter(f"{value} is not a tolerance; write a number such as 1e-5")
     return value

@@ -61,7 +61,7 @@ def register(
         config: Annotated[Path, typer.Argument(metavar="[convrewrite.toml]", show_default=False)] = Path(CONFIG),
         debug: DebugOption = False,
     ) -> None:
-        """Write a commented file for `run`."""
+        """Write a settings file for `run`, with a comment on every key."""
         from convrewrite.batch.starter import STARTER
         from convrewrite.system import atomic
 

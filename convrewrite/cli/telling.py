@@ -18,7 +18,7 @@ errors = Console(stderr=True, soft_wrap=True)
 
 
 def say(line: str) -> None:
-    """A line for a person."""
+    """Print one line to standard error."""
     errors.print(text.terminal(line), markup=False, highlight=False)
 
 

@@ -50,22 +50,22 @@ Layout = tuple[Axis, ...]
 
 
 def channels(extent: int) -> Atom:
-    """A fresh channel atom."""
+    """Make a new channel atom."""
     return Atom("C", extent)
 
 
 def atoms(layout: Iterable[Axis]) -> tuple[Atom, ...]:
-    """All atoms in order."""
+    """All atoms of a layout, in order."""
     return tuple(itertools.chain.from_iterable(layout))
 
 
 def extent(axis: Iterable[Atom]) -> int:
-    """Entries of an axis at the native size."""
+    """The number of entries of an axis at the native size."""
     return math.prod(atom.extent for atom in axis)
 
 
 def shape(layout: Layout) -> tuple[int, ...]:
-    """Native shape of a tensor with that layout."""
+    """The native shape of a tensor that has this layout."""
     return tuple(extent(axis) for axis in layout)
 
 
@@ -96,12 +96,12 @@ def only(axis: Iterable[Atom], letter: str) -> bool:
 
 
 def large(axis: Iterable[Atom]) -> tuple[Atom, ...]:
-    """The spatial atoms of extent above 1."""
+    """The spatial atoms whose extent is above 1."""
     return tuple(atom for atom in axis if atom.spatial and atom.extent > 1)
 
 
 def substitute(layout: Layout, parts: Mapping[Atom, Axis]) -> Layout:
-    """Replace atoms by their factors."""
+    """Replace each atom by its factors."""
     return tuple(atoms(parts.get(atom, (atom,)) for atom in axis) for axis in layout)
 
 

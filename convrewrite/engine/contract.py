@@ -168,7 +168,7 @@ class Pass(ABC):
 
     @abstractmethod
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
-        """Do what the plan says."""
+        """Carry out the plan on the graph; it cannot fail."""
 
     def advice(self) -> str:
         """What the user of the rewritten model has to know, in the place of what was saved; "" for nothing."""

@@ -69,13 +69,13 @@ class ConvSite:
 
     @property
     def channels(self) -> tuple[int, int]:
-        """(out, in) of the whole convolution."""
+        """The numbers of output and input channels of the whole convolution."""
         rows, per = self.weight.shape[:2]
         return (per * self.group, rows) if self.op == "ConvTranspose" else (rows, per * self.group)
 
     @property
     def kernel(self) -> Shape:
-        """Extents."""
+        """The extents of the kernel."""
         return tuple(self.weight.shape[2:])
 
     @property
@@ -85,22 +85,22 @@ class ConvSite:
 
     @property
     def taps(self) -> int:
-        """Entries of one kernel."""
+        """The number of entries of one kernel."""
         return math.prod(self.kernel)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates on one input."""
+        """Multiply-accumulates for one input."""
         return int(self.weight.size) * self.cells
 
     @property
     def params(self) -> int:
-        """Entries of weight and bias."""
+        """The number of entries of weight and bias."""
         return int(self.weight.size) + (0 if self.bias is None else len(self.bias))
 
     @property
     def label(self) -> str:
-        """How messages call it."""
+        """The name that messages use."""
         return f"{self.op} '{self.node}'"
 
     def __str__(self) -> str:

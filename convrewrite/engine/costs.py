@@ -82,7 +82,7 @@ class LayerCost:
 
     @property
     def flops(self) -> int | None:
-        """Two per MAC."""
+        """Floating-point operations: two for each multiply-accumulate."""
         return None if self.macs is None else 2 * self.macs
 
     @property
@@ -107,12 +107,12 @@ class Costs:
 
     @property
     def macs(self) -> int:
-        """Of all layers whose shapes are known."""
+        """Multiply-accumulates of all layers whose shapes are known."""
         return sum(layer.macs or 0 for layer in self.layers)
 
     @property
     def bytes_moved(self) -> int:
-        """Of all layers whose shapes are known."""
+        """Bytes read and written by all layers whose shapes are known."""
         return sum(layer.bytes_moved or 0 for layer in self.layers)
 
     @property

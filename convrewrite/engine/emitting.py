@@ -77,15 +77,15 @@ class Emitter:
         return variable
 
     def constant(self, name: str, values: Array) -> gs.Constant:
-        """A fresh constant."""
+        """Make a new constant under a unique name."""
         return self._fresh(self._full(name), values)
 
     def ints(self, name: str, values: Sequence[int]) -> gs.Constant:
-        """Whole numbers, one axis."""
+        """Add an int64 constant with one axis."""
         return self.constant(name, np.array(values, np.int64))
 
     def number(self, name: str, value: float) -> gs.Constant:
-        """A number of the type of the tensors."""
+        """Add a scalar constant of the tensors' own type."""
         return gs.Constant(unique_name(self._full(name), self.taken), np.array(value, self.dtype))
 
     def kept(self, name: str, value: Array | Stored) -> gs.Tensor:

@@ -60,7 +60,7 @@ class Operand:
 
     @property
     def entries(self) -> int:
-        """How many numbers it holds."""
+        """The number of elements."""
         return math.prod(self.shape)
 
 

@@ -52,7 +52,7 @@ class Reach:
 
     @property
     def size(self) -> Shape:
-        """Pixels per spatial axis."""
+        """The extent in pixels, one entry per spatial axis."""
         return tuple(along.field.size for along in self.axes)
 
     @property
@@ -66,7 +66,7 @@ class Reach:
         return tuple(along.field.offset for along in self.axes)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         return {"size": list(self.size), "stride": list(self.stride), "offset": list(self.offset), "why": self.why}
 
 

@@ -73,7 +73,7 @@ class Sliding:
 
     @property
     def output(self) -> Ints:
-        """Native extents of the output."""
+        """The spatial extents of the output at the native size."""
         return tuple(self._output(axis, self.ceil_mode) for axis in range(len(self.size)))
 
     def _output(self, axis: int, ceil_mode: bool) -> int:
@@ -177,7 +177,7 @@ class ConvLayer:
 
     @property
     def out_channels(self) -> int:
-        """Channels of the output."""
+        """The number of output channels."""
         return self.weight[0]
 
 
@@ -197,13 +197,13 @@ class TransposedLayer:
 
     @property
     def out_channels(self) -> int:
-        """Channels of the output."""
+        """The number of output channels."""
         return self.weight[1] * self.group
 
 
 @dataclass(frozen=True)
 class PoolLayer:
-    """An AveragePool, MaxPool or LpPool node."""
+    """The attributes of an AveragePool, MaxPool or LpPool node."""
 
     op: str
     sliding: Sliding
@@ -211,7 +211,7 @@ class PoolLayer:
 
     @classmethod
     def from_node(cls, node: gs.Node, size: Sequence[int]) -> PoolLayer:
-        """Read a node on a map of that native size."""
+        """Read the attributes of a node whose input map has this native size."""
         sliding = Sliding.read(node.attrs, tuple(node.attrs["kernel_shape"]), size)
         return cls(node.op, sliding, bool(node.attrs.get("count_include_pad", 0)))
 
@@ -314,14 +314,14 @@ class LinearLayer:
 
     @property
     def outputs(self) -> int:
-        """K; 1 for a vector."""
+        """The number of output features, K; 1 where the weight is a vector."""
         if len(self.stored) < 2:
             return 1
         return self.stored[-2 if self.rows_are_outputs else -1]
 
     @property
     def inputs(self) -> int:
-        """F."""
+        """The number of input features, F."""
         return self.stored[-1 if len(self.stored) < 2 or self.rows_are_outputs else -2]
 
     def matrix(self, stored: Array) -> Array:

@@ -143,5 +143,5 @@ def _without_cache(usage: Path) -> int:
 
 
 def gigabytes(amount: float) -> str:
-    """An amount in words: "9.7 GB"."""
+    """A number of bytes as text, such as "9.7 GB"."""
     return f"{amount / 1e9:.1f} GB"

@@ -62,7 +62,7 @@ class Stored:
         return cls(values, scale, zero, axis=int(node.attrs.get("axis", 1)) % values.ndim, attrs=attrs)
 
     def arranged(self, arrange: Arrange) -> Stored | None:
-        """With the values arranged otherwise; None where the scales then go along several axes."""
+        """The constant with its values rearranged; None where the scales would then run along several axes."""
         values = arrange(self.values)
         if self.axis is None:
             return replace(self, values=values)
@@ -92,17 +92,17 @@ class Stored:
 
     @property
     def finite(self) -> bool:
-        """Whether no scale is NaN or infinite."""
+        """Whether all scales are finite numbers."""
         return bool(np.all(np.isfinite(self.scale)))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the constant."""
+        """The shape of the constant."""
         return tuple(self.values.shape)
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of what the constant means."""
+        """The type of the dequantized values."""
         return np.dtype(self.scale.dtype)
 
     def _spread(self, line: Array) -> Array:

@@ -90,7 +90,7 @@ class PassResult:
         return next((fact for fact in self.evidence if isinstance(fact, kind)), None)
 
     def outcome(self, outcome: SiteOutcome) -> tuple[Site, ...]:
-        """The sites with that outcome."""
+        """The sites that have this outcome."""
         return tuple(site for site in self.sites if site.outcome == outcome)
 
     @property

@@ -90,7 +90,7 @@ def skeleton(graph: gs.Graph, input_shapes: Mapping[str, Sequence[int | str | No
 
 
 def node_proto(node: gs.Node) -> NodeProto:
-    """One node by itself."""
+    """One node as a protobuf message."""
     given, made = ([tensor.name for tensor in tensors] for tensors in (node.inputs, node.outputs))
     proto = onnx.helper.make_node(node.op, given, made, node.name, domain=node.domain)
     writer = _Writer(set())
@@ -150,7 +150,7 @@ class _Writer:
         return proto
 
     def attribute(self, name: str, value: Any) -> AttributeProto:
-        """An attribute of a node."""
+        """One attribute of a node as a protobuf message."""
         if isinstance(value, AttributeProto):
             return value
         if isinstance(value, gs.Graph):

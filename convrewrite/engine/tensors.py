@@ -25,7 +25,7 @@ def producer(tensor: gs.Tensor) -> gs.Node | None:
 
 
 def subgraphs(node: gs.Node) -> list[gs.Graph]:
-    """The subgraphs of a node (If, Loop, Scan)."""
+    """The subgraphs that a node holds in its attributes (If, Loop, Scan)."""
     values = [v for value in node.attrs.values() for v in (value if isinstance(value, list) else [value])]
     return [value for value in values if isinstance(value, gs.Graph)]
 

@@ -21,7 +21,7 @@ DEPTHWISE = 6
 
 
 def blocks(channels: int) -> int:
-    """Channels filled up to whole blocks."""
+    """The numbers of channels, rounded up to whole blocks."""
     return math.ceil(channels / BLOCK) * BLOCK
 
 

@@ -53,7 +53,7 @@ def _is_single(reach: Reach, shape: Shape | None) -> bool:
 
 
 def told(found: Mapping[str, Any]) -> str:
-    """As a line of the table."""
+    """The head as one line of text."""
     named = [f"{name} {'x'.join(map(str, shape))}" for name, shape in found["maps"].items()]
     maps = " and ".join([*named[:MAPS], *([f"{len(named) - MAPS} more"] if len(named) > MAPS else [])])
     operators = found["operators"]

@@ -41,7 +41,7 @@ class LayerMatrix:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix: cells of the output, cells of the input, channels included."""
+        """The shape of the matrix: (output cells, input cells), channels included."""
         cells, pixels = int(np.prod(self.sliding.output)), int(np.prod(self.sliding.size))
         return self.weight.shape[0] * cells, self.weight.shape[1] * self.group * pixels
 

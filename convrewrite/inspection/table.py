@@ -45,7 +45,7 @@ class Layer:
 
     @property
     def counts(self) -> bool:
-        """Whether it costs something, or slides."""
+        """Whether the layer has multiply-accumulates, parameters or a sliding window."""
         return self.cost.macs != 0 or self.cost.parameters > 0 or self.sliding is not None
 
     def to_dict(self, total: int) -> dict[str, Any]:
@@ -96,14 +96,14 @@ class Inspection(Printed):
 
     @property
     def macs(self) -> int:
-        """Of all layers whose shapes are known."""
+        """Multiply-accumulates of all layers whose shapes are known."""
         return sum(layer.cost.macs or 0 for layer in self.layers)
 
     def __str__(self) -> str:
         return "\n".join(lines(self))
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         return {
             "schema": SCHEMA,
             "file": self.file.to_dict(),

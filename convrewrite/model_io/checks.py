@@ -28,7 +28,7 @@ def dangling_input(graph: GraphProto) -> str:
 
 
 def refuse_unusable(proto: ModelProto, label: str) -> None:
-    """Refuse what the ONNX checker lets pass."""
+    """Refuse models that the ONNX checker accepts and this program cannot use."""
     versions = [opset.version for opset in proto.opset_import if opset.domain in DEFAULT_DOMAIN]
     newest = onnx.defs.onnx_opset_version()
     if not versions:

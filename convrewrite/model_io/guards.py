@@ -41,11 +41,11 @@ class Files:
     replaces: Mapping[str, Given] = field(default_factory=dict)
 
     def reading(self, **reads: Given) -> Files:
-        """With further options that name files to be read."""
+        """These files, and others that options name for reading."""
         return replace(self, reads={**self.reads, **_options(reads)})
 
     def writing(self, **writes: Given) -> Files:
-        """With further options that name files to be written: such as `writing(report="r.json")`."""
+        """These files, and others named for writing, such as `writing(report="r.json")`."""
         return replace(self, writes={**self.writes, **_options(writes)})
 
     def keep_apart(self) -> None:

@@ -62,7 +62,7 @@ class Model:
 
     @property
     def sha256(self) -> str:
-        """Of the file as it was read, followed by its external data files in order of their names."""
+        """The SHA-256 of the file as it was read, followed by its external data files in the order of their names."""
         return self.origin.sha256 if self.origin else ""
 
     @property

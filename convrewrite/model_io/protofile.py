@@ -60,7 +60,7 @@ class MalformedError(ValueError):
 
 
 class Source(ABC):
-    """Bytes that tensors lie in."""
+    """A file or buffer that holds the bytes of tensors."""
 
     @property
     @abstractmethod
@@ -108,7 +108,7 @@ class MappedFile(Source):
 
     @cached_property
     def address(self) -> int:
-        """Where the mapping lies in memory."""
+        """The address of the mapping in memory."""
         return int(np.frombuffer(self._view, np.uint8).ctypes.data)
 
     def release(self, offset: int, length: int) -> None:
@@ -167,7 +167,7 @@ class Memory(Source):
 
 @dataclass(frozen=True)
 class Payload:
-    """The bytes of one tensor, wherever they lie."""
+    """The bytes of one tensor, in a file or in memory."""
 
     source: Source
     offset: int
@@ -182,7 +182,7 @@ class Payload:
         return self.source.view[self.offset : self.offset + self.length]
 
     def chunks(self) -> Iterator[bytes | memoryview]:
-        """The bytes in pieces."""
+        """The bytes, in pieces that fit into memory."""
         return self.source.chunks(self.offset, self.length)
 
 

@@ -270,7 +270,7 @@ class _Exporter:
         return proto
 
     def tensor(self, constant: gs.Constant) -> TensorProto:
-        """A constant, its large data as a mark."""
+        """A constant tensor; a mark stands for its data where that is large."""
         values = constant._values
         if isinstance(values, LazyValues):
             proto: TensorProto = values.tensor
@@ -314,7 +314,7 @@ class _Exporter:
         return proto
 
     def attribute(self, key: str, value: Any, origin: AttributeProto, outer: frozenset[str]) -> AttributeProto:
-        """An attribute of a node."""
+        """One attribute of a node as a protobuf message."""
         if isinstance(value, AttributeProto):
             return value
         if isinstance(value, gs.Tensor):

@@ -87,7 +87,7 @@ class StoredValues(LazyValues):  # type: ignore[misc]
         return proto
 
     def load(self) -> np.ndarray[Any, Any]:
-        """The values."""
+        """Read the values into an array."""
         if self.payload is None:
             return onnx.numpy_helper.to_array(self._proto)
         if self.dtype.itemsize * prod(self.shape) == len(self.payload):
@@ -116,7 +116,7 @@ class StoredSparse(SparseValues):  # type: ignore[misc]
     """A sparse initializer. graphsurgeon's own reader knows only some of the fields that values may lie in."""
 
     def load(self) -> np.ndarray[Any, Any]:
-        """The values, dense."""
+        """Read the values into a dense array."""
         values = onnx.numpy_helper.to_array(self.tensor.values)
         indices = onnx.numpy_helper.to_array(self.tensor.indices)
         dense = np.zeros(tuple(self.tensor.dims), values.dtype)

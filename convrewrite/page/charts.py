@@ -61,6 +61,6 @@ class Log:
 
 
 def shares(values: Sequence[float]) -> list[float]:
-    """Percent of the largest."""
+    """Each value as a percentage of the largest."""
     top = max(values, default=0.0)
     return [round(100 * value / top, 2) if top else 0.0 for value in values]

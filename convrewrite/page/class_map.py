@@ -45,7 +45,7 @@ LARGEST = 640
 
 @dataclass(frozen=True)
 class Sample:
-    """An image [C, H, W] and what it is."""
+    """An image [C, H, W] and its description."""
 
     image: Array
     told: str

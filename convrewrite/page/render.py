@@ -52,7 +52,7 @@ def _environment() -> jinja2.Environment:
 
 
 def by(extents: Sequence[int] | None, sign: str = "x") -> str:
-    """`224x224`; a dash where there are none."""
+    """Extents joined as `224x224`; a dash where there are none."""
     return text.by(extents, sign) if extents else "-"
 
 

@@ -43,7 +43,7 @@ class Surgery:
     after: tuple[gs.Node, ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Both drawings."""
+        """The JSON form of both drawings."""
         return {"before": drawing(self.before), "after": drawing(self.after)}
 
 
@@ -98,15 +98,15 @@ class _Part:
         return [self.producer[name]] if name in self.producer else self._derived.get(name, [])
 
     def is_free(self, node: gs.Node) -> bool:
-        """Whether no site has it."""
+        """Whether no site claims the node."""
         return id(node) not in self._taken
 
     def above(self, node: gs.Node) -> list[gs.Node]:
-        """What it reads."""
+        """The nodes whose outputs it reads."""
         return [self.producer[t.name] for t in node.inputs if t.name in self.producer]
 
     def below(self, node: gs.Node) -> list[gs.Node]:
-        """What reads it."""
+        """The nodes that read its outputs."""
         return [reader for t in node.outputs for reader in self.readers.get(t.name, [])]
 
     def claim(self, start: gs.Node, step: Any, stop: Iterable[str]) -> list[gs.Node]:
@@ -132,7 +132,7 @@ class _Part:
         return any(t.name in set(stop) for t in node.outputs)
 
     def sorted(self, nodes: Iterable[gs.Node]) -> tuple[gs.Node, ...]:
-        """In the order of computation."""
+        """The nodes in the order of computation."""
         return tuple(sorted(nodes, key=lambda node: self.order[id(node)]))
 
 
@@ -167,7 +167,7 @@ def drawing(nodes: Sequence[gs.Node]) -> dict[str, Any]:
 
 
 def _columns(nodes: Sequence[gs.Node]) -> Mapping[int, int]:
-    """For each node how many others lie before it at most."""
+    """For each node the length of the longest path that leads to it."""
     made: dict[str, int] = {}
     found: dict[int, int] = {}
     for node in nodes:

@@ -83,12 +83,12 @@ class _Run:
 
     @property
     def result(self) -> Model:
-        """What is written."""
+        """The model that is written."""
         return self.cells if self.upsampled is None else self.upsampled.model
 
     @property
     def cells_window(self) -> Window | None:
-        """What the cells stand for."""
+        """The window that each output cell stands for."""
         return self.window if self.denser is None else self.denser.window
 
 
@@ -245,7 +245,7 @@ def _proved(run: _Run, staged: Path, folder: Path) -> Verification:
 
 
 def _size_of(run: _Run) -> tuple[int, ...] | None:
-    """At which a model without windows is compared; None where its file or the user's inputs say it."""
+    """The size at which a model without windows is compared; None where its file or the user's inputs say it."""
     at = native(run.original, run.pass_.window or run.pass_.size, run.options.data)
     if run.options.data is None:
         check_known(run.original, at, f"give real inputs with {parameter('data', 'F.npz')}")

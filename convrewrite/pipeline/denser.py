@@ -53,7 +53,7 @@ class Denser:
 
     @property
     def changed(self) -> bool:
-        """Whether anything was made denser."""
+        """Whether any output has become denser."""
         return any(site.outcome == "rewritten" for site in self.sites)
 
 

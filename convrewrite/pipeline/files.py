@@ -65,19 +65,19 @@ def copied(model: Model, source: str, target: str, log: Log) -> None:
 
 
 def same_file(source: str, target: str) -> bool:
-    """Whether two paths are one file."""
+    """Whether two paths lead to the same file."""
     with contextlib.suppress(OSError):
         return Path(source).samefile(target)
     return False
 
 
 def input_facts(model: Model, path: str) -> FileFacts:
-    """Of a file that was read."""
+    """Path, hash, size and costs of a model that was read."""
     return FileFacts(path, lambda: model.sha256, model.nbytes, parameters=costs.parameters(model.graph), macs=None)
 
 
 def output_facts(model: Model, staged: Path, target: str) -> FileFacts:
-    """Of a file that is written but not published yet, under the name that it will have."""
+    """Path, hash, size and costs of a model that is written but not published, under its final name."""
     size, parameters = staged.stat().st_size, costs.parameters(model.graph)
     if target != STREAM:
         return FileFacts(target, lambda: _digest(Path(target)), size, parameters=parameters, macs=None)

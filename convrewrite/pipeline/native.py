@@ -39,7 +39,7 @@ class Native:
     tensors: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def macs(self, graph: gs.Graph) -> int | None:
-        """Of a graph with these inputs; None where shapes do not follow from them."""
+        """Multiply-accumulates of a graph at these input shapes; None where shapes do not follow from them."""
         if not self.inputs:
             return None
         try:

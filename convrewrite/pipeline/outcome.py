@@ -44,11 +44,11 @@ class FileFacts:
 
     @property
     def sha256(self) -> str:
-        """Of the file."""
+        """The SHA-256 of the file."""
         return self.digest()
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         return {name: getattr(self, name) for name in ("path", "sha256", "bytes", "parameters", "macs")}
 
 
@@ -95,7 +95,7 @@ class Outcome:
 
     @property
     def exit_code(self) -> int:
-        """What the process returns."""
+        """The exit code of the process."""
         return 0 if self.error is None else self.error.exit_code
 
     def stopped(self, error: ConvrewriteError) -> Outcome:
@@ -125,11 +125,11 @@ class Log:
     models: list[Model] = field(default_factory=list)
 
     def note(self, **facts: Any) -> None:
-        """Add to what is known."""
+        """Add facts to the record of this command."""
         self.outcome = replace(self.outcome, **facts)
 
     def reads(self, model: Model) -> Model:
-        """Remember a model that was read."""
+        """Record that a model was read."""
         self.models.append(model)
         return model
 

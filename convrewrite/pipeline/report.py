@@ -64,7 +64,7 @@ STYLES = {
 
 
 def versions() -> dict[str, str]:
-    """Versions of what the result depends on."""
+    """The versions of the libraries that the result depends on."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -75,7 +75,7 @@ def versions() -> dict[str, str]:
 
 
 def to_dict(outcome: Outcome) -> dict[str, Any]:
-    """The report of one command."""
+    """The report of one command, as JSON."""
     window = None if outcome.window is None else json.loads(outcome.window.to_json())
     verification = outcome.verification
     return {

@@ -160,7 +160,7 @@ class _Sums:
         self.yy += float(np.vdot(responses, responses))
 
     def moments(self) -> Moments:
-        """Centred, over the number of patches."""
+        """The centred second moments, divided by the number of patches."""
         group = self.site.group
         x, y = self.x / self.count, self.y / self.count
         second = self.xx / self.count - x[:, :, None] * x[:, None, :]

@@ -76,7 +76,7 @@ def without_writing(error: ConvrewriteError) -> None:
 
 
 def refusal(pass_: Pass, site: Site) -> Refused:
-    """The error for a site that refuses the model."""
+    """The error that reports a site's refusal of the model."""
     return Refused(why(pass_, replace(site, remedy="")), reason=site.reason, remedy=site.remedy)
 
 
@@ -87,7 +87,7 @@ def why(pass_: Pass, site: Site) -> str:
 
 
 def meaning(pass_: Pass, site: Site) -> str:
-    """Of the reason of a site."""
+    """What the reason of a site means, in one sentence."""
     known = {reason.code: reason for reason in (*pass_.reasons.values(), *GENERAL)}
     return known[site.reason].meaning if site.reason in known else "the pass gives no meaning for its reason"
 

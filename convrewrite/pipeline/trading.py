@@ -73,7 +73,7 @@ class _Run:
     fixed: fixing.Shapes = dataclasses.field(default_factory=dict)
 
     def result(self) -> PassResult:
-        """The graph as the judge accepts it."""
+        """The graph with the rewrites that the judge accepts."""
         judge = self._judge()
         limit = self.options.limit
         if limit is None:

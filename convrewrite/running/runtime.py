@@ -106,7 +106,7 @@ class Session:
 
     @property
     def nodes(self) -> dict[str, int]:
-        """How many nodes run on which provider."""
+        """The number of nodes that each provider runs."""
         return {provider: len(ops) for provider, ops in self.placement.items()}
 
     @property
@@ -175,7 +175,7 @@ class BoundRun:
             self._binding.synchronize_outputs()
 
     def outputs(self) -> dict[str, Array]:
-        """Copies of what the last run gave."""
+        """Copies of the outputs of the last run."""
         with self.session._failing():
             values = self._binding.copy_outputs_to_cpu()
         return {name: np.array(value) for name, value in zip(self.names, values, strict=True)}

@@ -41,18 +41,18 @@ class Board:
 
     @classmethod
     def shared(cls) -> Board:
-        """For a child that is forked off later."""
+        """A board in memory that a child forked later shares."""
         return cls(mmap.mmap(-1, SIZE))
 
     @classmethod
     def at(cls, path: str | Path) -> Board:
-        """In a file that `make` has made: for a child that is started anew."""
+        """A board in a file that `make` has made, for a child that is a new program."""
         with open(path, "r+b") as file:
             return cls(mmap.mmap(file.fileno(), SIZE))
 
     @classmethod
     def make(cls, path: str | Path) -> Board:
-        """In a new file; where there can be none, nobody sees what it says."""
+        """A board in a new file; where no file can be made, a board that nobody else sees."""
         with contextlib.suppress(OSError):
             Path(path).write_bytes(bytes(SIZE))  # written, not only sized: a full disk shows now, not as a SIGBUS
             return cls.at(path)
@@ -83,7 +83,7 @@ class Board:
         return self._read(_STRANGERS, _FACTS)
 
     def add_stranger(self, name: str) -> None:
-        """Name one."""
+        """Record a process that is not this program's own."""
         known = self.strangers
         if name not in known.split(" or "):
             self._write(_STRANGERS, _FACTS, " or ".join(filter(None, [known, name])))
@@ -106,7 +106,7 @@ class Board:
         return list(filter(None, self._read(_FOLDERS, SIZE).split("\0")))
 
     def add_folder(self, folder: str) -> None:
-        """Name one, as an absolute path."""
+        """Record a folder by its absolute path."""
         known = self.folders
         if folder not in known:
             self._write(_FOLDERS, SIZE, "\0".join([*known, folder]))
@@ -128,7 +128,7 @@ _own = Board(bytearray(SIZE))
 
 
 def mine() -> Board:
-    """The board of this process."""
+    """The board that this process writes to."""
     return _own
 
 
@@ -148,7 +148,7 @@ def join(board: Board | None = None) -> Board:
 
 @contextlib.contextmanager
 def doing(text: str) -> Iterator[None]:
-    """Note what this process does meanwhile."""
+    """Note on the board what this process does while the context lasts."""
     before = _own.activity
     _own.activity = text
     try:

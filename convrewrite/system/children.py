@@ -26,7 +26,7 @@ _PR_SET_CHILD_SUBREAPER = 36
 
 
 def environment(board_path: str | Path | None = None) -> dict[str, str]:
-    """Of a child: it imports this very convrewrite, wherever it was found, and notes into the board at that path."""
+    """A child's environment: it imports this very convrewrite, and notes on the board at that path."""
     here = str(Path(__file__).resolve().parents[1])
     made = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
     return made if board_path is None else {**made, board.VARIABLE: str(board_path)}

@@ -23,7 +23,7 @@ CAUSES = {
 
 
 def signal_name(code: int) -> str:
-    """Of the signal -code; empty where a process ended with that code by itself."""
+    """The name of the signal -code; empty where the process ended by itself with that exit code."""
     if code >= 0:
         return ""
     return signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"

@@ -77,7 +77,7 @@ def hold_folder(path: Path) -> None:
 
 
 def release(path: Path) -> None:
-    """Drop the lock on a file."""
+    """Release the lock on a file."""
     handle = _held.pop(str(path), None)
     if handle is not None:
         os.close(handle)
@@ -117,7 +117,7 @@ class Scratch(tempfile.TemporaryDirectory[str]):
             weakref.finalize(self, release, Path(self.name))
 
     def cleanup(self) -> None:
-        """Remove the folder."""
+        """Remove the folder and all that is in it."""
         super().cleanup()
         release(Path(self.name))
 

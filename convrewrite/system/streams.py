@@ -18,13 +18,13 @@ class Lossy(io.TextIOWrapper):
     """Text for people: what cannot be written is lost, and fails nothing."""
 
     def write(self, text: str) -> int:
-        """Write what can be written."""
+        """Write the text, or drop it where the stream is broken."""
         with contextlib.suppress(OSError, ValueError):
             super().write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush what can be flushed."""
+        """Flush the stream, unless it is broken."""
         with contextlib.suppress(OSError, ValueError):
             super().flush()
 

@@ -45,11 +45,11 @@ class Check:
 
     @property
     def failed(self) -> bool:
-        """Whether it exceeds its tolerance."""
+        """Whether the error is above its tolerance."""
         return self.tolerance is not None and not self.error <= self.tolerance
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         judged = "failed" if self.failed else "passed"
         status = "skipped" if self.why else "stated" if self.tolerance is None else judged
         return {
@@ -183,7 +183,7 @@ class _Places:
 
 
 def _wrong_classes(got: Array, want: Array, nothing: int | None, limit: float) -> Array:
-    """Of each place, whether its class is not one of the best by the scores [places, K], or is missing, or too many."""
+    """Per place, whether its class is not one of the best by the scores [places, K], or is missing, or too many."""
     none = np.isnan(want).any(axis=1) if want.dtype.kind == "f" else np.zeros(len(want), bool)
     classes = got.astype(np.int64)
     outside = (classes < 0) | (classes >= want.shape[1])

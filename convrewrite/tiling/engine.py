@@ -130,7 +130,7 @@ def first_differing(job: Job, places: Sequence[Place], client: Any) -> Place | N
 
 
 def run(job: Job, places: Sequence[Place], client: Any, tell: Tell | None = None) -> Finished:
-    """Run tiles on the workers of a client."""
+    """Run the tiles on the workers of a Dask client."""
     distributed = library("distributed")
     total, found, begin = len(places), Finished(), time.perf_counter()
     waiting = iter(places)
@@ -252,7 +252,7 @@ def _see(device: str) -> None:
 
 
 def gpus() -> list[str]:
-    """The GPUs that are there, by number."""
+    """The numbers of the GPUs of this machine."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return [device for device in visible.split(",") if device]

@@ -35,7 +35,7 @@ class Cells:
 
     @property
     def stride(self) -> int:
-        """Pixels from one cell to the next."""
+        """The distance from one cell to the next, in pixels."""
         return self.field.stride
 
     def needs(self, start: int, stop: int) -> Span:
@@ -59,11 +59,11 @@ class Pixels:
 
     @property
     def stride(self) -> int:
-        """One pixel."""
+        """The distance from one cell to the next: one pixel."""
         return 1
 
     def needs(self, start: int, stop: int) -> Span:
-        """Of the cells to both sides; at the edges the first or last one is held."""
+        """The pixels that a range of cells needs; at the edges the first or last one is held."""
         first, last = self._place(start), self._place(stop - 1)
         lo, hi = self.cells.needs(math.floor(first), min(math.ceil(last) + 1, self.cells.count))
         return min(lo, start), max(hi, stop)
@@ -111,7 +111,7 @@ class Geometry:
         return tuple(math.lcm(*(axis.stride for axis in of)) for of in axes)
 
     def units(self, tile: Sequence[int]) -> tuple[int, ...]:
-        """Of a tile of so many cells of the first output, per axis or one number for all; no more than there are.
+        """A tile of so many cells of the first output (per axis, or one number for all); no more than there are.
 
         Raises:
             UsageError: it does not fit the axes.

@@ -63,12 +63,12 @@ class Source:
 
     @property
     def letters(self) -> str:
-        """The spatial letters in order."""
+        """The letters of the spatial axes, in order."""
         return "".join(letter for letter in "DHWL" if letter in self.axes)
 
     @property
     def depth(self) -> int:
-        """Channels that are taken."""
+        """The number of channels that are taken."""
         if self.channels:
             return len(self.channels)
         return self.shape[self.axes.index("C")] if "C" in self.axes else 1

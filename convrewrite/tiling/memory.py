@@ -103,5 +103,5 @@ def choose_step(survey: Survey, memory: float, workers: int, itemsize: int) -> t
 
 
 def even(step: Sequence[int], extents: Sequence[int]) -> tuple[int, ...]:
-    """As many tiles, of which the last is not much smaller than the others."""
+    """The same number of tiles, of nearly equal extents."""
     return tuple(-(-n // -(-n // s)) for n, s in zip(extents, step, strict=True))

@@ -36,7 +36,7 @@ class Preparation:
     channels: tuple[int, ...] = ()
 
     def of(self, pixels: Array) -> Array:
-        """float32 pixels [C, *spatial]."""
+        """Turn the pixels of an image into float32 [C, *spatial], as the model expects them."""
         values = pixels.astype(np.float32)
         if self.scale != 1.0:
             values /= np.float32(self.scale)
@@ -64,7 +64,7 @@ class Preparation:
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The JSON form."""
         return asdict(self)
 
 

@@ -17,7 +17,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Of one model.
+    """How one model is run on tiles, without the model itself.
 
     Attributes:
         input: name of the image input. shape: of it, with 0 for the spatial axes. dims: those. channel: dimension of
@@ -35,7 +35,7 @@ class Recipe:
 
     @classmethod
     def of(cls, survey: Survey) -> Recipe:
-        """What a survey found, without the model."""
+        """The recipe that a survey of the model leads to."""
         source = next(t for t in survey.model.graph.inputs if t.name == survey.image)
         shape = tuple(0 if dim in survey.dims else extent for dim, extent in enumerate(survey.shape))
         strides = {name: tuple(axis.stride for axis in axes) for name, axes in survey.geometry.outputs.items()}

@@ -48,7 +48,7 @@ class Applied(Printed):
 
     @property
     def failed(self) -> list[str]:
-        """One line for each kind of failure."""
+        """One line of text for each kind of failure."""
         return [f"{c.name}: error {c.error:.1e}, tolerance {c.tolerance or 0:.1e}" for c in self.checks if c.failed]
 
     def check(self) -> Applied:
@@ -65,7 +65,7 @@ class Applied(Printed):
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it (schema convrewrite.apply/1)."""
+        """The JSON form (schema convrewrite.apply/1)."""
         return {
             "schema": "convrewrite.apply/1",
             "output": self.target,

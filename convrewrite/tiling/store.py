@@ -59,7 +59,7 @@ class Target:
     attributes: Mapping[str, Any]
 
     def of(self, cells: Array) -> Array:
-        """What is stored of cells [K, *cells]."""
+        """The part of the cells [K, *cells] that is stored."""
         return best_class(cells, self.dtype) if self.top1 else cells
 
     @property
@@ -74,7 +74,7 @@ def class_type(values: int) -> str:
 
 
 def no_class(dtype: str) -> int:
-    """The number that is no class."""
+    """The number that stands for "no class"."""
     return int(np.iinfo(dtype).max)
 
 
@@ -94,7 +94,7 @@ def hashed(pixels: Array) -> Array:
 
 
 def blocks(array: Any) -> Iterator[tuple[slice, ...]]:
-    """The chunks of an array."""
+    """The chunks of an array in the store."""
     counts = [-(-extent // chunk) for extent, chunk in zip(array.shape, array.chunks, strict=True)]
     for place in np.ndindex(*counts):
         yield tuple(slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(place, array.chunks, array.shape, strict=True))
@@ -133,7 +133,7 @@ class Store:
             raise UsageError(f"cannot write {self.url}: {text}", remedy="choose another OUT") from None
 
     def open(self) -> Any:
-        """The group, to be written to."""
+        """Open the Zarr group for writing."""
         return library("zarr").open_group(self.url, mode="r+")
 
     def tidy(self) -> None:
@@ -142,7 +142,7 @@ class Store:
             path.unlink(missing_ok=True)
 
     def number(self, place: Sequence[int]) -> int:
-        """Of a tile."""
+        """The number of a tile."""
         return int(np.ravel_multi_index(tuple(place), self.counts))
 
     def write(self, group: Any, tile: Tile, cells: Mapping[str, Array], seen: Array) -> None:
@@ -160,7 +160,7 @@ class Store:
         return np.asarray(group[SEEN][self.number(place)])
 
     def every(self) -> list[tuple[int, ...]]:
-        """Places of all tiles."""
+        """The places of all tiles."""
         return [tuple(int(i) for i in place) for place in np.ndindex(*self.counts)]
 
     def places(self) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
@@ -180,7 +180,7 @@ class Store:
         return first, second
 
     def without_class(self) -> dict[str, int]:
-        """Of each output whose best classes are stored, how many cells have none."""
+        """For each output whose best classes are stored, the number of cells that have none."""
         group, found = self.open(), {}
         for output, target in self.targets.items():
             if target.top1:
@@ -201,7 +201,7 @@ def stored_plan(url: str) -> dict[str, Any] | None:
 
 
 def same_plan(stored: Mapping[str, Any], plan: Mapping[str, Any]) -> list[str]:
-    """Names of what differs between two plans."""
+    """The names of the settings in which two plans differ."""
     mine, theirs = (json.loads(json.dumps(p)) for p in (plan, stored))
     return sorted(name for name in {*mine, *theirs} if mine.get(name) != theirs.get(name))
 

@@ -66,7 +66,7 @@ REASONS = {
 
 
 def refused(code: str, where: str) -> Refused:
-    """The error for one of REASONS."""
+    """The error for one of the codes in REASONS."""
     reason = REASONS[code]
     return Refused(f"{where}: {reason.meaning} [{code}]; {reason.remedy}", reason=code)
 
@@ -95,11 +95,11 @@ class Survey:
 
     @property
     def channels(self) -> int:
-        """Channels of the image."""
+        """The number of channels of the image."""
         return 1 if self.channel is None else self.shape[self.channel]
 
     def crop_shape(self, size: Sequence[int]) -> Shape:
-        """The input's shape for a crop of that size."""
+        """The shape of the input for a crop of this size."""
         shape = list(self.shape)
         for dim, extent in zip(self.dims, size, strict=True):
             shape[dim] = extent
@@ -282,7 +282,7 @@ def _axes(
 
 
 def _reach(output: str, name: str, reaches: Mapping[str, Reach]) -> Reach:
-    """Of a tensor that gives an output. Raises Refused where its cells look further than any crop."""
+    """The field of a tensor that gives an output. Raises Refused where its cells look further than any crop."""
     reach = reaches[name]
     if reach.why:
         raise refused("apply/whole-map", f"output '{output}': {reach.why}")

@@ -34,7 +34,7 @@ class Subject:
 
     @classmethod
     def plain(cls, path: str, shapes: Shapes) -> Subject:
-        """One run at those shapes."""
+        """A task of one run at these shapes."""
         return cls(path, ((Part(shapes),),))
 
 
@@ -62,12 +62,12 @@ class Task:
     verbose: bool = False
 
     def to_json(self) -> str:
-        """One line."""
+        """The message as one line of JSON."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Task:
-        """The inverse of `to_json`."""
+        """Read a message that `to_json` has written."""
         data = json.loads(text)
         first, second = _subject(data.pop("first")), data.pop("second")
         return cls(first=first, second=None if second is None else _subject(second), **data)

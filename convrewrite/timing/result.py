@@ -47,16 +47,16 @@ class Cost:
 
     @property
     def images_per_second(self) -> float:
-        """Throughput."""
+        """The throughput in images per second."""
         return self.images / self.seconds
 
     @property
     def gmacs_per_second(self) -> float | None:
-        """What the arithmetic reaches."""
+        """The arithmetic rate in 10^9 multiply-accumulates per second."""
         return self.macs / self.seconds / 1e9 if self.macs else None
 
     def to_dict(self) -> dict[str, Any]:
-        """The part of a report."""
+        """The form that reports use."""
         return {
             "seconds": self.seconds,
             "images_per_second": self.images_per_second,
@@ -89,11 +89,11 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """`224x224, batch 8`."""
+        """The size and batch as text: `224x224, batch 8`."""
         return f"{by(self.size)}, batch {self.batch}" if self.size else f"batch {self.batch}"
 
     def to_dict(self) -> dict[str, Any]:
-        """The part of a report."""
+        """The form that reports use."""
         found = self.comparison
         return {
             "size": list(self.size),
@@ -114,7 +114,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Missed:
-    """A size that could not be measured."""
+    """A size that could not be measured, and the reason."""
 
     label: str
     reason: str
@@ -150,12 +150,12 @@ class Bench(Printed):
 
     @property
     def speedup(self) -> Estimate | None:
-        """Of the worst cell."""
+        """The speedup in the worst cell."""
         return None if self.worst is None else self.worst.comparison.speedup
 
     @property
     def verdict(self) -> str | None:
-        """Of the worst cell."""
+        """The verdict on the worst cell."""
         return None if self.worst is None else self.worst.comparison.verdict
 
     def check(self) -> Bench:

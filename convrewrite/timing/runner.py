@@ -41,14 +41,14 @@ class Plan:
 
     @property
     def label(self) -> str:
-        """As `Cell.label`."""
+        """The size and batch as text, as in `Cell.label`."""
         batch = "" if self.windows else f", batch {self.batches[0]}"
         return f"{by(self.size)}{batch}".removeprefix(", ")
 
 
 @dataclass
 class Findings:
-    """What is known so far of all cells."""
+    """The measurements of all cells so far."""
 
     cells: list[Cell] = field(default_factory=list)
     missed: list[Missed] = field(default_factory=list)
@@ -276,5 +276,5 @@ def _teller(progress: Progress | None, label: str, number: int, total: int) -> C
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """The CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -62,16 +62,16 @@ class Estimate:
     count: int
 
     def text(self, unit: float = 1.0, digits: int = 2) -> str:
-        """`12.3 (12.1 to 12.6)`, in the given unit."""
+        """The estimate and its interval as text, `12.3 (12.1 to 12.6)`, in the given unit."""
         median, low, high = (f"{value / unit:.{digits}f}" for value in (self.median, self.low, self.high))
         return f"{median} ({low} to {high})"
 
     def inverse(self) -> Estimate:
-        """Of 1 / x."""
+        """The estimate of 1 / x."""
         return Estimate(1 / self.median, 1 / self.high, 1 / self.low, self.count)
 
     def to_dict(self) -> dict[str, float]:
-        """The part of a report."""
+        """The form that reports use."""
         return {"median": self.median, "low": self.low, "high": self.high}
 
 
@@ -119,7 +119,7 @@ class Rounds:
     second: tuple[float, ...]
 
     def logs(self) -> Floats:
-        """Logarithms, one row per session."""
+        """The logarithms of the times, one row per session."""
         return np.asarray(np.log([self.first, self.again, self.second]), np.float64)
 
 

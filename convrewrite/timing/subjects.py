@@ -41,7 +41,7 @@ class Candidate:
 
     @classmethod
     def read(cls, path: str | Path) -> Candidate:
-        """Read a file. Raises UsageError."""
+        """Read a model file. Raises UsageError where it cannot be read."""
         if str(path) == "-":
             raise UsageError("bench reads two files, and none from standard input", remedy="give both paths")
         model = model_io.load(path)

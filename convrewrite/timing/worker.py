@@ -97,14 +97,14 @@ class Stage:
         self.task = task
 
     def session(self, subject: Subject, profile: Path | None = None) -> Session:
-        """A session on the shared pool."""
+        """Open a session that uses the shared thread pool."""
         task = self.task
         return runtime.open_session(
             subject.path, task.provider, tf32=task.tf32, shared_threads=True, verbose=task.verbose, profile=profile
         )
 
     def contestant(self, session: Session, way: Sequence[Part]) -> Contestant:
-        """A session with its inputs on its device."""
+        """Open a session and put its inputs on its device."""
         return Contestant(session, [(session.bind(feeds(session, p, self.task.seed)), p.count) for p in way])
 
     def fastest(self, subject: Subject) -> int:
@@ -212,7 +212,7 @@ WORK: dict[str, Callable[[Task, Emit], None]] = {"time": time_models, "memory": 
 
 
 def main() -> None:
-    """Read the task, do it, tell what came of it."""
+    """Read a task from standard input, measure it, and write the result."""
     children.die_with(os.getppid())
     out = _claim_stdout()
 

@@ -50,7 +50,7 @@ class Channel:
 
     @property
     def badness(self) -> float:
-        """Error in units of the tolerance."""
+        """The error divided by the tolerance."""
         return self.error / self.tolerance if self.tolerance else (np.inf if self.error else 0.0)
 
     def __str__(self) -> str:
@@ -66,7 +66,7 @@ class Channel:
         return f"[{', '.join(words)}]"
 
     def to_dict(self, number: Callable[[float | None], float | None]) -> dict[str, Any]:
-        """For the report."""
+        """The form that reports use."""
         return {
             "part": str(self),
             "error": number(self.error),

@@ -68,7 +68,7 @@ def relative_error(got: Array, want: Array, scale: float | None = None) -> float
 
 
 def finite(array: Array) -> bool:
-    """Whether an array holds neither NaN nor Inf."""
+    """Whether an array holds neither NaN nor infinity."""
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
@@ -269,12 +269,12 @@ class Ledger:
                 self.failing.outputs[output] = (got, want)
 
     def fail(self, check: str, note: str, output: str = "") -> None:
-        """Record a failure that needs no figures."""
+        """Record a failure for which no figures are needed."""
         self._keep_inputs(math.inf)
         self.add(Case(check, output, status="failed", note=note))
 
     def skip(self, check: str, reason: str, output: str = "") -> None:
-        """Record that a check did not run, and why."""
+        """Record that a check was not run, and the reason."""
         self.add(Case(check, output, status="skipped", note=reason))
 
     @property

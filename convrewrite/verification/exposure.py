@@ -70,7 +70,7 @@ class Sketch:
     inlined: bool = False
 
     def serialize(self, variant: onnx.ModelProto) -> bytes:
-        """A variant of the model in full."""
+        """Serialize a variant of the model with its weights."""
         buffer = io.BytesIO()
         for chunk in protofile.chunks(protofile.splice(variant.SerializeToString(), self.payloads)):
             buffer.write(chunk)
@@ -91,7 +91,7 @@ def read_sketch(path: str | Path) -> Sketch:
 
 
 def read_variant(path: str | Path, variant: Callable[[onnx.ModelProto], None] | None) -> Sketch:
-    """A model without its weights, changed."""
+    """Read a model without its weights and change it."""
     sketch = read_sketch(path)
     if variant is not None:
         variant(sketch.model)
@@ -112,7 +112,7 @@ def holds_integers(model: onnx.ModelProto) -> bool:
 
 
 def last_steps(model: onnx.ModelProto) -> dict[str, float]:
-    """Of outputs that a DequantizeLinear gives: by how much their values differ at the least."""
+    """The quantization step of each output that a DequantizeLinear gives."""
     makers = producers(model.graph)
     scales = {t.name: t for t in model.graph.initializer}
     found = {}
@@ -194,7 +194,7 @@ def _repeat(path: Sequence[onnx.NodeProto], start: str, end: str) -> list[onnx.N
 
 
 def producers(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
-    """The node that makes each tensor."""
+    """The node that computes each tensor, by the tensor's name."""
     return {name: node for node in graph.node for name in node.output if name}
 
 

@@ -53,7 +53,7 @@ class Symbol:
 
 
 def symbols(original: Specimen, rewritten: Specimen) -> list[Symbol]:
-    """What both models leave open."""
+    """The extents that both models leave open."""
     found: dict[str, list[Axis]] = {}
     first: set[str] = set()
     for info, theirs in _pairs(original, rewritten):
@@ -237,6 +237,6 @@ def _drawn(specs: Sequence[InputSpec], extents: Mapping[Axis, int], samples: Seq
 
 
 def _where(error: RunFailed) -> str:
-    """At which operator a run ended; the words of ONNX Runtime are about its internals."""
+    """The operator at which a run ended; the words of ONNX Runtime are about its internals."""
     found = re.search(r"running (\w+) node\. Name:'([^']*)'", str(error))
     return f" ({found[1]} '{found[2]}')" if found else ""

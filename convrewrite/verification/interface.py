@@ -36,7 +36,7 @@ class Shapes:
         return " ".join([*parts, *([f"batch {self.batch}"] if self.batch else [])])
 
     def apply(self, info: TensorInfo, known: Sequence[int | str | None], bound: Mapping[str, int]) -> InputSpec:
-        """One input with its shape filled in."""
+        """Fill in the shape of one input."""
         shape = self.named.get(info.name)
         if shape is None:
             named = parameter("shapes", {info.name: "..."})
@@ -136,7 +136,7 @@ def _match(a: TensorInfo, b: TensorInfo, twins: bool) -> None:
 
 
 def native_inputs(original: Specimen, converted: Specimen, window: Window, batch: int | None = None) -> list[InputSpec]:
-    """The original's inputs at the native size."""
+    """The inputs of the original at the native size."""
     ours = {info.name: info for info in original.session.inputs}
     theirs = {info.name: info for info in converted.session.inputs}
     if lonely := sorted(ours.keys() ^ theirs.keys()):

@@ -33,7 +33,7 @@ class Metrics:
     top1_agreement: float | None
 
     def to_dict(self) -> dict[str, float | None]:
-        """For the report: numbers that JSON has no word for are null."""
+        """The form that reports use; NaN and infinity, which JSON does not have, become null."""
         figures = dict(vars(self))
         return {name: value if value is not None and math.isfinite(value) else None for name, value in figures.items()}
 
@@ -65,7 +65,7 @@ class Tally:
 
     @property
     def metrics(self) -> Metrics:
-        """What the sums come to."""
+        """The error metrics that the sums lead to."""
         dd, aa, bb, ab = self._sums.values()
         return Metrics(
             rms_ratio=math.sqrt(dd / bb) if bb else None,

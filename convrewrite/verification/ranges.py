@@ -23,7 +23,7 @@ PIXELS = 256
 
 
 def integer_limits(model: onnx.ModelProto) -> dict[str, int]:
-    """For every integer input whose use says so, the number that its values stay below."""
+    """The bound that the values of an integer input must stay below, where its use in the graph says so."""
     graph = model.graph
     users: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
     for node in graph.node:

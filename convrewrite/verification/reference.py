@@ -34,7 +34,7 @@ class Evaluator:
 
     @property
     def nodes(self) -> dict[str, int]:
-        """Nothing was placed anywhere."""
+        """An empty mapping, since no node runs on a provider."""
         return {}
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:

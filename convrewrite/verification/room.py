@@ -92,7 +92,7 @@ class Room:
 
 @dataclass(frozen=True)
 class _Need:
-    """Of one model at one batch: bytes of its weights, and of the tensors of one run."""
+    """The memory that one model needs at one batch: bytes of its weights and of the tensors of one run."""
 
     weights: float
     run: float

@@ -113,7 +113,7 @@ def shaken(model: onnx.ModelProto, eps: float | None = None) -> None:
 
 
 def shaken_by_hand(feeds: Feeds, rng: np.random.Generator) -> dict[str, Array]:
-    """Inputs with every float changed a little."""
+    """The inputs with a small change to every floating-point value."""
     return {
         name: (array * (1.0 + SHAKE * np.finfo(array.dtype).eps * rng.uniform(-1, 1, array.shape))).astype(array.dtype)
         if array.dtype.kind == "f"

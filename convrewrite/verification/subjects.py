@@ -72,11 +72,11 @@ class Subject:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The spatial axes of the image input."""
+        """The letters of the spatial axes of the image input."""
         return tuple(self.window.axes.index(letter) for letter in self.window.letters)
 
     def ratio(self, grid: OutputGrid) -> tuple[int, ...]:
-        """Cells of a map per step of the window."""
+        """The number of cells of a map per step of the window."""
         return tuple(step // cells for step, cells in zip(self.window.stride, grid.stride, strict=True))
 
     def block(self, name: str, values: Mapping[str, Array], position: Position) -> Array | None:
@@ -114,7 +114,7 @@ class LargeImage:
 
     @property
     def name(self) -> str:
-        """The size in words."""
+        """The size as text."""
         return "x".join(map(str, self.size))
 
 

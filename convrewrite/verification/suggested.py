@@ -39,7 +39,7 @@ _SHARES = frozenset("threshold thresh temperature confidence iou nms".split())
 
 
 def suggested(specs: Sequence[InputSpec], seed: int) -> Iterator[Sample]:
-    """Samples to try, in order."""
+    """The samples to try, in order."""
     for index, scale in enumerate(RANGES):
         sample = draw(specs, scale, seed + index)
         rng = np.random.default_rng(seed + index)
@@ -49,7 +49,7 @@ def suggested(specs: Sequence[InputSpec], seed: int) -> Iterator[Sample]:
 
 
 def telling(specs: Sequence[InputSpec]) -> bool:
-    """Whether some name says what its input is."""
+    """Whether the name of an input suggests what it holds."""
     return any(by_name(spec, specs, np.random.default_rng(0)) is not None for spec in specs)
 
 

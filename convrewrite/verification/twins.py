@@ -43,7 +43,7 @@ class Across:
 
     @property
     def eps(self) -> float:
-        """Of the coarser one."""
+        """The machine epsilon of the coarser type."""
         return max(EPS[self.original], EPS[self.rewritten])
 
     def __str__(self) -> str:

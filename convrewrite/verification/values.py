@@ -29,12 +29,12 @@ class Flattened:
 
     @property
     def provider(self) -> str:
-        """Where it runs."""
+        """The execution provider of the session."""
         return self.session.provider
 
     @property
     def inputs(self) -> tuple[TensorInfo, ...]:
-        """As the model has them."""
+        """The inputs of the model."""
         return self.session.inputs
 
     @property
@@ -44,16 +44,16 @@ class Flattened:
 
     @property
     def nodes(self) -> dict[str, int]:
-        """How many run on which provider."""
+        """The number of nodes that each provider runs."""
         return self.session.nodes
 
     @property
     def warning(self) -> str:
-        """Of the session."""
+        """The warning that the session gave, if any."""
         return self.session.warning
 
     def run(self, feeds: Mapping[str, Array], outputs: Sequence[str] | None = None) -> dict[str, Array]:
-        """Run once; `outputs` picks some by name."""
+        """Run the model once; `outputs` selects outputs by name."""
         wanted = [info.name for info in self.outputs] if outputs is None else list(outputs)
         owners = {part.name: info.name for info in self.session.outputs for part in _parts(info)}
         values: dict[str, Any] = self.session.run(feeds, list(dict.fromkeys(owners[name] for name in wanted)))
@@ -73,7 +73,7 @@ def all_tensors(session: Session) -> Session | Flattened:
 
 
 def is_tensor(info: TensorInfo) -> bool:
-    """Whether an output is a tensor."""
+    """Whether an output is a tensor, and not a sequence or map."""
     return info.kind.startswith("tensor(")
 
 

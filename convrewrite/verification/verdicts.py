@@ -112,7 +112,7 @@ class Case:
         return f"{worst} {worst.error:.1e} of its own largest value (tolerance {worst.tolerance:.1e}{noise})"
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report: numbers that JSON has no word for are null."""
+        """The form that reports use; NaN and infinity, which JSON does not have, become null."""
         return {
             "name": self.name,
             "output": self.output,
@@ -170,7 +170,7 @@ class Divergence:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report."""
+        """The form that reports use."""
         return {**vars(self), "error": _number(self.error), "tolerance": _number(self.tolerance)}
 
 
@@ -198,7 +198,7 @@ class Deviation:
         return text + f"{where} (a difference in meaning, not an error)"
 
     def to_dict(self) -> dict[str, Any]:
-        """For the report."""
+        """The form that reports use."""
         return {
             "output": self.output,
             "error": _number(self.error),
@@ -240,7 +240,7 @@ class Verification(Printed):
 
     @property
     def verdict(self) -> Verdict:
-        """One word over all cases."""
+        """One word that sums up all cases."""
         if any(case.status == "failed" for case in self.cases):
             return "failed"
         if self.vacuous:
@@ -263,7 +263,7 @@ class Verification(Printed):
 
     @classmethod
     def not_run(cls, reason: str) -> Verification:
-        """Where no verification was wanted: skipped, and says so."""
+        """The result where the user turned verification off: skipped, and said so."""
         return cls((Case("verification", status="skipped", note=reason),))
 
     @classmethod

@@ -187,7 +187,7 @@ def compare_cells(
 
 
 def start_of(subject: Subject, position: Position) -> Position:
-    """First pixel of the window at a position."""
+    """The first pixel of the window at a position."""
     window = subject.window
     return tuple(o + i * s for o, i, s in zip(window.offset, position, window.stride, strict=True))
 
@@ -219,7 +219,7 @@ def crops_again(subject: Subject, feeds: Feeds, positions: Sequence[Position]) -
 
 
 def run_crops(subject: Subject, feeds: Feeds, positions: Sequence[Position], text: str = "") -> list[Values]:
-    """The original on every crop of an image."""
+    """Run the original on every crop of an image."""
     window, items = subject.window, crops(subject, feeds, positions)
     batch_axes = {}
     for info in subject.original.session.inputs:

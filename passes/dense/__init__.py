@@ -79,6 +79,6 @@ class Dense(Pass):
         return [Plan(walk.sites(self.name), walk.edits, evidence=[Density(walk.strides, walk.factors)], last=True)]
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
-        """Change the operators as planned."""
+        """Make the planned edits."""
         for edit in plan.payload:
             edit.apply(graph)

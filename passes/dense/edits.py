@@ -13,32 +13,32 @@ from convrewrite.engine.emitting import Emitter
 
 
 class Edit(Protocol):
-    """One change of a graph."""
+    """One change to a graph."""
 
     def apply(self, graph: gs.Graph) -> None:
-        """Make it."""
+        """Make this edit in the graph."""
         ...
 
 
 def node_of(graph: gs.Graph, output: str) -> gs.Node:
-    """The node that gives a tensor."""
+    """The node that computes a tensor."""
     return next(node for node in graph.nodes if node.outputs and node.outputs[0].name == output)
 
 
 def ints(name: str, values: Any) -> gs.Constant:
-    """Whole numbers as a tensor of one axis."""
+    """An int64 constant with one axis."""
     return gs.Constant(name, np.array(values, np.int64))
 
 
 @dataclass(frozen=True)
 class Attributes:
-    """Other attributes for one node."""
+    """An edit that changes the attributes of one node."""
 
     output: str
     attrs: Mapping[str, Any]
 
     def apply(self, graph: gs.Graph) -> None:
-        """Make it."""
+        """Make this edit in the graph."""
         node = node_of(graph, self.output)
         node.attrs.clear()
         node.attrs.update(self.attrs)
@@ -54,7 +54,7 @@ class Sliced:
     values: tuple[int, ...]
 
     def apply(self, graph: gs.Graph) -> None:
-        """Make it; a step that is not written is 1."""
+        """Make this edit in the graph; a step that is not written is 1."""
         node = node_of(graph, self.output)
         if self.attribute in node.attrs:
             node.attrs[self.attribute] = list(self.values)
@@ -70,7 +70,7 @@ class Sampled:
     steps: Mapping[int, int]
 
     def apply(self, graph: gs.Graph) -> None:
-        """Make it."""
+        """Make this edit in the graph."""
         node = node_of(graph, self.output)
         data = node.inputs[0]
         node.inputs[0] = Emitter.into(graph, f"{self.output}/dense", data.dtype).every("every", data, self.steps)
@@ -83,7 +83,7 @@ class Forget:
     tensor: str
 
     def apply(self, graph: gs.Graph) -> None:
-        """Make it."""
+        """Make this edit in the graph."""
         outputs = {t.name for t in graph.outputs}
         for node in graph.nodes:
             for tensor in node.outputs:
@@ -93,13 +93,13 @@ class Forget:
 
 @dataclass(frozen=True)
 class Extents:
-    """Other extents of an output, by dimension."""
+    """An edit that changes the declared extents of an output, by dimension."""
 
     output: str
     extents: Mapping[int, int | str]
 
     def apply(self, graph: gs.Graph) -> None:
-        """Make it."""
+        """Make this edit in the graph."""
         for tensor in graph.outputs:
             if tensor.name == self.output and tensor.shape is not None:
                 tensor.shape = [self.extents.get(dim, extent) for dim, extent in enumerate(tensor.shape)]

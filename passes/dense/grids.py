@@ -119,7 +119,7 @@ class Walk:
 
     @property
     def factors(self) -> dict[str, dict[int, int]]:
-        """Of the outputs that become denser: new cells per old cell, by dimension."""
+        """New cells per old cell, by dimension, for the outputs that become denser."""
         of = {t.name: self.grids[t.name] for t in self.graph.outputs if t.name in self.grids}
         found = {
             name: {g.dim: g.factor for g in grids if g.dim is not None and g.factor > 1} for name, grids in of.items()
@@ -127,7 +127,7 @@ class Walk:
         return {name: steps for name, steps in found.items() if steps}
 
     def _new_extents(self, name: str, image: str) -> dict[int, int | str]:
-        """Of an output: numbers where the image has one size, else names."""
+        """The extents of an output: numbers where the image has one size, else names."""
         whole = next(t for t in self.graph.inputs if t.name == image)
         old = next(t for t in self.graph.outputs if t.name == name).shape or ()
         extents: dict[int, int | str] = {}
@@ -182,7 +182,7 @@ class Walk:
         return math.gcd(along.field.stride, self.stride[axis])
 
     def _unchanged(self, found: Reach | None, read: Sequence[gs.Tensor]) -> Grids:
-        """Of an operator that reads maps at their old stride: what follows cannot become denser."""
+        """The state after an operator that reads maps at their old stride: what follows cannot become denser."""
         return () if found is None or found.why else self._following(found, [0 for _ in found.axes])
 
     def _following(self, found: Reach, lengths: Sequence[Any]) -> Grids:

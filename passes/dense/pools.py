@@ -34,7 +34,7 @@ def padded(output: str, node: gs.Node, new: Sliding, opset: int) -> Edit:
 
 
 def averaged(output: str, node: gs.Node, old: Sliding, new: Sliding, shape: Shape, opset: int) -> Edit:
-    """An AveragePool or LpPool as sums."""
+    """An AveragePool or LpPool, written as a convolution that sums."""
     attrs = {
         "kernel_shape": list(new.kernel),
         "strides": list(new.strides),
@@ -48,7 +48,7 @@ def averaged(output: str, node: gs.Node, old: Sliding, new: Sliding, shape: Shap
 
 @dataclass(frozen=True)
 class Padded:
-    """Pads ahead of a MaxPool."""
+    """An edit that puts a Pad in front of a MaxPool."""
 
     output: str
     attrs: Mapping[str, Any]
@@ -57,7 +57,7 @@ class Padded:
     opset: int
 
     def apply(self, graph: gs.Graph) -> None:
-        """Make it."""
+        """Make this edit in the graph."""
         node = node_of(graph, self.output)
         data = node.inputs[0]
         dtype = np.dtype(np.float32 if data.dtype is None else data.dtype)
@@ -87,7 +87,7 @@ class Summed:
     opset: int
 
     def apply(self, graph: gs.Graph) -> None:
-        """Make it."""
+        """Make this edit in the graph."""
         node = node_of(graph, self.output)
         result, data = node.outputs[0], node.inputs[0]
         dtype = np.dtype(np.float32 if data.dtype is None else data.dtype)

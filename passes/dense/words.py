@@ -9,7 +9,7 @@ from convrewrite.text import by
 
 
 def changes(old: Sliding, new: Sliding) -> str:
-    """The kernel, and what is not as it was."""
+    """The kernel, and the attributes that change."""
     kernel = f"kernel {by(old.kernel)}"
     parts = [
         f"{word} {by(getattr(old, name))} -> {by(getattr(new, name))}"
@@ -20,5 +20,5 @@ def changes(old: Sliding, new: Sliding) -> str:
 
 
 def label(node: gs.Node) -> str:
-    """Operator and name."""
+    """The operator and the name of a node."""
     return f"{node.op} '{node.name or node.outputs[0].name}'"

@@ -102,7 +102,7 @@ def reduce_channels(
 
 
 def lift_split(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
-    """Split over channels."""
+    """Lift a Split over channels."""
     view = one_view(lifter, node, states[0])
     place = _axis(node, view, 0)
     _require_channels(lifter, node, view, place)

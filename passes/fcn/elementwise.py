@@ -94,7 +94,7 @@ def lift_cast_like(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
 
 
 def _ranked(view: View, rank: int) -> View:
-    """With leading axes of extent 1, as broadcasting adds them."""
+    """The view with leading axes of extent 1, as broadcasting adds them."""
     return replace(view, axes=((),) * (rank - len(view.axes)) + view.axes)
 
 

@@ -151,7 +151,7 @@ class Lifter:
 
     @property
     def taken(self) -> set[str]:
-        """Names in use."""
+        """The names that are in use."""
         return self.emitter.taken
 
     def as_it_is(self, node: gs.Node, view: View) -> View:
@@ -210,12 +210,12 @@ class Lifter:
             self.breaks.append(f"{why} ('{node.name or node.outputs[0].name}')")
 
     def state(self, tensor: gs.Tensor) -> State:
-        """What is known of a tensor of the original."""
+        """The state of a tensor of the original."""
         return self.states.get(tensor.name) or Static(tensor)
 
     @property
     def spatial_letters(self) -> tuple[str, ...]:
-        """The image's spatial letters in order."""
+        """The letters of the image's spatial axes, in order."""
         return tuple(letter for letter in self.axes if letter not in "NC")
 
 

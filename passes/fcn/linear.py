@@ -29,7 +29,7 @@ from convrewrite.text import by
 
 
 def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
-    """Gemm and MatMul with a constant factor."""
+    """Lift a Gemm or MatMul that has a constant factor."""
     static = [index for index, state in enumerate(states[:2]) if isinstance(state, Static)]
     if len(static) != 1:
         for tensor, state in zip(node.inputs, states[:2], strict=False):

@@ -52,7 +52,7 @@ def _same(left: Axis, right: Axis) -> bool:
 
 
 def lift_lrn(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
-    """LRN over neighbouring channels, axis 1."""
+    """Lift an LRN over neighbouring channels, axis 1."""
     view = one_view(lifter, node, states[0])
     brought, at = lifter.emitter.split_off(view, view.axes[1])
     if at != 1 or not _same(brought.base[1], view.axes[1]):

@@ -349,7 +349,7 @@ def lift_resize(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
 
 
 def lift_blocks(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
-    """SpaceToDepth and DepthToSpace."""
+    """Lift SpaceToDepth and DepthToSpace."""
     view = spread(lifter, node, states[0])
     block = int(node.attrs["blocksize"])
     new = lifter.shape(node.outputs[0])

@@ -42,7 +42,7 @@ class MeetsLargerMap(Exception):
 
 @dataclass(frozen=True)
 class Static:
-    """Does not depend on the values of any input."""
+    """A tensor that does not depend on the values of any input."""
 
     tensor: gs.Tensor
 
@@ -74,7 +74,7 @@ class View:
     cuts: frozenset[CutTensor] = frozenset()
 
     def spatial(self, letter: str) -> Atom:
-        """The spatial atom of that letter."""
+        """The spatial atom of this letter."""
         return next(atom for atom in atoms(self.base) if atom.letter == letter)
 
     @property

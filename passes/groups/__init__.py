@@ -143,7 +143,7 @@ class Groups(Pass):
         return self._no_structure(site, norms)
 
     def apply(self, graph: gs.Graph, plan: Plan) -> None:
-        """Do what the plan says."""
+        """Carry out the plan on the graph; it cannot fail."""
         if isinstance(plan.payload, Expansion):
             expand(graph, plan.payload)
             return

@@ -147,7 +147,7 @@ def find_trim(net: Network, site: ConvSite, norms: Array, outputs: bool = True) 
 
 
 def trim(graph: gs.Graph, plan: Trim) -> None:
-    """Leave the channels out."""
+    """Remove the dead channels."""
     perform(graph, plan.takes)
     tensors = graph.tensors()
     for name in plan.tensors:

@@ -56,7 +56,7 @@ class Component:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+        """The numbers of output and input channels."""
         return len(self.outputs), len(self.inputs)
 
 

@@ -48,7 +48,7 @@ class Grouping:
 
     @property
     def gathers(self) -> int:
-        """How many there are."""
+        """The number of Gather nodes that the layout needs."""
         return sum(index is not None for index in (self.gather_inputs, self.gather_outputs))
 
 
@@ -119,7 +119,7 @@ def _replace(
 
 
 def _name(shop: Workshop, node: gs.Node, plan: Grouping) -> str:
-    """Of the grouped convolution."""
+    """The name of the grouped convolution."""
     return shop.name(f"{node.name or plan.anchor}/groups") if plan.approximate else str(node.name)
 
 

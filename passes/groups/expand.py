@@ -35,7 +35,7 @@ class Expansion:
 
 
 def expanded_size(site: ConvSite, kind: str) -> tuple[int, int]:
-    """(MACs, parameters) of the expansion."""
+    """The multiply-accumulates and the parameters of the expansion."""
     more = site.group - 1 if kind == "dense" else 0
     return site.macs + more * site.macs, site.params + more * int(site.weight.size)
 
@@ -103,7 +103,7 @@ def _branches(graph: gs.Graph, node: gs.Node) -> None:
 def split_node(
     shop: Workshop, opset: int, tensor: gs.Tensor, sizes: list[int], label: str, dtype: Any
 ) -> tuple[gs.Node, list[gs.Tensor]]:
-    """A Split over channels, and what it gives."""
+    """Make a Split over channels and its outputs."""
     pieces = [gs.Variable(shop.name(f"{label}/split.{g}"), dtype) for g in range(len(sizes))]
     if opset < 13:
         return gs.Node("Split", f"{label}/split", {"axis": 1, "split": sizes}, [tensor], outputs=pieces), pieces

@@ -44,15 +44,15 @@ class Network:
             self.dims |= _filled(self.dims, self._sample)
 
     def anchor(self, node: gs.Node) -> str:
-        """The output that names a node."""
+        """The output by which a node is named."""
         return str(next((t.name for t in node.outputs if t.name), node.name))
 
     def node(self, anchor: str) -> gs.Node:
-        """The node that has that anchor."""
+        """The node that has this anchor."""
         return self._nodes[anchor]
 
     def label(self, node: gs.Node) -> str:
-        """How messages call a node."""
+        """The name that messages use for a node."""
         return f"{node.op} '{node.name or self.anchor(node)}'"
 
     def is_public(self, tensor: gs.Tensor) -> bool:
@@ -60,11 +60,11 @@ class Network:
         return tensor.name in self._public
 
     def is_captured(self, tensor: gs.Tensor) -> bool:
-        """Whether a subgraph reads it."""
+        """Whether a subgraph reads the tensor."""
         return tensor.name in self._captured
 
     def is_constant(self, tensor: gs.Tensor) -> bool:
-        """Whether its value is known."""
+        """Whether the value of the tensor is known."""
         if isinstance(tensor, gs.Constant):
             return True
         if tensor.name not in self._constant:
@@ -72,7 +72,7 @@ class Network:
         return self._constant[tensor.name]
 
     def value(self, tensor: gs.Tensor | None) -> np.ndarray[Any, Any] | None:
-        """Its value, where that is known."""
+        """The value of the tensor, where it is known."""
         return self._constants.value(tensor)
 
     def at_sample(self, tensor: gs.Tensor) -> np.ndarray[Any, Any] | None:
@@ -90,12 +90,12 @@ class Network:
         return self.dims.get(tensor.name)
 
     def channels(self, tensor: gs.Tensor) -> int | None:
-        """Extent of axis 1, where that is known."""
+        """The extent of axis 1, where it is known."""
         shape = self.shape(tensor)
         return shape[1] if shape is not None and len(shape) > 1 else None
 
     def rank(self, tensor: gs.Tensor) -> int | None:
-        """Number of axes, where that is known."""
+        """The number of axes, where it is known."""
         shape = self.shape(tensor)
         return None if shape is None else len(shape)
 
@@ -142,5 +142,5 @@ def _filled(dims: dict[str, Dims], sample: dict[str, Shape]) -> dict[str, Dims]:
 
 
 def known(dims: Sequence[int | None]) -> tuple[int, ...] | None:
-    """The extents, if all of them are known."""
+    """The extents, if all of them are known; else None."""
     return None if any(d is None for d in dims) else tuple(int(d) for d in dims if d is not None)

@@ -45,12 +45,12 @@ class Part:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in) per group."""
+        """The numbers of output and input channels per group."""
         return self.groups[0].shape
 
     @property
     def channels(self) -> tuple[int, int]:
-        """(out, in) of the whole part."""
+        """The numbers of output and input channels of the whole part."""
         out, inputs = self.shape
         return out * len(self.groups), inputs * len(self.groups)
 
@@ -73,22 +73,22 @@ class Layout:
 
     @cached_property
     def outputs(self) -> Array:
-        """Old output channels in their new order."""
+        """The old output channels in their new order."""
         return np.concatenate([group.outputs for part in self.parts for group in part.groups])
 
     @cached_property
     def inputs(self) -> Array:
-        """Old input channels in their new order."""
+        """The old input channels in their new order."""
         return np.concatenate([group.inputs for part in self.parts for group in part.groups])
 
     @property
     def weights(self) -> int:
-        """Kernels of all parts."""
+        """The number of weights of all parts."""
         return sum(part.weights for part in self.parts)
 
     @property
     def group_count(self) -> int:
-        """Groups of all parts."""
+        """The number of groups of all parts."""
         return sum(len(part.groups) for part in self.parts)
 
     def mask(self, out: int, inputs: int) -> Array:

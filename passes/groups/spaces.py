@@ -40,7 +40,7 @@ class Range:
 
     @property
     def end(self) -> int:
-        """Behind the last entry."""
+        """The index behind the last entry."""
         return self.at + self.size * self.repeat
 
     @property
@@ -49,7 +49,7 @@ class Range:
         return self.at - self.start * self.repeat
 
     def moved(self, by: int) -> Range:
-        """The same channels elsewhere."""
+        """The same channels at another offset."""
         return replace(self, at=self.at + by)
 
     def clipped(self, low: int, high: int) -> Range | None:
@@ -213,7 +213,7 @@ class Search:
             self.space.cuts.add(own.start + (position - own.at) // own.repeat)
 
     def stop(self, reason: str, detail: str) -> None:
-        """The channels cannot change places."""
+        """The reason why the channels cannot change places."""
         self.space.stops.append(Stop(reason, detail))
         self.space.rigid.append(Stop(reason, detail))
 
@@ -222,7 +222,7 @@ class Search:
         self.space.rigid.append(Stop("groups/dead-kept", detail))
 
     def made(self, tensor: gs.Tensor, own: Range) -> None:
-        """Follow a tensor to what makes it."""
+        """Follow a tensor to the node that computes it."""
         node = producer(tensor)
         if self.net.is_public(tensor):
             self.stop("groups/public-order", f"'{tensor.name}' is an input or an output of the model")

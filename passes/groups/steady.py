@@ -146,7 +146,7 @@ def _evaluated(net: Network, node: gs.Node, found: dict[str, Steady]) -> Steady 
 
 
 def _normalized(net: Network, node: gs.Node, data: Steady | None) -> Steady | None:
-    """By hand: below opset 14 the reference evaluator takes the statistics of what it is given."""
+    """Batch normalisation by hand: below opset 14 the reference evaluator takes the statistics of what it is given."""
     vectors = [_operand(net, node, position) for position in range(1, 5)]
     if data is None or any(vector is None for vector in vectors):
         return None

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class Origin:
-    """For each channel of a convolution, in order, which one of the original convolution it is.
+    """The channel of the original convolution that each channel of a convolution comes from, in order.
 
     Attributes:
         rows, columns: of the outputs and of the inputs of all groups. full: (out, in) of the original.
@@ -36,7 +36,7 @@ class Origin:
     whole: Array | None = None
 
     def chosen(self, rows: Array | None = None, columns: Array | None = None) -> Origin:
-        """With channels chosen from those there are."""
+        """The weights with these channels chosen."""
         taken = [own if index is None else own[index] for own, index in ((self.rows, rows), (self.columns, columns))]
         return replace(self, rows=taken[0], columns=taken[1])
 
@@ -62,7 +62,7 @@ class Ordered(np.ndarray[Any, Any]):
 
 
 def node_of(graph: gs.Graph, anchor: str) -> gs.Node:
-    """The node that gives a tensor of that name."""
+    """The node that computes the tensor of this name."""
     return next(node for node in graph.nodes if any(t.name == anchor for t in node.outputs))
 
 
@@ -75,11 +75,11 @@ class Workshop:
         self.constants = Constants(graph)
 
     def constant(self, name: str, values: Array) -> gs.Constant:
-        """A fresh constant."""
+        """Make a new constant under a unique name."""
         return gs.Constant(self.name(name), np.ascontiguousarray(values))
 
     def name(self, wanted: str) -> str:
-        """A fresh name for a tensor."""
+        """A unique name for a new tensor."""
         return unique_name(wanted, self.taken)
 
     def rebuilt(
@@ -128,7 +128,7 @@ class Workshop:
 
 
 def _axis(node: gs.Node) -> int:
-    """Of the scales of a DequantizeLinear."""
+    """The axis of the scales of a DequantizeLinear."""
     return int(node.attrs.get("axis", 1)) % max(len(node.inputs[0].shape), 1)
 
 

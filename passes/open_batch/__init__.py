@@ -235,7 +235,7 @@ class _Work:
     taken: tuple[str, ...]
 
     def do(self, graph: gs.Graph) -> None:
-        """Change the graph."""
+        """Make the change in the graph."""
         if self.taken:
             own = self.flat.copy()
             graph.nodes, graph.inputs, graph.outputs = own.nodes, own.inputs, own.outputs

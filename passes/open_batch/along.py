@@ -36,7 +36,7 @@ def _without(walk: Walk, node: gs.Node, state: Each, axes: set[int]) -> Each:
 
 
 def largest(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """ArgMax, ArgMin: where along one axis."""
+    """ArgMax and ArgMin along one axis."""
     state = walk.images_of(node, states)
     return [_without(walk, node, state, {axis_of(node, walk.graph.opset) % len(state.shape)})]
 
@@ -61,7 +61,7 @@ def one_axis(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[Sta
 
 
 def sum_so_far(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """CumSum, CumProd: the axis is an input."""
+    """CumSum and CumProd, whose axis is an input."""
     state = walk.images_of(node, states)
     axis = (walk.parameter(node, "axis", 1) or [0])[0] % len(state.shape)
     if axis == state.place:

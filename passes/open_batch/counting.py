@@ -54,7 +54,7 @@ def shape(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]
 
 
 def size(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Size: the product of the shape."""
+    """Size, the product of the shape."""
     state = states[0]
     if not isinstance(state, Each):
         return [Free()]
@@ -62,7 +62,7 @@ def size(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
 
 
 def gather(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Some entries."""
+    """Gather on a vector of extents."""
     if isinstance(states[1], Counts):
         raise _no_shape(walk, node)
     values, indices = _entries(walk, node, 0), walk.number(node.inputs[1])
@@ -72,7 +72,7 @@ def gather(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State
 
 
 def cut(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """A part of them."""
+    """Slice on a vector of extents."""
     values = _entries(walk, node, 0)
     if any(isinstance(state, Counts) for state in states[1:]) or values.ndim != 1:
         raise _no_shape(walk, node)
@@ -94,7 +94,7 @@ def _backwards(values: Whole, start: int, end: int, step: int) -> list[Any]:
 
 
 def joined(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Vectors one behind the other."""
+    """Concat of vectors of extents."""
     return [_given(np.concatenate([_entries(walk, node, index) for index in range(len(states))]))]
 
 
@@ -107,19 +107,19 @@ def reshaped(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[Sta
 
 
 def same(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Identity, Cast to whole numbers."""
+    """Identity, and Cast to whole numbers."""
     if node.op == "Cast" and node.attrs.get("to") not in WHOLE:
         raise _no_shape(walk, node)
     return [states[0]]
 
 
 def product(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """A multiple of the number of images."""
+    """Mul: a multiple of the number of images."""
     return [_given(_entries(walk, node, 0) * _entries(walk, node, 1))]
 
 
 def quotient(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """A multiple over what divides it."""
+    """Div: a multiple of the number of images, divided by a divisor of the factor."""
     a, b = np.broadcast_arrays(_entries(walk, node, 0), _entries(walk, node, 1))
     found = [_over(walk, node, x, y) for x, y in zip(a.ravel(), b.ravel(), strict=True)]
     made = np.empty(len(found), dtype=object)
@@ -136,7 +136,7 @@ def _over(walk: Walk, node: gs.Node, a: Any, b: Any) -> Any:
 
 
 def total(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """The product of all entries."""
+    """ReduceProd: the product of all entries."""
     values = _entries(walk, node, 0)
     result: Any = 1
     for value in values.ravel():
@@ -155,7 +155,7 @@ def equal(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]
 
 
 def chosen(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Entries of one vector or the other."""
+    """Where: entries of one vector or of the other."""
     if not isinstance(states[0], Free):
         raise _no_shape(walk, node)
     condition = walk.number(node.inputs[0])

@@ -41,7 +41,7 @@ class Sized:
     sizes: Sequence[int]
 
     def do(self, graph: gs.Graph) -> None:
-        """Change the graph."""
+        """Make the change in the graph."""
         node = _node_of(graph, self.output)
         emit = Emitter.into(graph, f"{self.output}/any-batch", np.int64)
         node.inputs[3] = _images_among(emit, node.inputs[0], 0, 0, others=[1, *self.sizes])
@@ -66,7 +66,7 @@ class Repeated:
     rank: int
 
     def do(self, graph: gs.Graph) -> None:
-        """Change the graph."""
+        """Make the change in the graph."""
         node = _node_of(graph, self.output)
         emit = Emitter.into(graph, f"{self.output}/any-batch", np.int64)
         shape = _images_among(emit, node.inputs[self.image], self.at, self.axis, others=[1] * self.rank)

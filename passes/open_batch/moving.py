@@ -139,14 +139,14 @@ def squeeze(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[Stat
 
 
 def unsqueeze(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Axes of extent 1 come."""
+    """Unsqueeze: axes of extent 1 are added."""
     data, native = walk.images_of(node, states), walk.shape(node.outputs[0])
     fresh = {a % len(native) for a in walk.parameter(node, "axes", 1) or []}
     return [data.along(native, [i for i in range(len(native)) if i not in fresh][data.place])]
 
 
 def transpose(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Axes change places."""
+    """Transpose: axes change places."""
     data = walk.images_of(node, states)
     order = [int(a) for a in node.attrs.get("perm") or range(len(data.shape))[::-1]]
     return [data.along(walk.shape(node.outputs[0]), order.index(data.place))]
@@ -223,7 +223,7 @@ def cut(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
 
 
 def split(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Split: any axis but that of the images."""
+    """Split along any axis but that of the images."""
     data = walk.images_of(node, states)
     if int(node.attrs.get("axis", 0)) % len(data.shape) == data.place:
         raise Stop("baked", f"{walk.label(node)} parts the batch into a number of images that is written down")
@@ -231,7 +231,7 @@ def split(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]
 
 
 def pad(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Pad: no image is added."""
+    """Pad along any axis but that of the images."""
     data = walk.images_of(node, states)
     name = "paddings" if "paddings" in node.attrs else "pads"
     pads = walk.parameter(node, name, 1) or []

@@ -55,17 +55,17 @@ def _check_alike(walk: Walk, node: gs.Node, tensor: gs.Tensor, behind: int) -> N
 
 
 def unary(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """The images stay where they are."""
+    """Elementwise operators of one input: the images stay where they are."""
     return [walk.images_of(node, states)]
 
 
 def broadcast(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """All inputs are data."""
+    """Elementwise operators whose inputs are all data."""
     return [same_place(walk, node, range(len(states)), states)]
 
 
 def cast_like(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Of the second input the type alone counts."""
+    """CastLike: only the type of the second input counts."""
     return [states[0]]
 
 

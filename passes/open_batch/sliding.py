@@ -57,7 +57,7 @@ def per_channel(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[
 
 
 def over_channels(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """LRN: over neighbours along the second axis."""
+    """LRN over neighbours along the second axis."""
     state = walk.images_of(node, states)
     if state.place == 1:
         raise walk.mixed(node, f"runs over the images, along axis 1 of {list(state.shape)}")
@@ -77,7 +77,7 @@ def batch_norm(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[S
 
 
 def blocks(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """SpaceToDepth, DepthToSpace."""
+    """SpaceToDepth and DepthToSpace."""
     state = first_axis(walk, node, walk.images_of(node, states), alone=False)
     return [state.along(walk.shape(node.outputs[0]), 0)]
 

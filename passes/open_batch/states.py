@@ -67,11 +67,11 @@ class Each:
 
     @property
     def axis(self) -> tuple[int, int]:
-        """What the axis has beside the images."""
+        """The atoms that the axis has beside the images."""
         return self.before, self.after
 
     def layout(self, images: Images) -> Layout:
-        """The axes as products of atoms."""
+        """The axes, as products of atoms."""
         axes: list[Axis] = [(channels(size),) for size in self.shape]
         axes[self.place] = tuple(
             atom for atom in (channels(self.before), images.atom, channels(self.after)) if atom.extent > 1

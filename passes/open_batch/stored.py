@@ -29,7 +29,7 @@ def quantize(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[Sta
 
 
 def pointwise(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """Sums, products and activations."""
+    """Quantized sums, products and activations."""
     _check_scales(walk, node, DATA[node.op], states)
     return [same_place(walk, node, DATA[node.op], states)]
 
@@ -59,7 +59,7 @@ def concat(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State
 
 
 def gemm(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """QGemm: images are rows of the first factor."""
+    """QGemm: the images are rows of the first factor."""
     state = walk.images_of(node, states)
     if state.place or node.attrs.get("transA", 0):
         raise walk.mixed(node, "sums over the images")
@@ -69,7 +69,7 @@ def gemm(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
 
 
 def together(walk: Walk, node: gs.Node, states: Sequence[State]) -> Sequence[State]:
-    """DynamicQuantizeLinear."""
+    """DynamicQuantizeLinear takes one scale from all images, so it mixes them."""
     raise walk.mixed(node, "takes one scale from all images")
 
 

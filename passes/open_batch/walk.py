@@ -96,7 +96,7 @@ class Walk:
         return None if found is None else [int(v) for v in found]
 
     def parameter_numbers(self, node: gs.Node, name: str, index: int) -> np.ndarray[Any, Any] | None:
-        """The same for any numbers, along one axis."""
+        """A parameter's numbers, which are the same for any number of images, along one axis."""
         if name in node.attrs:
             return np.ravel(node.attrs[name])
         if index < len(node.inputs) and node.inputs[index].name:
@@ -122,7 +122,7 @@ class Walk:
         return Stop("mixed", f"{self.label(node)} {how}")
 
     def state(self, tensor: gs.Tensor) -> State:
-        """What is known of a tensor."""
+        """The state of a tensor."""
         known = self.states.get(tensor.name)
         if known is None and isinstance(tensor, gs.Variable) and tensor.inputs:
             return Lost(f"'{tensor.name}', which is computed later")

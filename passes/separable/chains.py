@@ -115,7 +115,7 @@ class Triple(Decomposition):
         self.full = (min(rows, cells * columns), min(columns, cells * rows))
 
     def _slices(self) -> list[Array]:
-        """For each cell of the middle kernel the matrices [g, I a, O b]."""
+        """The matrices [g, I a, O b], one for each cell of the middle kernel."""
         slices = self._weight.sorted_into(self._middle, "g", ("i", *self._first), ("o", *self._last))
         return list(slices)
 

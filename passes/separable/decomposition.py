@@ -50,7 +50,7 @@ class Decomposition(ABC):
     @property
     @abstractmethod
     def spectra(self) -> tuple[Array, ...]:
-        """For each number of the rank the singular values, largest first; below 1e-8 of the largest they are blurred.
+        """The singular values for each number of the rank, largest first; below 1e-8 of the largest they are blurred.
 
         Matrices with a common rank (groups, channels) count as one, by the root of the sum of their squares.
         """

@@ -38,7 +38,7 @@ class Stage:
 
     @property
     def weight_shape(self) -> tuple[int, ...]:
-        """[out, inputs / group, *kernel]."""
+        """The shape of the weight: [out, inputs / group, *kernel]."""
         return (self.out, self.inputs // self.group, *self.kernel)
 
 
@@ -51,7 +51,7 @@ class Factor:
 
     @property
     def stage(self) -> Stage:
-        """The same convolution without its numbers."""
+        """The same convolution, without its weights."""
         out, inputs, *kernel = self.weight.shape
         return Stage(out, inputs * self.group, tuple(kernel), self.group)
 

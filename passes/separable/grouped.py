@@ -29,37 +29,37 @@ class Grouped:
 
     @property
     def out(self) -> int:
-        """Channels out, of the whole convolution."""
+        """The number of output channels of the whole convolution."""
         return int(self.weight.shape[0])
 
     @property
     def inputs(self) -> int:
-        """Channels in, of the whole convolution."""
+        """The number of input channels of the whole convolution."""
         return int(self.weight.shape[1]) * self.group
 
     @property
     def outs_each(self) -> int:
-        """Channels out of one group."""
+        """The number of output channels of one group."""
         return self.out // self.group
 
     @property
     def inputs_each(self) -> int:
-        """Channels in of one group."""
+        """The number of input channels of one group."""
         return int(self.weight.shape[1])
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Extents of the spatial axes."""
+        """The extents of the kernel."""
         return tuple(int(extent) for extent in self.weight.shape[2:])
 
     @property
     def axes(self) -> Axes:
-        """All the spatial axes."""
+        """The indices of all spatial axes."""
         return tuple(range(len(self.kernel)))
 
     @lazy
     def norm(self) -> float:
-        """Frobenius norm of the weight."""
+        """The Frobenius norm of the weight."""
         return math.sqrt(sum(float(np.sum(np.square(filters, dtype=np.float64))) for filters in self.weight))
 
     def extents(self, axes: Axes) -> tuple[int, ...]:
@@ -67,7 +67,7 @@ class Grouped:
         return tuple(extent if axis in axes else 1 for axis, extent in enumerate(self.kernel))
 
     def size(self, axes: Axes) -> int:
-        """Number of cells of that kernel."""
+        """The number of cells of the kernel."""
         return math.prod(self.extents(axes))
 
     @lazy
@@ -97,7 +97,7 @@ class Grouped:
 
 
 def checked(rank: Rank, full: Rank) -> Rank:
-    """The rank, where a decomposition has it."""
+    """The rank, if a decomposition of this rank exists."""
     if len(rank) != len(full) or not all(1 <= number <= top for number, top in zip(rank, full, strict=True)):
         raise ValueError(f"rank {rank} is not between {tuple(1 for _ in full)} and {full}")
     return rank

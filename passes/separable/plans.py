@@ -103,7 +103,7 @@ class _Priced:
     batch: int
 
     def cost(self, rank: Rank) -> Cost:
-        """Of the chains of that rank."""
+        """The cost of the chains of this rank."""
         return cost(self.decomposition.layout(rank), self._cells, self.batch)
 
     @cached_property
@@ -160,7 +160,7 @@ def _few(ranks: Sequence[Rank]) -> Sequence[Rank]:
 
 
 def _pareto(options: Sequence[Option]) -> Iterator[Option]:
-    """Of options by time, those that are more accurate than every faster one, or have fewer MACs."""
+    """The options, sorted by time, that are more accurate than every faster one, or have fewer MACs."""
     for index, option in enumerate(options):
         faster = itertools.islice(options, index)
         if not any(o.error <= option.error and o.cost.macs <= option.cost.macs for o in faster):

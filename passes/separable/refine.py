@@ -38,7 +38,7 @@ _STALLED = 1e-3  # a round that lowers the error by less is the last
 
 @dataclass(frozen=True)
 class Moments:
-    """Of the inputs that one convolution sees and of what it answers, over all positions of the data.
+    """The moments of the inputs and outputs of one convolution, over all positions of the data.
 
     A patch holds the D = I / g * prod(kernel) numbers that one filter sees, in the order of weight[o].ravel(). The
     patches x~ are those of the rewritten network. The response y is that of the original layer, without its bias, to
@@ -174,15 +174,15 @@ class _Problem:
         return self._squared(change) + penalty * self._mean * float(np.vdot(change, change))
 
     def response_error(self, factors: Factorization) -> float:
-        """Relative, after the bias shift."""
+        """The relative error of the response, after the bias shift."""
         return math.sqrt(relative(self._squared(self._change(factors)), self._moments.response))
 
     def weight_error(self, factors: Factorization) -> float:
-        """|W - W~| / |W|."""
+        """The relative error of the weight, |W - W~| / |W|."""
         return relative(float(np.linalg.norm(self._change(factors))), float(np.linalg.norm(self._weight)))
 
     def bias_shift(self, factors: Factorization) -> Array:
-        """E y - W~ E x~."""
+        """The shift of the bias, E y - W~ E x~."""
         dense = factors.dense().reshape(self._flat.shape)
         shift: Array = self._moments.response_mean - (dense @ self._moments.input_mean[:, :, None]).ravel()
         return shift

@@ -17,7 +17,7 @@ from convrewrite.passes.separable.factors import Array, Factor, Factorization
 
 
 def improved(factors: Factorization, group: int, second: Array, cross: Array) -> Factorization:
-    """Each factor once more, the others held."""
+    """Improve each factor once, with the others held fixed."""
     if _filters(factors):
         branches = _per_filter(factors, group, second, cross)
     elif factors.form == "depthwise":
@@ -158,7 +158,7 @@ def _leading(metric: Array, matrix: Array, rank: int) -> Array:
 
 
 def _by_group(chain: tuple[Factor, ...], group: int) -> list[list[Array]]:
-    """For each group the weights of its chain; all stages have the groups of the original."""
+    """The weights of the chain of each group; all stages have the groups of the original."""
     cut = [np.split(factor.weight, group) for factor in chain]
     return [list(weights) for weights in zip(*cut, strict=True)]
 

@@ -56,22 +56,22 @@ class LayerSite:
 
     @property
     def kernel(self) -> tuple[int, ...]:
-        """Extents."""
+        """The extents of the kernel."""
         return tuple(self.weight.shape[2:])
 
     @property
     def channels(self) -> tuple[int, int]:
-        """(out, in) of the whole layer."""
+        """The numbers of output and input channels of the whole layer."""
         return self.weight.shape[0], self.weight.shape[1] * self.group
 
     @property
     def data(self) -> int:
-        """Which input of the node the layer looks at."""
+        """The index of the input that the layer slides over."""
         return 0 if self.layer is None else self.layer.data
 
     @property
     def transposed(self) -> bool:
-        """Whether it is a ConvTranspose."""
+        """Whether the layer is a ConvTranspose."""
         return self.op == "ConvTranspose"
 
     def stored(self, weight: Array) -> Array:

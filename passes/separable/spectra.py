@@ -65,7 +65,7 @@ class Bank:
 
     @lazy
     def norm(self) -> float:
-        """Frobenius norm of all the matrices."""
+        """The Frobenius norm of all matrices together."""
         return float(self._gram_tails[0])
 
     def _each(self) -> Iterator[Matrix]:
