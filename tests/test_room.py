@@ -191,7 +191,7 @@ def test_a_large_batch_is_verified_in_slices(tmp_path: Path, monkeypatch: pytest
     assert seen
     assert max(seen) < BATCH
     assert any("in slices of" in line for line in found.warnings)
-    assert told(found.command, FLAGS) == f"convrewrite verify {path} {path} --seed 0 --samples 3 --provider cpu"
+    assert told(found.command, FLAGS) == f"convrewrite verify {path} {path} --seed 0 --samples 3"
 
 
 def test_a_wrong_model_is_found_in_slices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
