@@ -8,7 +8,7 @@ help:
 	@echo "make check    format check, lint, types and tests: what CI runs"
 	@echo "make test     the tests, in parallel"
 	@echo "make docs     the documentation, into build/site"
-	@echo "make format   format the code and mend what lint can mend"
+	@echo "make format   format the code and fix what lint can fix"
 
 check: lint types test
 

@@ -1,6 +1,6 @@
 """Every failure a user can meet, with the exit code the command line gives it.
 
-Each message is one line that says what is wrong, where, and how to mend it. `refused` is not `broken`: a valid
+Each message is one line that says what is wrong, where, and how to fix it. `refused` is not `broken`: a valid
 model that cannot be rewritten as asked raises `Refused`, a file that is no usable model raises `UsageError`.
 
 A message names parameters neutrally (`text.parameter`). `str` of an error is in the words of the Python API; other

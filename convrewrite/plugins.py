@@ -79,7 +79,7 @@ def load(name: str) -> type[Pass]:
     except (Exception, SystemExit) as error:  # whatever another package's import raises
         text = " ".join(f"{type(error).__name__}: {error}".split())
         raise UsageError(
-            f"pass '{name}' of package {_package(entry)} does not load: {text}", remedy=f"mend {entry.value}"
+            f"pass '{name}' of package {_package(entry)} does not load: {text}", remedy=f"correct {entry.value}"
         ) from error
     abstract: frozenset[str] = getattr(made, "__abstractmethods__", frozenset())
     lacks = [part for part in PARTS if part in abstract or not hasattr(made, part)]

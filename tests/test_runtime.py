@@ -132,8 +132,8 @@ def test_two_packages_are_reported_with_the_mend():
     check_installation({})
     with pytest.raises(UsageError, match="both installed") as caught:
         check_installation({"onnxruntime": "1.30", "onnxruntime-gpu": "1.31"})
-    mend = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-    assert mend in str(caught.value)
+    remedy = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
+    assert remedy in str(caught.value)
     assert caught.value.exit_code == 2
 
 

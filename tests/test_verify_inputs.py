@@ -119,7 +119,7 @@ def test_numbers_that_are_none_in_the_data_are_named(scores: Path) -> None:
 
 
 def test_one_sample_can_verify(tmp_path: Path, scores: Path) -> None:
-    """One sample cannot move; that its outputs would is seen on others. The failing case, mended, is one sample."""
+    """One sample cannot move; that its outputs would is seen on others. The failing case, fixed, is one sample."""
     assert verify(scores, scores, data={"image": image()}).verdict == "verified"
     other = save(tmp_path / "other.onnx", SCORES, gain=1.001)
     assert verify(scores, other, data={"image": image()}).verdict == "failed"

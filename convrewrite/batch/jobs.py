@@ -36,7 +36,7 @@ def jobs(settings: Settings, folder: Path) -> list[Job]:
     for pattern in settings.models:
         matches = matching(folder, pattern)
         if not matches:
-            raise UsageError(f"models: '{pattern}' matches no file in {folder}", remedy="mend the pattern")
+            raise UsageError(f"models: '{pattern}' matches no file in {folder}", remedy="correct the pattern")
         found.update(dict.fromkeys(matches))
     made = [_job(settings, folder, path) for path in found]
     taken: dict[Path, Job] = {}

@@ -268,9 +268,9 @@ def read(path: Path) -> Settings:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
     except ValueError as error:  # TOML's own, text that is not UTF-8, a number of too many digits
-        raise UsageError(f"{path} is not TOML: {_short(error)}", remedy="mend it there") from None
+        raise UsageError(f"{path} is not TOML: {_short(error)}", remedy="correct it there") from None
     except RecursionError:
-        raise UsageError(f"{path} is nested too deeply", remedy="mend it there") from None
+        raise UsageError(f"{path} is nested too deeply", remedy="correct it there") from None
     try:
         settings = Settings.model_validate(data)
     except pydantic.ValidationError as error:
@@ -279,7 +279,7 @@ def read(path: Path) -> Settings:
         more = f"; and {len(found) - MISTAKES} more" if len(found) > MISTAKES else ""
         raise UsageError(f"{path}: {mistakes}{more}") from None
     except RecursionError:
-        raise UsageError(f"{path} is nested too deeply", remedy="mend it there") from None
+        raise UsageError(f"{path} is nested too deeply", remedy="correct it there") from None
     for step in settings.steps:
         if isinstance(step, PluginStep):
             _check_plugin(path, step)

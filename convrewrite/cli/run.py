@@ -68,7 +68,7 @@ def register(
         if config.exists():
             raise UsageError(f"{config} is there already", remedy="name another file, or delete it first")
         atomic.write_whole(config, [STARTER.encode()], ".toml")
-        say(f"wrote {config}; mend its 'models', then: convrewrite run{'' if str(config) == CONFIG else f' {config}'}")
+        say(f"wrote {config}; edit its 'models', then: convrewrite run{'' if str(config) == CONFIG else f' {config}'}")
 
 
 def _lines(batch: Batch) -> list[str]:

@@ -242,7 +242,9 @@ def _check_finite(data: Mapping[str, Any] | None) -> None:
     for name, array in (data or {}).items():
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             sample = int(np.argwhere(~np.isfinite(array))[0][0]) if array.ndim else 0
-            raise UsageError(f"array '{name}' of the data holds NaN or Inf, first in sample {sample}", remedy="mend it")
+            raise UsageError(
+                f"array '{name}' of the data holds NaN or Inf, first in sample {sample}", remedy="correct it"
+            )
 
 
 def _check_refused(pass_: Pass, result: PassResult) -> None:
@@ -346,10 +348,10 @@ def _next(run: _Run, source: str, target: str) -> str:
         error = error or 0.0
         if saved is not None and (error > max(saved, 0.0) or changed):
             given = run.options.data is not None
-            mend = f"lower {parameter('tol')}" if "tol" in option_defaults(run.pass_) else "lower the tolerance"
-            mend += "" if given else f", or give real inputs with {parameter('data')}"
+            remedy = f"lower {parameter('tol')}" if "tol" in option_defaults(run.pass_) else "lower the tolerance"
+            remedy += "" if given else f", or give real inputs with {parameter('data')}"
             why = "the outputs moved by more than was saved" if error > max(saved, 0.0) else "some classes changed"
-            parts.append(f"a bad trade, {why}: {mend}")
+            parts.append(f"a bad trade, {why}: {remedy}")
     for input_, shape in run.fixed.items():
         parts.append(
             f"input '{input_}' is fixed at {by(shape)} now, as {parameter('size')} says: it takes no other size"

@@ -1,6 +1,6 @@
 """The one place that makes ONNX Runtime sessions.
 
-    open_session(path, provider="cuda")  ->  Session that runs on CUDA, or UsageError with the cause and the mend
+    open_session(path, provider="cuda")  ->  Session that runs on CUDA, or UsageError with the cause and the remedy
 
 ONNX Runtime falls back to the CPU where a provider does not load, rounds to TF32 on CUDA, and prints. All of that is
 settled here. `onnxruntime` is imported when the first session is opened.
@@ -37,7 +37,7 @@ from convrewrite.text import as_line, counted, parameter
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """The providers that can be asked for. "auto" is CUDA where a session really gets it, else the CPU."""
 
-CUDA_MEND = f'pip install "convrewrite[cuda]", or use {parameter("provider", "cpu")}'
+CUDA_REMEDY = f'pip install "convrewrite[cuda]", or use {parameter("provider", "cpu")}'
 
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
@@ -347,8 +347,8 @@ def _not_obtained(ort: ModuleType, provider: str, cause: str = "") -> UsageError
         cause = _not_loaded(ort, provider) or cause or "no usable NVIDIA GPU was found"
         if (missing := _load_error(_DRIVER)) and _DRIVER not in cause:
             cause += f", and there is no NVIDIA driver ({missing})"
-    mend = CUDA_MEND if provider == "cuda" else CUDA_MEND.replace(",", " and TensorRT,", 1)
-    return UsageError(f"provider '{provider}' cannot be used here: {cause}", remedy=mend)
+    remedy = CUDA_REMEDY if provider == "cuda" else CUDA_REMEDY.replace(",", " and TensorRT,", 1)
+    return UsageError(f"provider '{provider}' cannot be used here: {cause}", remedy=remedy)
 
 
 def _not_loaded(ort: ModuleType, provider: str) -> str:

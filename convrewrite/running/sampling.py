@@ -157,7 +157,7 @@ def bind_batch(
 
 def read_data(path: str | Path) -> Feeds:
     """Read an .npz file of inputs by name. Raises UsageError for anything else; never unpickles."""
-    mend = "write it with numpy.savez(path, input_name=array)"
+    remedy = "write it with numpy.savez(path, input_name=array)"
     try:
         archive = np.load(path, allow_pickle=False)
         if isinstance(archive, np.lib.npyio.NpzFile):
@@ -167,8 +167,8 @@ def read_data(path: str | Path) -> Feeds:
         whole = zipfile.is_zipfile(path) and "allow_pickle" in str(error)
         reason = "it holds Python objects" if whole else getattr(error, "strerror", None)
         reason = reason or f"it is no .npz file ({type(error).__name__})"
-        raise UsageError(f"cannot read {path}: {reason}", remedy=mend) from None
-    raise UsageError(f"{path} is not an .npz file", remedy=mend)
+        raise UsageError(f"cannot read {path}: {reason}", remedy=remedy) from None
+    raise UsageError(f"{path} is not an .npz file", remedy=remedy)
 
 
 def cut_data(data: Mapping[str, Array], specs: Sequence[InputSpec]) -> list[Sample]:

@@ -9,7 +9,7 @@ from convrewrite.errors import UsageError
 
 
 def library(name: str) -> Any:
-    """A module of the extra. Raises UsageError with the mend where it is not installed."""
+    """A module of the extra. Raises UsageError with the remedy where it is not installed."""
     try:
         return importlib.import_module(name)
     except ImportError as error:

@@ -58,7 +58,7 @@ class Applied(Printed):
             more = f"; and {len(self.finished.failed) - FAILED} more" if len(self.finished.failed) > FAILED else ""
             raise CheckFailed(
                 f"{len(self.finished.failed)} of {counted(self.tiles, 'tile')} failed: {'; '.join(named)}{more}; "
-                f"what was computed is kept: mend the cause and give {parameter('resume')}"
+                f"what was computed is kept: remove the cause and give {parameter('resume')}"
             )
         if self.failed:
             raise CheckFailed(f"not what the models give: {'; '.join(self.failed)}")

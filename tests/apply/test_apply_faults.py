@@ -113,7 +113,7 @@ def test_a_stopped_run_is_gone_on_with(tmp_path: Path, model: str) -> None:
 
 @pytest.mark.parametrize("damage", ["corrupt", "missing"])
 def test_a_chunk_that_cannot_be_read(tmp_path: Path, model: str, pixels: np.ndarray, damage: str) -> None:
-    """Its tiles are named, the others are there; once it is mended, --resume computes what was left."""
+    """Its tiles are named, the others are there; once it is readable, --resume computes what was left."""
     as_zarr(tmp_path / "im.zarr", pixels, 3)
     chunk = tmp_path / "im.zarr" / "c" / "1" / "1"
     kept = chunk.read_bytes()
