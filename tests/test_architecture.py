@@ -9,6 +9,7 @@ Imports inside functions and under TYPE_CHECKING count too: an arrow is about wh
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -218,6 +219,24 @@ def test_modules_are_short(module: Module) -> None:
 @pytest.mark.parametrize("module", MODULES, ids=lambda module: module.name)
 def test_a_pass_opens_with_its_picture(module: Module) -> None:
     assert docstring_fault(module) is None
+
+
+FRAGMENT = re.compile(r"(Of|For the report|As JSON|As the command)\b")
+"""What the first words of a docstring were where it only went on from a name: a property `sha256`, "Of the file."."""
+
+
+def fragments(module: Module) -> list[str]:
+    """Docstrings that are no sentence without the name that they follow."""
+    named = [node for node in ast.walk(module.tree) if isinstance(node, ast.FunctionDef | ast.ClassDef)]
+    return [f"{module.name}.{node.name}" for node in named if FRAGMENT.match(ast.get_docstring(node) or "")]
+
+
+def test_docstrings_are_sentences() -> None:
+    assert [found for module in MODULES for found in fragments(module)] == []
+    assert fragments(Module("convrewrite.p", False, 'def sha256():\n    """Of the file."""')) == [
+        "convrewrite.p.sha256"
+    ]
+    assert fragments(Module("convrewrite.p", False, 'def sha256():\n    """The hash of the file."""')) == []
 
 
 NESTED = (
