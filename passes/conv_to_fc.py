@@ -27,7 +27,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine import quantized
 from convrewrite.engine.emitting import Emitter
-from convrewrite.engine.graph import Constants, maker, position, producer
+from convrewrite.engine.graph import Constants, maker, names_taken, position, producer
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.quantized import Stored
 from convrewrite.engine.rewrite import Context, Declined, FixedSize, Pass, Plan, Reason, Refusal, Site
@@ -158,7 +158,7 @@ class _Layer:
         prefix, place = f"{self.output}/conv-to-fc", position(graph, node)
         out, inputs = self.matrix.shape
         dtype = data.dtype if data.dtype is not None else result.dtype
-        emit = Emitter(graph.opset, set(graph.tensors()), prefix=prefix, dtype=dtype)
+        emit = Emitter(graph.opset, names_taken(graph), prefix=prefix, dtype=dtype)
         source, made = data, producer(data)
         if made is not None and made.op == "Reshape" and _numbers(graph, made) is not None:
             source = made.inputs[0]  # what it made of its input does not matter any more: the order of entries stays

@@ -32,6 +32,7 @@ from convrewrite.engine.emitting import Emitter
 from convrewrite.engine.graph import (
     Constants,
     maker,
+    names_taken,
     position,
     producer,
     subgraph_tensors,
@@ -195,7 +196,7 @@ class _Layer:
         prefix = f"{self.output}/fc-to-conv"
         place = position(graph, node)
         dtype = data.dtype if data.dtype is not None else result.dtype
-        emit = Emitter(graph.opset, set(graph.tensors()), prefix=prefix, dtype=dtype)
+        emit = Emitter(graph.opset, names_taken(graph), prefix=prefix, dtype=dtype)
         rows = self.shapes.rows
         pixels, channels = data, None
         if node.op == "Gemm" and self.layer.axis == (-2 if rows else -1):

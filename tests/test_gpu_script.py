@@ -136,7 +136,7 @@ def test_a_run_verifies_times_and_saves(tmp_path, faked):
         assert entry["missed"] == []
     assert [call.get("windows", False) for call in faked] == [False, True, False, True]
     assert [call["saved"] for call in faked] == [0, 1, 2, 3]
-    assert faked[1]["sizes"] == [(288, 288)]
+    assert faked[1]["sizes"] == ((288, 288),)
     assert [file.name for file in tmp_path.iterdir()] == ["device.json"]
 
 
@@ -151,8 +151,8 @@ def test_a_planted_layer_is_rewritten_verified_and_timed_at_both_batches(tmp_pat
         ("native size, batch 1", 1),
         ("native size, batch 8", 8),
     ]
-    asked = {name: value for name, value in faked[0].items() if name != "saved"}
-    assert asked == {"provider": "cpu", "tf32": True, "seconds": 0.05, "sets": 1, "memory": False, "batches": (1,)}
+    want = {"provider": "cpu", "tf32": True, "seconds": 0.05, "sets": 1, "memory": False, "batches": (1,)}
+    assert {name: faked[0][name] for name in want} == want
     assert [call["saved"] for call in faked] == [0, 1]
     assert [file.name for file in tmp_path.iterdir()] == ["device.json"]
 
@@ -160,8 +160,8 @@ def test_a_planted_layer_is_rewritten_verified_and_timed_at_both_batches(tmp_pat
 def test_a_trade_is_verified_on_the_provider_that_is_timed(tmp_path, monkeypatch):
     asked = []
 
-    def trade(source, target, pass_, options, how):
-        asked.append((options.provider, options.verify, how.accept))
+    def trade(source, target, pass_, options):
+        asked.append((options.provider, options.verify, options.accept))
         return Outcome("separable", "cuda", "failed", error=CheckFailed("stop here"))
 
     monkeypatch.setattr(pipeline, "trade", trade)
@@ -183,7 +183,7 @@ def test_what_failed_its_verification_was_not_written_and_is_not_timed(tmp_path,
     bad = Verification((Case("the original with the new kernels", "y", status="failed", note="wrong"),))
     site = Site("separable", "y", "Conv", "rewritten")
 
-    def trade(source, target, pass_, options, how):
+    def trade(source, target, pass_, options):
         return Outcome("separable", "cpu", "failed", None, None, (site,), None, bad, error=CheckFailed(bad.message()))
 
     monkeypatch.setattr(pipeline, "trade", trade)
@@ -241,8 +241,8 @@ def test_a_failing_verification_is_exit_1_and_the_others_go_on(tmp_path, faked, 
     bad = Verification((Case("native size", "prob", status="failed", note="wrong"),))
     found = [bad]
 
-    def compare(a, b, size, options):
-        outcome = real(a, b, size, options)
+    def compare(a, b, options):
+        outcome = real(a, b, options)
         return replace(outcome, verification=found.pop()) if found else outcome
 
     monkeypatch.setattr(pipeline, "compare", compare)
@@ -279,7 +279,7 @@ def test_an_error_in_one_model_leaves_the_others(tmp_path, monkeypatch, error, t
 
 
 def test_another_provider_than_the_one_asked_for_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(work, "bench", lambda a, b, **options: Bench(str(a), str(b), "cuda", False, 1, 0.1, ()))
+    monkeypatch.setattr(work, "bench", lambda a, b, how: Bench(str(a), str(b), "cuda", False, 1, 0.1, ()))
     made = plan(tmp_path, works=converted("mobilenet_v1"))
     assert run(made) == 1
     assert saved(made)["models"][0]["error"] == "it was timed on cuda, not on cpu"
@@ -303,7 +303,7 @@ def test_ctrl_c_keeps_what_was_measured_and_says_what_was_not(tmp_path, monkeypa
 
 @pytest.mark.parametrize("verification", [None, verified(stopped=Interrupted("interrupted"))])
 def test_ctrl_c_while_verifying_ends_the_run(tmp_path, faked, monkeypatch, verification):
-    def trade(source, target, pass_, options, how):
+    def trade(source, target, pass_, options):
         stopped = Outcome("separable", "cpu", "error", error=Interrupted("interrupted"))
         return replace(stopped, verification=verification)
 

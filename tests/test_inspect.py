@@ -377,7 +377,7 @@ def test_the_tolerance_that_is_printed_suffices(name: str, at: float) -> None:
     told = [
         line
         for line in str(inspection.inspect(model, name, InspectOptions(tol=at))).splitlines()
-        if "pays from --tol" in line
+        if "pays from tol=" in line
     ]
     assert len(told) > 2
     context = Context.of(model.graph, shapes=native(model, None).tensors)
