@@ -26,7 +26,7 @@ from convrewrite.running.sampling import Feeds
 from convrewrite.verification import exposure
 from convrewrite.verification.channels import Draws
 from convrewrite.verification.comparison import Again, relative_error
-from convrewrite.verification.shaking import DRAWS, shaken_by_hand
+from convrewrite.verification.shaking import DRAWS, SHAKE, shaken_by_hand
 from convrewrite.verification.specimens import Runner, session_of
 from convrewrite.verification.subjects import LargeImage, Position, Subject, Values
 from convrewrite.verification.verdicts import Deviation
@@ -41,6 +41,9 @@ DEVIATION_WINDOWS = 64
 
 SAME = 1e-4
 """Up to this error, a part of a model is taken to be that part: rounding, and not another tensor."""
+
+TRUNK = 4 * SHAKE
+"""Units in the last place by which features move: two ways to run 50 layers differ by about ten."""
 
 
 class NoOracle(Exception):
@@ -84,9 +87,9 @@ class TrunkOracle:
         return found, source, functools.partial(self._again, items)
 
     def _again(self, items: Sequence[Feeds], output: str, entries: Sequence[int]) -> Draws:
-        """The head's output on features that are shaken by hand."""
+        """The head's output on features that are shaken by hand, as much as the rounding of a whole trunk does it."""
         rng = np.random.default_rng(self.subject.seed)
-        runs = [[self.head.run(shaken_by_hand(items[i], rng)) for i in entries] for _ in range(DRAWS)]
+        runs = [[self.head.run(shaken_by_hand(items[i], rng, TRUNK)) for i in entries] for _ in range(DRAWS)]
         return [np.stack([values[output] for values in run]) for run in runs]
 
     def _refuse_baked(self, features: Mapping[str, Array], image: LargeImage) -> None:
