@@ -69,8 +69,8 @@ def two_outputs() -> onnx.ModelProto:
 def swapped_extents(patch: pytest.MonkeyPatch) -> None:
     original = linear._weight
 
-    def weight(*args: Any) -> gs.Tensor:
-        made = original(*args)
+    def weight(*args: Any, **more: Any) -> gs.Tensor:
+        made = original(*args, **more)
         k, c, h, w = made.values.shape
         made.values = np.ascontiguousarray(made.values.reshape(k, c, w, h).transpose(0, 1, 3, 2))
         return made
@@ -123,8 +123,8 @@ def dropped_bias(patch: pytest.MonkeyPatch) -> None:
 def ignored_order(patch: pytest.MonkeyPatch) -> None:
     original = linear._weight
 
-    def weight(walk: Any, node: Any, layer: Any, part: Any, axis: Any, *rest: Any) -> gs.Tensor:
-        return original(walk, node, layer, part, tuple(sorted(axis, key=lambda atom: atom.letter != "C")), *rest)
+    def weight(*args: Any, axis: Any, **more: Any) -> gs.Tensor:
+        return original(*args, axis=tuple(sorted(axis, key=lambda atom: atom.letter != "C")), **more)
 
     patch.setattr(linear, "_weight", weight)
 
