@@ -38,20 +38,9 @@ def pytest_configure(config: pytest.Config) -> None:
         config.option.dist = "worksteal"
 
 
-def corpus_files(config: pytest.Config) -> list[Path]:
-    """The models of --corpus; a folder that was named must hold some."""
-    named: Path | None = config.getoption("--corpus")
-    if named is None:
-        return []
-    found = sorted(named.glob("*.onnx"))
-    if not found:
-        raise pytest.UsageError(f"--corpus {named}: no .onnx files there")
-    return found
-
-
 def pytest_report_header(config: pytest.Config) -> str:
     """Say what the corpus tests run over."""
-    files = corpus_files(config)
+    files = exported.files(config)
     if files:
         return f"corpus: {len(files)} models in {config.getoption('--corpus')}"
     return f"corpus: {len(exported.NETWORKS)} networks of tests/exported.py"
@@ -60,7 +49,7 @@ def pytest_report_header(config: pytest.Config) -> str:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """A test with an argument `corpus_model` runs once per model of the corpus."""
     if "corpus_model" in metafunc.fixturenames:
-        files = [pytest.param(file, id=file.stem) for file in corpus_files(metafunc.config)]
+        files = [pytest.param(file, id=file.stem) for file in exported.files(metafunc.config)]
         built = [pytest.param(name, id=name) for name in exported.NETWORKS]
         metafunc.parametrize("corpus_model", files or built, indirect=True)
 

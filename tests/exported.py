@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import onnx
+import pytest
 from onnx import TensorProto, numpy_helper
 
 from nets import Net
@@ -305,3 +307,14 @@ NETWORKS = {
     "pytorch-norm-of-a-vector": Exported(pytorch_norm_of_a_vector, (1, 1, 16, 16), 16, "windows"),
 }
 """By exporter and by what is special."""
+
+
+def files(config: pytest.Config) -> list[Path]:
+    """The models of --corpus; a folder that was named must hold some."""
+    named: Path | None = config.getoption("--corpus")
+    if named is None:
+        return []
+    found = sorted(named.glob("*.onnx"))
+    if not found:
+        raise pytest.UsageError(f"--corpus {named}: no .onnx files there")
+    return found

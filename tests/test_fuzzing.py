@@ -13,13 +13,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import corpus_files
 from fuzzing import seeds
 from fuzzing.cases import Case, case
 from fuzzing.checks import faults, told_by_the_command
 from fuzzing.mutations import mutate
 from fuzzing.runner import TESTS, Found, fuzz
 from processes import HANGS
+
+import exported
 
 COUNT = 2000
 SHARES = 8
@@ -55,7 +56,7 @@ def left(found: Found, models: Path, folder: Path, *, slow: bool = False) -> set
 def test_many_more_of_them(models: Path, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     count = request.config.getoption("--fuzz") or LONG
     if request.config.getoption("--corpus"):
-        for path in corpus_files(request.config):
+        for path in exported.files(request.config):
             os.symlink(path.resolve(), models / f"corpus_{path.name}")
     found = fuzz(models, range(10**6, 10**6 + count), processes=os.cpu_count() or 2, slow=True)
     assert found.ran == count
