@@ -112,10 +112,10 @@ def shaken(model: onnx.ModelProto, eps: float | None = None) -> None:
     graph.node.extend(nodes)
 
 
-def shaken_by_hand(feeds: Feeds, rng: np.random.Generator, size: float = SHAKE) -> dict[str, Array]:
-    """The inputs with a small change to every floating-point value, of at most `size` units in the last place."""
+def shaken_by_hand(feeds: Feeds, rng: np.random.Generator) -> dict[str, Array]:
+    """The inputs with a small change to every floating-point value."""
     return {
-        name: (array * (1.0 + size * np.finfo(array.dtype).eps * rng.uniform(-1, 1, array.shape))).astype(array.dtype)
+        name: (array * (1.0 + SHAKE * np.finfo(array.dtype).eps * rng.uniform(-1, 1, array.shape))).astype(array.dtype)
         if array.dtype.kind == "f"
         else array
         for name, array in feeds.items()

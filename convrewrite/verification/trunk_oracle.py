@@ -11,8 +11,9 @@ a difference in meaning.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +21,13 @@ import numpy as np
 import onnx
 
 from convrewrite.engine.windows import CutTensor
-from convrewrite.errors import ConvrewriteError, said
+from convrewrite.errors import ConvrewriteError, UsageError, said
 from convrewrite.running.runtime import RunFailed
 from convrewrite.running.sampling import Feeds
 from convrewrite.verification import exposure
 from convrewrite.verification.channels import Draws
 from convrewrite.verification.comparison import Again, relative_error
-from convrewrite.verification.shaking import DRAWS, SHAKE, shaken_by_hand
+from convrewrite.verification.shaking import DRAWS, shaken, shaken_by_hand
 from convrewrite.verification.specimens import Runner, session_of
 from convrewrite.verification.subjects import LargeImage, Position, Subject, Values
 from convrewrite.verification.verdicts import Deviation
@@ -42,9 +43,6 @@ DEVIATION_WINDOWS = 64
 SAME = 1e-4
 """Up to this error, a part of a model is taken to be that part: rounding, and not another tensor."""
 
-TRUNK = 4 * SHAKE
-"""Units in the last place by which features move: two ways to run 50 layers differ by about ten."""
-
 
 class NoOracle(Exception):
     """The oracle cannot be built or run for this model; the message is the reason."""
@@ -55,13 +53,15 @@ class TrunkOracle:
     """The original, cut in two.
 
     Attributes:
-        cut: where. features: native values of the cut tensors, on the first sample.
+        cut: where. open_shaken: makes the trunk whose every number is changed a little (see `shaking`).
+        features: native values of the cut tensors, on the first sample.
         held: model inputs that the head needs for their shape alone, with native values.
     """
 
     subject: Subject
     cut: tuple[CutTensor, ...]
     trunk: Runner
+    open_shaken: Callable[[], Runner]
     head: Runner
     features: Mapping[str, Array]
     held: Feeds
@@ -71,12 +71,13 @@ class TrunkOracle:
         """The head's outputs on every chosen window of an image, where the features came from, and what rounding may
         make of the outputs."""
         source = "features of the original's own trunk"
+        own = True
         try:
-            features = self.trunk.run({i.name: image.feeds[i.name] for i in self.trunk.inputs})
+            features = self.trunk.run(self._image_feeds(image))
             self._refuse_baked(features, image)
             self._fit(features, image)
         except (RunFailed, BakedSize) as error:
-            features = self._converted_features(image, said(error))
+            own, features = False, self._converted_features(image, said(error))
             source = "features of the converted model: the original's trunk does not run at that size"
             self._fit(features, image)
         items = [self._head_feeds(features, position, image) for position in image.chosen]
@@ -84,13 +85,31 @@ class TrunkOracle:
         if set(axes) != {info.name for info in self.head.inputs}:
             axes = {}
         found = run_each(self.subject, self.head.run, items, axes, text="head on every feature window")
-        return found, source, functools.partial(self._again, items)
+        return found, source, functools.partial(self._again, items, image if own else None)
 
-    def _again(self, items: Sequence[Feeds], output: str, entries: Sequence[int]) -> Draws:
-        """The head's output on features that are shaken by hand, as much as the rounding of a whole trunk does it."""
+    def _image_feeds(self, image: LargeImage) -> Feeds:
+        return {info.name: image.feeds[info.name] for info in self.trunk.inputs}
+
+    def _again(self, items: Sequence[Feeds], image: LargeImage | None, output: str, entries: Sequence[int]) -> Draws:
+        """The head's output on features that rounding moved: those of a shaken trunk where the trunk runs at that size.
+
+        What the features carry is the rounding of the whole trunk. Beside them the head's inputs are shaken by hand.
+        """
         rng = np.random.default_rng(self.subject.seed)
-        runs = [[self.head.run(shaken_by_hand(items[i], rng, TRUNK)) for i in entries] for _ in range(DRAWS)]
+        drawn = self._moved(items, image, entries)
+        runs = [[self.head.run(shaken_by_hand(feeds, rng)) for feeds in draw] for draw in drawn]
         return [np.stack([values[output] for values in run]) for run in runs]
+
+    def _moved(
+        self, items: Sequence[Feeds], image: LargeImage | None, entries: Sequence[int]
+    ) -> Sequence[Sequence[Feeds]]:
+        """The head's inputs at these windows, once per draw."""
+        with contextlib.suppress(UsageError, RunFailed, ValueError):  # ValueError: over 2 GB
+            if image is not None:
+                trunk, feeds = self.open_shaken(), self._image_feeds(image)
+                draws = (trunk.run(feeds) for _ in range(DRAWS))
+                return [[self._head_feeds(features, image.chosen[i], image) for i in entries] for features in draws]
+        return [[items[i] for i in entries]] * DRAWS
 
     def _refuse_baked(self, features: Mapping[str, Array], image: LargeImage) -> None:
         """Raise BakedSize where a feature map has its native extent on a larger image: a Slice with a fixed end."""
@@ -177,8 +196,9 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
         raise NoOracle("the head needs tensors of the image beside the cut")
     exposure.open_dims(model, window.input, subject.axes)
     sample, reference = subject.evidence.samples[0], subject.evidence.references[0]
+    part = _used(exposure.part(model, {}, inputs, names))
     try:
-        trunk = session_of(sketch, _used(exposure.part(model, {}, inputs, names)), path, provider)
+        trunk = session_of(sketch, part, path, provider)
         features = trunk.run({info.name: sample.feeds[info.name] for info in trunk.inputs})
         needed = exposure.reached(model.graph, outputs, names)
         starts = {name: features[name] for name in names if name in needed}
@@ -186,7 +206,14 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
         head = session_of(sketch, exposure.part(model, starts, wanted, outputs), path, provider)
         held = {window.input: sample.feeds[window.input]} if window.input in wanted else {}
         oracle = TrunkOracle(
-            subject=subject, cut=tuple(cut), trunk=trunk, head=head, features=features, held=held, provider=provider
+            subject=subject,
+            cut=tuple(cut),
+            trunk=trunk,
+            open_shaken=functools.partial(_open_shaken, sketch, part, path, provider),
+            head=head,
+            features=features,
+            held=held,
+            provider=provider,
         )
         values = head.run({**{name: sample.feeds[name] for name in wanted}, **starts})
     except (ConvrewriteError, ValueError) as error:
@@ -197,6 +224,14 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
             if not relative_error(values[name], reference[name], subject.evidence.peak.get(name)) <= max(1e-4, limit):
                 raise NoOracle(f"trunk and head of the original do not give its '{name}' again")
     return oracle
+
+
+def _open_shaken(sketch: exposure.Sketch, part: onnx.ModelProto, path: str, provider: str) -> Runner:
+    """The trunk with every number changed a little. Raises UsageError, ValueError."""
+    model = onnx.ModelProto()
+    model.CopyFrom(part)
+    shaken(model)
+    return session_of(sketch, model, path, provider, optimize=False)
 
 
 def _used(model: onnx.ModelProto) -> onnx.ModelProto:
