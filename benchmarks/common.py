@@ -8,7 +8,6 @@ beside them (A/A), because a difference inside that spread is no difference.
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import platform
@@ -21,7 +20,9 @@ from typing import Any
 
 import onnx
 
+from convrewrite import __version__
 from convrewrite.models import build
+from convrewrite.pipeline.report import versions as installed
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -140,16 +141,8 @@ def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that matter; those that are not installed are left out."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    if "convrewrite" not in found:
-        from convrewrite import __version__
-
-        found["convrewrite"] = __version__
+    found = installed(PACKAGES)
+    found.setdefault("convrewrite", __version__)  # a checkout on PYTHONPATH
     return found
 
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import operator
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeAlias, TypeVar, dataclass_transform, get_args
@@ -33,7 +34,7 @@ CLI, API, TOML = "cli", "api", "toml"
 EVERYWHERE = (CLI, API, TOML)
 
 
-class Option(Generic[Given, Kept]):
+class Option(ABC, Generic[Given, Kept]):
     """One option of a command; `Given` is what a caller may write, `Kept` what the command reads.
 
     Attributes:
@@ -73,9 +74,9 @@ class Option(Generic[Given, Kept]):
         absent = given is None and self.default is None
         instance.__dict__[self.name] = self.default if absent else self.read(given)
 
+    @abstractmethod
     def read(self, given: Any) -> Kept:
         """What is kept of a value. Raises UsageError."""
-        raise NotImplementedError
 
 
 Value: TypeAlias = Option[T, T]

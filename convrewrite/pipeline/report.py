@@ -63,10 +63,10 @@ STYLES = {
 }
 
 
-def versions() -> dict[str, str]:
-    """The versions of the libraries that the result depends on."""
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """The versions of Python and of the libraries that the result depends on; those not installed are left out."""
     found = {"python": platform.python_version()}
-    for package in PACKAGES:
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

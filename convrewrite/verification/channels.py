@@ -142,7 +142,7 @@ def judge(
             return None
         badness, index = _worst(errors, allowed)
         if worst is None or badness > worst.badness:
-            worst = _channel(
+            worst = _part(
                 index, axis, along, (a, b, difference), sums=(errors, peaks, allowed), noise=noise, reduced=reduced
             )
     for first, steps in _grids(want.shape):
@@ -170,24 +170,10 @@ def _grid(
     noise: Array | None,
 ) -> Channel:
     """Describe every n-th entry."""
-    a, b, difference = arrays
-    error, peak, allowed = sums
-    scale, cut = peak or float(np.max(np.abs(b))) or 1.0, _cut(first, steps)
-    inside = np.unravel_index(int(np.argmax(difference[cut])), difference[cut].shape)
-    place = tuple(start + step * int(i) for start, step, i in zip(first, steps, inside, strict=True))
-    own = None if noise is None else float(noise[cut].max()) / scale
-    figures = float(a[place]), float(b[place])
-    return Channel(
-        axis=None,
-        index=first,
-        along=None,
-        error=error / scale,
-        tolerance=allowed / scale,
-        noise=own,
-        place=place,
-        figures=figures,
-        every=steps,
-    )
+    inside = _largest(arrays[2][_cut(first, steps)])
+    place = tuple(start + step * i for start, step, i in zip(first, steps, inside, strict=True))
+    own = None if noise is None else noise[_cut(first, steps)]
+    return _channel(place, arrays, sums, own, index=first, every=steps)
 
 
 def judge_each(
@@ -270,7 +256,7 @@ def _worst(errors: Array, allowed: Array) -> tuple[float, tuple[int, ...]]:
     return float(ratio[index]), index
 
 
-def _channel(
+def _part(
     index: tuple[int, ...],
     axis: int | None,
     along: int | None,
@@ -280,22 +266,43 @@ def _channel(
     reduced: tuple[int, ...],
 ) -> Channel:
     """Describe one part."""
-    a, b, difference = arrays
-    error, peak, allowed = (float(values[index]) for values in sums)
-    scale = peak or float(np.max(np.abs(b))) or 1.0
     rest = iter(index)
-    where = tuple(slice(None) if i in reduced else next(rest) for i in range(a.ndim))
-    inner = difference[where]
-    inside = iter(np.unravel_index(int(np.argmax(inner)), inner.shape))
-    place = tuple(int(next(inside)) if isinstance(part, slice) else int(part) for part in where)
-    own = None if noise is None else float(noise[where].max()) / scale
+    where = tuple(slice(None) if i in reduced else next(rest) for i in range(arrays[2].ndim))
+    inside = iter(_largest(arrays[2][where]))
+    place = tuple(next(inside) if isinstance(part, slice) else int(part) for part in where)
+    own = None if noise is None else noise[where]
+    error, peak, allowed = (float(values[index]) for values in sums)
+    return _channel(place, arrays, (error, peak, allowed), own, index=index, axis=axis, along=along)
+
+
+def _largest(difference: Array) -> tuple[int, ...]:
+    """Where the difference is largest."""
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(difference)), difference.shape))
+
+
+def _channel(
+    place: tuple[int, ...],
+    arrays: tuple[Array, Array, Array],
+    sums: tuple[float, float, float],
+    noise: Array | None,
+    *,
+    index: tuple[int, ...],
+    axis: int | None = None,
+    along: int | None = None,
+    every: tuple[int, ...] = (),
+) -> Channel:
+    """The figures of a part, in units of its largest value. sums: error, largest value, what is allowed."""
+    a, b, _ = arrays
+    error, peak, allowed = sums
+    scale = peak or float(np.max(np.abs(b))) or 1.0
     return Channel(
         axis=axis,
         index=index,
         along=along,
         error=error / scale,
         tolerance=allowed / scale,
-        noise=own,
+        noise=None if noise is None else float(noise.max()) / scale,
         place=place,
         figures=(float(a[place]), float(b[place])),
+        every=every,
     )

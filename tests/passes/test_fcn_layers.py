@@ -144,7 +144,7 @@ def test_bias_from_a_constant_node() -> None:
 def test_shared_weight_is_not_edited() -> None:
     """The same matrix serves two layers, once as it is and once transposed; the original's file keeps it."""
     net = Net(1, 2, 9, 12)
-    square = net.ints(FEATURES, FEATURES, name="shared")
+    square = net.ints(FEATURES, FEATURES, name="square")
     hidden = net.Relu(net.Gemm(trunk(net), square))
     check_lifted(net.model(net.Gemm(net.Gemm(hidden, square, transB=1, alpha=1.0), net.ints(FEATURES, 2))))
 
