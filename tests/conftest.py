@@ -79,3 +79,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "corpus_model" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.corpus)
+
+
+@pytest.fixture
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stream weights in pieces that do not divide them, so that the seams are tested."""
+    monkeypatch.setattr("convrewrite.model_io.protofile.CHUNK", 1000)
