@@ -8,8 +8,10 @@ import signal
 import stat
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import onnx
@@ -19,10 +21,12 @@ from processes import leftovers
 
 from convrewrite import model_io
 from convrewrite.errors import UsageError
+from convrewrite.model_io.publishing import private_folder
 from convrewrite.system import atomic
+from convrewrite.system import leftovers as system_leftovers
 from convrewrite.system.leftovers import FILE, FOLDER, Scratch, create, hidden_name, release, sweep
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no such locks")
+fcntl = pytest.importorskip("fcntl", reason="Windows has no such locks")
 
 
 def in_a_fork(work: Callable[[], object]) -> int:
@@ -69,6 +73,56 @@ def test_a_lock_of_another_process_is_heeded(tmp_path: Path) -> None:
         other.kill()
     sweep(tmp_path, again=True)
     assert not path.exists()
+
+
+class Sweeper:
+    """`fcntl` in which another process comes upon the first new entry between its making and its lock."""
+
+    LOCK_EX, LOCK_NB = fcntl.LOCK_EX, fcntl.LOCK_NB
+
+    def __init__(self, folder: Path, *, fast: bool) -> None:
+        self.folder, self.fast = folder, fast
+        self.found: Path | None = None
+        self.handle = -1
+
+    def flock(self, handle: int, operation: int) -> None:
+        if self.found is None:
+            (self.found,) = self.folder.iterdir()
+            self.handle = os.open(self.found, os.O_RDONLY)
+            fcntl.flock(self.handle, operation)
+            if self.fast:
+                self.finish()
+        fcntl.flock(handle, operation)
+
+    def finish(self) -> None:
+        """Remove what was locked."""
+        assert self.found is not None
+        if self.handle >= 0:
+            self.found.rmdir() if self.found.is_dir() else self.found.unlink()
+            os.close(self.handle)
+            self.handle = -1
+
+
+@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("kind", ["file", "folder beside a model", "folder of the system"])
+def test_what_is_swept_before_its_lock_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, fast: bool
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    other = Sweeper(tmp_path, fast=fast)
+    monkeypatch.setattr(system_leftovers, "fcntl", other)
+    with ExitStack() as stack:
+        if kind == "file":
+            path = atomic.temporary_beside(tmp_path / "out.onnx", ".onnx")
+            stack.callback(atomic.discard, path)
+        elif kind == "folder beside a model":
+            path = stack.enter_context(private_folder(tmp_path / "out.onnx"))
+        else:
+            path = Path(stack.enter_context(Scratch()))
+        other.finish()
+        assert path.exists()
+        assert path != other.found
+    assert not list(tmp_path.iterdir())
 
 
 def test_only_names_of_ours_are_swept(tmp_path: Path) -> None:

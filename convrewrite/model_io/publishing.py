@@ -37,13 +37,18 @@ PATIENCE = 20.0
 def private_folder(target: Path) -> Iterator[Path]:
     """A hidden folder beside a target, which goes with all that is left in it."""
     leftovers.sweep(target.parent)
-    folder = Path(tempfile.mkdtemp(prefix=f"{leftovers.hidden_name('')}-", dir=target.parent))
+    folder = _new_folder(target.parent)
+    while not leftovers.hold_folder(folder):
+        folder = _new_folder(target.parent)
     try:
-        leftovers.hold_folder(folder)
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         leftovers.release(folder)
+
+
+def _new_folder(parent: Path) -> Path:
+    return Path(tempfile.mkdtemp(prefix=f"{leftovers.hidden_name('')}-", dir=parent))
 
 
 def free_for(written: Path, path: Path) -> bool:

@@ -66,14 +66,15 @@ def create(path: Path, mode: int | None = None) -> None:
     _hold(str(path), handle)
 
 
-def hold_folder(path: Path) -> None:
-    """Let nobody sweep a folder away while this process lives.
-
-    Raises:
-        FileExistsError: it was taken for a leftover in this very moment.
-    """
-    if fcntl is not None:
+def hold_folder(path: Path) -> bool:
+    """Let nobody sweep a new folder away while this process lives; False where it was taken for a leftover just now."""
+    if fcntl is None:
+        return True
+    try:
         _hold(str(path), os.open(path, os.O_RDONLY | os.O_DIRECTORY))
+    except (FileExistsError, FileNotFoundError):
+        return False
+    return True
 
 
 def release(path: Path) -> None:
@@ -94,8 +95,13 @@ def _hold(path: str, handle: int) -> None:
         os.close(handle)  # it would keep the file from being renamed
         _held[path] = None
         return
-    with contextlib.suppress(OSError):  # without locks, nobody sweeps either
+    try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:  # another process is about to remove it
+        os.close(handle)
+        raise FileExistsError(f"{path} was taken for a leftover") from None
+    except OSError:  # without locks, nobody sweeps either
+        pass
     if not os.fstat(handle).st_nlink or not os.path.lexists(path):
         os.close(handle)
         raise FileExistsError(f"{path} was swept away")
@@ -108,13 +114,10 @@ class Scratch(tempfile.TemporaryDirectory[str]):
     def __init__(self) -> None:
         sweep(tempfile.gettempdir())
         super().__init__(prefix=f"convrewrite-{secrets.token_hex(8)}-")
-        if fcntl is not None:
-            try:
-                _hold(self.name, os.open(self.name, os.O_RDONLY | os.O_DIRECTORY))
-            except (FileExistsError, FileNotFoundError):  # another process took it for a leftover just now
-                self.__init__()  # type: ignore[misc]
-                return
-            weakref.finalize(self, release, Path(self.name))
+        if not hold_folder(Path(self.name)):
+            self.__init__()  # type: ignore[misc]
+            return
+        weakref.finalize(self, release, Path(self.name))
 
     def cleanup(self) -> None:
         """Remove the folder and all that is in it."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,71 +15,20 @@ import pytest
 from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
-from convrewrite import model_io
-from convrewrite.acceptance import NOT_SMALLER, smaller
-from convrewrite.engine.rewrite import Declined, Kernels, PassResult, Site, accept_all
+from convrewrite.acceptance import smaller
+from convrewrite.engine.rewrite import Kernels
 from convrewrite.passes.separable import Separable
 from helpers import Array, Net
 from rewriting import ROUNDING, assert_same, macs_of, reference_of, rewrite
-
-NO = Declined(NOT_SMALLER, "by the test")
-
-
-def planted(rng: np.random.Generator, form: str, out: int, inputs: int, kernel: Sequence[int], group: int = 1) -> Array:
-    """A kernel [O, I/g, *k] of low rank in one form, by hand."""
-    per = inputs // group
-    parts = []
-    for _ in range(group):
-        o, i = out // group, per
-        if form == "spatial":
-            factors = [rng.standard_normal((2, i, kernel[0]))]
-            factors += [
-                rng.standard_normal((2, o if n == len(kernel) - 1 else 1, k)) for n, k in enumerate(kernel) if n
-            ]
-            if len(kernel) == 2:
-                parts.append(np.einsum("rih,row->oihw", *factors))
-            else:
-                parts.append(np.einsum("rid,rah,row->oidhw", *factors))
-        elif form == "depthwise":
-            left, right = rng.standard_normal((o, i)), rng.standard_normal((i, *kernel))
-            parts.append(np.einsum("oi,i...->oi...", left, right))
-        elif form == "channel":
-            left, right = rng.standard_normal((o, 2)), rng.standard_normal((2, i, *kernel))
-            parts.append(np.einsum("or,r...->o...", left, right))
-        else:
-            left, core, right = (
-                rng.standard_normal((o, 3)),
-                rng.standard_normal((3, 3, *kernel)),
-                rng.standard_normal((3, i)),
-            )
-            parts.append(np.einsum("or,rs...,si->oi...", left, core, right))
-    return np.concatenate(parts)
-
-
-def net_of(
-    weight: Array, shape: Sequence[int | str], *, bias: bool = True, norm: bool = False, opset: int = 13, **attrs: Any
-) -> onnx.ModelProto:
-    """One Conv with that weight, a BatchNormalization if wanted, a Relu, and one more Conv behind it."""
-    net = Net(*shape, opset=opset, seed=5)
-    out = weight.shape[0]
-    inputs = ["x", net.const(weight, "W")] + ([net.const(net.rng.standard_normal(out), "b")] if bias else [])
-    y = net.node("Conv", *inputs, name="planted", outputs=["planted"], **attrs)
-    if norm:
-        values = [net.rng.uniform(0.5, 2, out), net.rng.standard_normal(out), net.rng.standard_normal(out)]
-        y = net.BatchNormalization(y, *(net.const(v) for v in (*values, net.rng.uniform(0.5, 2, out))))
-    return net.model(net.Relu(y))
-
-
-def only_site(result: PassResult) -> Site:
-    (site,) = result.sites
-    return site
-
+from separable_planted import NO, low_rank, net_of, only_site, planted
 
 EXTENTS: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
     1: ((5,), (19,)),
     2: ((3, 5), (14, 17)),
     3: ((3, 3, 5), (7, 8, 9)),
 }
+
+
 GEOMETRY: list[dict[str, Any]] = [
     {},
     {"strides": 2, "pads": 1},
@@ -222,10 +170,6 @@ def test_a_normalization_is_folded_before_the_error_is_measured() -> None:
     assert_same(reference, made)
 
 
-def low_rank(out: int = 16, inputs: int = 12) -> Array:
-    return planted(np.random.default_rng(1), "spatial", out, inputs, (3, 3))
-
-
 def test_a_normalization_that_is_not_alone_stays() -> None:
     net = Net(1, 12, 10, 11)
     y = net.node("Conv", "x", net.const(low_rank()), outputs=["planted"])
@@ -314,129 +258,4 @@ def test_symbolic_sizes_are_counted_per_cell() -> None:
     site = only_site(result)
     assert site.macs_before == 16 * 12 * 9
     assert site.macs_after < site.macs_before
-    assert_same(model, made)
-
-
-# What is left alone, and why ----------------------------------------------------------------------------------------
-
-
-def reason_of(model: onnx.ModelProto, pass_: Separable | None = None) -> tuple[str, str]:
-    result, _ = rewrite(model, pass_ or Separable())
-    assert not result.changed
-    site = result.sites[0]
-    return site.outcome, site.reason
-
-
-def test_full_rank_is_declined_with_what_it_would_take() -> None:
-    rng = np.random.default_rng(0)
-    model = net_of(rng.standard_normal((16, 12, 3, 3)), (1, 12, 10, 11))
-    assert reason_of(model) == ("declined", "accept/not-smaller")
-    site = only_site(rewrite(model, Separable())[0])
-    assert 0 < site.tol_pays < site.tol_halves < 1
-    changed, _ = rewrite(model, Separable(tol=1.01 * site.tol_pays))
-    assert changed.changed
-    halved = only_site(rewrite(model, Separable(tol=1.001 * site.tol_halves))[0])
-    assert halved.macs_after <= 1.1 * halved.macs_before / 2
-    unchanged, _ = rewrite(model, Separable(tol=0.99 * site.tol_pays))
-    assert not unchanged.changed
-
-
-def test_always_rewrites_what_does_not_pay() -> None:
-    model = net_of(np.random.default_rng(0).standard_normal((8, 4, 3, 3)), (1, 4, 10, 11))
-    result, made = rewrite(model, Separable(), accept_all)
-    assert result.changed
-    assert_same(model, made, 1e-5)
-
-
-@pytest.mark.parametrize(
-    ("weight", "want"),
-    [
-        (np.zeros((8, 4, 3, 3)), ("declined", "separable/zero-kernel")),
-        (np.full((8, 4, 3, 3), np.nan), ("refused", "separable/nan-weight")),
-    ],
-)
-def test_odd_weights(weight: Array, want: tuple[str, str]) -> None:
-    assert reason_of(net_of(weight, (1, 4, 9, 9))) == want
-
-
-def test_a_1x1_kernel_has_no_spatial_form() -> None:
-    model = net_of(np.ones((8, 4, 1, 1)), (1, 4, 9, 9))
-    assert reason_of(model, Separable(form="spatial")) == ("declined", "separable/no-form")
-
-
-def test_a_1x1_kernel_of_low_rank_becomes_two() -> None:
-    rng = np.random.default_rng(0)
-    model = net_of(np.outer(rng.standard_normal(16), rng.standard_normal(12))[:, :, None, None], (1, 12, 9, 9))
-    result, made = rewrite(model, Separable())
-    assert only_site(result).macs_after == 81 * (16 + 12)
-    assert_same(model, made)
-
-
-def test_a_kernel_that_is_separable_already() -> None:
-    rng = np.random.default_rng(0)
-    model = net_of(rng.standard_normal((8, 8, 3, 1)), (1, 8, 9, 9))
-    assert reason_of(model) == ("declined", "accept/not-smaller")
-
-
-def test_a_weight_that_is_an_input() -> None:
-    net = Net(1, 4, 9, 9)
-    weight = net.input("W", 8, 4, 3, 3)
-    assert reason_of(net.model(net.Conv("x", weight))) == ("refused", "separable/weight-not-constant")
-
-
-def test_a_weight_of_four_spatial_axes() -> None:
-    net = Net(1, 4, 5, 5, 5, 5)
-    node = onnx.helper.make_node("Conv", ["x", "W"], ["y"])
-    weight = numpy_helper.from_array(np.ones((2, 4, 1, 1, 1, 1), np.float32), "W")
-    info = onnx.helper.make_tensor_value_info
-    graph = onnx.helper.make_graph([node], "g", net.inputs, [info("y", 1, [1, 2, 5, 5, 5, 5])], [weight])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8)
-    assert reason_of(model) == ("refused", "separable/unknown-rank")
-
-
-def test_integer_weights() -> None:
-    from convrewrite.passes.separable.site import read_site
-
-    net = Net(1, 4, 9, 9)
-    model = net.model(net.Conv("x", net.const(np.ones((8, 4, 3, 3)), "W")))
-    graph = model_io.load(model.SerializeToString()).graph
-    node = next(node for node in graph.nodes if node.op == "Conv")
-    node.inputs[1].values = np.ones((8, 4, 3, 3), np.int32)
-    refusal = read_site(graph, node)
-    assert refusal.reason.code == "separable/weight-type"  # type: ignore[union-attr]
-
-
-def test_a_factor_is_not_factored_again() -> None:
-    model = net_of(low_rank(), (1, 12, 10, 11))
-    _, made = rewrite(model, Separable())
-    again, _ = rewrite(made, Separable(tol=0.5))
-    assert {site.reason for site in again.sites} == {"separable/already-factored"}
-
-
-def test_the_same_input_gives_the_same_bytes() -> None:
-    model = net_of(low_rank(), (1, 12, 10, 11), norm=True)
-    one, two = (rewrite(model, Separable(tol=0.1))[1].SerializeToString(deterministic=True) for _ in range(2))
-    assert one == two
-
-
-def test_a_rank_is_filled_up_to_a_block_where_that_costs_nothing() -> None:
-    rng = np.random.default_rng(2)
-    weight = rng.standard_normal((64, 64, 3, 3))
-    tols = [
-        only_site(rewrite(net_of(weight, (1, 64, 12, 12)), Separable(tol=t, form="spatial"))[0]) for t in (0.75, 0.8)
-    ]
-    for site in tols:
-        rank = int(site.detail.rpartition(" ")[2])
-        assert rank % 16 == 0, site.detail
-
-
-@pytest.mark.parametrize("names", list(itertools.product(["", "named"], [""])))
-def test_nodes_may_be_unnamed(names: tuple[str, str]) -> None:
-    net = Net(1, 12, 12, 12)
-    first = net.Relu(net.node("Conv", "x", net.const(low_rank(12, 12)), pads=[1] * 4))
-    model = net.model(net.node("Conv", first, net.const(low_rank(16, 12))))
-    for node, name in zip((n for n in model.graph.node if n.op_type == "Conv"), names, strict=True):
-        node.name = name
-    result, made = rewrite(model, Separable())
-    assert [site.outcome for site in result.sites] == ["rewritten", "rewritten"]
     assert_same(model, made)
