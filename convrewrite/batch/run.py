@@ -20,6 +20,7 @@ from convrewrite.batch.settings import Settings
 from convrewrite.batch.words import KEYS
 from convrewrite.errors import ConvrewriteError
 from convrewrite.options import RunOptions
+from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
 from convrewrite.text import PYTHON, Words, told
 
@@ -92,6 +93,8 @@ def _work(
     found: dict[str, Result],
     tell: Tell,
 ) -> None:
+    if todo:
+        check_installation()
     many = processes(settings, options.jobs, len(todo))
     with atomic.scratch() as scratch:
         tasks = [_task(job, settings, options, lock, timings=Path(scratch) / f"{i}.json") for i, job in enumerate(todo)]
