@@ -91,7 +91,7 @@ def _sums(values: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, np.dtype[n
     if not largest or not math.isfinite(largest):
         return np.full(VIEWS, float(not math.isfinite(largest)))
     signs = np.unpackbits(np.frombuffer(hashlib.shake_256(f"{seed}".encode()).digest(1), np.uint8))
-    sums = math.log(largest) * (2.0 * signs - 1)
+    sums = math.log(largest) * (2 * signs.astype(np.float64) - 1)
     for start in range(0, values.size, CHUNK):
         part = values[start : start + CHUNK].astype(np.float64)
         drawn = hashlib.shake_256(f"{seed} {start}".encode()).digest(part.size)  # the same in every version of NumPy
