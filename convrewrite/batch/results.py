@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Batch:
-    """The results of all models, and the exit code of the run."""
+    """The results of all models, and the exit code of the run.
+
+    Attributes:
+        reports: the paths of those that were written, by kind. notes: what else there is to say, a line each.
+    """
 
     results: tuple[Result, ...]
     exit_code: int
+    reports: Mapping[str, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

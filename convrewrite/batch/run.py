@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convrewrite import timing
 from convrewrite.acceptance.decisions import ANY
 from convrewrite.acceptance.decisions import SCHEMA as TIMINGS
-from convrewrite.batch import paths, summary
+from convrewrite.batch import paths, repository, summary
 from convrewrite.batch.jobs import Job, jobs, key
 from convrewrite.batch.lock import Lock
 from convrewrite.batch.pool import run_all
 from convrewrite.batch.results import Batch, Result
 from convrewrite.batch.settings import Settings
 from convrewrite.batch.words import KEYS
-from convrewrite.errors import ConvrewriteError
+from convrewrite.errors import CheckFailed, ConvrewriteError, Refused
 from convrewrite.options import RunOptions
 from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
-from convrewrite.text import PYTHON, Words, told
+from convrewrite.text import PYTHON, Words, parameter, told
 
 SEVERITY = (130, 70, 2, 1, 3)
 """Exit codes, the most severe first."""
 
+REFUSED = Refused.exit_code
 
 Tell = Callable[[str, int, int], None]
 
@@ -56,7 +58,8 @@ def run(
     every = jobs(settings, folder)
     paths.refuse(settings, folder, every, config)
     lock = Lock.read(folder / settings.lock)
-    _check_reports(settings, folder)
+    reports, notes = _reports(settings, folder, options)
+    unseen = {job.name for job in every} & _ignored(every)
     found: dict[str, Result] = {}
     keys: dict[str, str] = {}
     todo: list[Job] = []
@@ -67,20 +70,41 @@ def run(
         except ConvrewriteError as error:
             found[job.name] = Result(job.name, job.target, _failed(error))
             continue
-        if entry is None:
+        if entry is None or (job.name in unseen and entry.result.fingerprint is None):
             todo.append(job)
         else:
             facts = {**entry.result.model_dump(exclude_unset=True), "note": summary.FROM_LOCK}
             found[job.name] = Result(job.name, job.target, facts, cached=True)
     try:
-        _work(todo, settings, options, lock, keys=keys, found=found, tell=tell)
+        _work(todo, settings, options, lock, keys=keys, unseen=unseen, found=found, tell=tell)
     finally:
         if not options.check:
+            lock.forget(folder)
             lock.save()  # what passed is kept, also where Ctrl-C ends the rest
+    if options.check:
+        found |= {name: _left_behind(result) for name, result in found.items()}
     results = tuple(told(found[job.name], words) for job in every)
-    batch = Batch(results, exit_code(results, settings.allow_refused))
-    _write_reports(settings, folder, batch)
+    batch = Batch(results, exit_code(results, settings.allow_refused), reports, tuple(told(notes, words)))
+    _write_reports(batch)
     return batch
+
+
+def _ignored(every: Sequence[Job]) -> set[str]:
+    """The models whose outputs git ignores: a clone of the project has none of them."""
+    outputs = repository.ignored([job.target for job in every])
+    return {job.name for job in every if job.target in outputs}
+
+
+def _left_behind(result: Result) -> Result:
+    """Under `check`, a model that is refused: an output that is there is what an earlier one has left."""
+    if result.exit_code != REFUSED or not result.target.is_file():
+        return result
+    message = (
+        f"{parameter('check')}: its output is there, and nothing would be written: {result.facts['message']}; "
+        "delete the output"
+    )
+    facts = {**result.facts, "status": "failed", "exit_code": CheckFailed.exit_code, "message": message}
+    return replace(result, facts=facts)
 
 
 def _work(
@@ -90,6 +114,7 @@ def _work(
     lock: Lock,
     *,
     keys: dict[str, str],
+    unseen: Collection[str],
     found: dict[str, Result],
     tell: Tell,
 ) -> None:
@@ -97,7 +122,11 @@ def _work(
         check_installation()
     many = processes(settings, options.jobs, len(todo))
     with atomic.scratch() as scratch:
-        tasks = [_task(job, settings, options, lock, timings=Path(scratch) / f"{i}.json") for i, job in enumerate(todo)]
+        files = [Path(scratch) / f"{number}.json" for number in range(len(todo))]
+        tasks = [
+            {**_task(job, settings, options, lock, timings=file), "ignored": job.name in unseen}
+            for job, file in zip(todo, files, strict=True)
+        ]
 
         def started(index: int) -> None:
             tell(todo[index].name, len(found), len(found) + len(todo))
@@ -135,6 +164,7 @@ def _task(job: Job, settings: Settings, options: RunOptions, lock: Lock, *, timi
         "data": None if job.data is None else str(job.data),
         "timings": str(timings),
         "check": options.check,
+        "locked": lock.known(job),
         "settings": settings.model_dump(mode="json", by_alias=True),
     }
 
@@ -157,15 +187,25 @@ REPORTS: dict[str, Callable[[Batch], str]] = {
 }
 
 
-def _check_reports(settings: Settings, folder: Path) -> None:
-    for option, path in paths.reports(settings, folder).items():
+def _reports(settings: Settings, folder: Path, options: RunOptions) -> tuple[dict[str, Path], list[str]]:
+    """The reports that are written, and a line on those that are not: `check` changes no file that git tracks."""
+    wanted = paths.reports(settings, folder)
+    kept = repository.tracked(wanted.values()) if options.check else set()
+    notes = [
+        f"{os.path.relpath(path, folder)} is not written with {parameter('check')}, since git tracks it"
+        for path in wanted.values()
+        if path in kept
+    ]
+    written = {option: path for option, path in wanted.items() if path not in kept}
+    for option, path in written.items():
         with atomic.write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         atomic.check_target(path, option, ())
+    return written, notes
 
 
-def _write_reports(settings: Settings, folder: Path, batch: Batch) -> None:
-    for option, path in paths.reports(settings, folder).items():
+def _write_reports(batch: Batch) -> None:
+    for option, path in batch.reports.items():
         atomic.write_whole(path, [REPORTS[option](batch).encode()], path.suffix)
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if page:
@@ -177,4 +217,4 @@ def _write_reports(settings: Settings, folder: Path, batch: Batch) -> None:
             atomic.write_errors(outputs),
             open(outputs, "a", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
         ):
-            file.write(summary.to_outputs(batch, settings, folder))
+            file.write(summary.to_outputs(batch))

@@ -12,10 +12,7 @@ from convrewrite import text
 from convrewrite.pipeline import report
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from convrewrite.batch.results import Batch, Result
-    from convrewrite.batch.settings import Settings
 
 SCHEMA = "convrewrite.run/1"
 
@@ -90,10 +87,12 @@ def to_markdown(batch: Batch) -> str:
     return "\n".join(["### convrewrite", "", *lines, "", f"exit code {batch.exit_code}", ""])
 
 
-def to_outputs(batch: Batch, settings: Settings, folder: Path) -> str:
+def to_outputs(batch: Batch) -> str:
     """The outputs of a GitHub step: paths of the reports, and the smallest speedup that was measured."""
-    paths = {"report": settings.reports.json_, "html": settings.reports.html}
-    lines = [text.github_output(name, str(folder / path)) for name, path in paths.items() if path is not None]
+    names = {"report": "reports.json", "html": "reports.html"}
+    lines = [
+        text.github_output(name, str(batch.reports[kind])) for name, kind in names.items() if kind in batch.reports
+    ]
     speeds = [r.facts["speedup"]["median"] for r in batch.results if r.facts.get("speedup")]
     lines += [text.github_output("speedup", f"{min(speeds):.3f}")] if speeds else []
     return "".join(lines)
@@ -104,7 +103,7 @@ def row(result: Result) -> tuple[str, ...]:
     facts = result.facts
     status = f"{facts['status']}{', as before, not verified again' if result.cached else ''}"
     if facts["exit_code"]:
-        return result.name, facts["status"], "", *_measured(facts), facts["message"]
+        return result.name, facts["status"], _macs(facts), *_measured(facts), facts["message"]
     return result.name, status, _macs(facts), *_measured(facts), _kind(facts)
 
 

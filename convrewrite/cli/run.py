@@ -87,7 +87,7 @@ def _lines(batch: Batch) -> list[str]:
     counts += [f"{broken} in error"] if broken else []
     cached = sum(result.cached for result in batch.results)
     counts += [f"{cached} not verified again (--check and --force do)"] if cached else []
-    return [*table, ", ".join(counts)]
+    return [*table, ", ".join(counts), *batch.notes]
 
 
 def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:
