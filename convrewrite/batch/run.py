@@ -21,6 +21,7 @@ from convrewrite.batch.settings import Settings
 from convrewrite.batch.words import KEYS
 from convrewrite.errors import CheckFailed, ConvrewriteError, Refused
 from convrewrite.options import RunOptions
+from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
 from convrewrite.text import PYTHON, Words, parameter, told
 
@@ -137,6 +138,8 @@ def _work(
     tell: Tell,
     judge: Callable[[str, dict[str, Any]], dict[str, Any]],
 ) -> None:
+    if todo:
+        check_installation()
     many = processes(settings, options.jobs, len(todo))
     with atomic.scratch() as scratch:
         files = [Path(scratch) / f"{number}.json" for number in range(len(todo))]
