@@ -123,7 +123,7 @@ def _advice(given: str, folder: Path) -> str:
             return f"did you mean {near}?"
     if repository.is_shallow(folder):
         branch = given.removeprefix("origin/")
-        return f"this clone is shallow: git fetch --depth 1 origin {branch}, then name FETCH_HEAD"
+        return f"this clone is shallow: git fetch origin {branch}, then name FETCH_HEAD"
     return ""
 
 

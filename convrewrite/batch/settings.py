@@ -218,7 +218,7 @@ class Gates(Section):
 
 
 class Changes(keys("ChangeKeys", ChangeOptions)):  # type: ignore[misc]
-    """How much worse than the baseline of `run --baseline` a model may become: shares of what it was there."""
+    """How much worse than the baseline of `run` a model may become: shares of what it was there."""
 
     def options(self) -> ChangeOptions:
         """The same as an options object."""

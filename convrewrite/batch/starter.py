@@ -44,7 +44,7 @@ max_output_error = 1e-3               # max|a-b| / max|b| of every output
 # max_bytes = 50_000_000
 # min_speedup = 1.05                  # measured on this machine, against the original
 
-# With --baseline REF: how much worse than there a model may become, as a share of what it was (exit code 1).
+# With a baseline: how much worse than there a model may become, as a share of what it was (exit code 1).
 [baseline]
 max_more_macs = 0.01
 max_more_parameters = 0.01
