@@ -25,6 +25,7 @@ MODELS = ("lenet5.onnx", "digits_vgg.onnx", "digits_dw7.onnx")
 DATA = (
     "convrewrite/py.typed",
     "convrewrite/pipeline/report.schema.json",
+    "convrewrite/batch/run.schema.json",
     *(f"convrewrite/page/templates/{path.name}" for path in sorted((ROOT / "convrewrite/page/templates").iterdir())),
     *(f"convrewrite/models/{name}" for name in MODELS),
 )

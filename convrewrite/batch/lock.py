@@ -101,17 +101,23 @@ class Lock:
         if not path.exists():
             return cls(path)
         try:
-            data = _File.model_validate(stored_json.read(path))
-            for decisions in data.timings.values():
-                for decision in decisions.values():
-                    Decision.read(decision)
+            return cls.of(path, stored_json.read(path))
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-        except pydantic.ValidationError as error:
-            place = ".".join(str(part)[:80] for part in error.errors()[0]["loc"])
-            raise _damaged(path, f"'{place}' is not as it was written" if place else "") from None
         except ValueError as error:
             raise _damaged(path, str(error)) from None
+
+    @classmethod
+    def of(cls, path: Path, content: Any) -> Lock:
+        """What JSON has of one. Raises ValueError where it is anything else."""
+        try:
+            data = _File.model_validate(content)
+        except pydantic.ValidationError as error:
+            place = ".".join(str(part)[:80] for part in error.errors()[0]["loc"])
+            raise ValueError(f"'{place}' is not as it was written" if place else "") from None
+        for decisions in data.timings.values():
+            for decision in decisions.values():
+                Decision.read(decision)
         return cls(path, data.models, data.timings)
 
     def fresh(self, job: Job, wanted: str) -> Entry | None:

@@ -21,6 +21,9 @@ SECONDS = 120.0
 LARGEST = 64 << 20
 """Bytes of a file that is read from another commit."""
 
+LONGEST = 1000
+"""Characters of the name of a commit."""
+
 OF_A_HOOK = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_PREFIX", "GIT_COMMON_DIR")
 """What git tells its hooks about the repository that they run for; here the folder says which one it is."""
 
@@ -121,7 +124,9 @@ def commit(folder: Path, ref: str) -> Commit | None:
         where = _git(folder, "rev-parse", "--show-prefix")
         if where.returncode:
             raise UsageError(f"{folder} cannot be looked up in git: {_said(where)}")
-        if ref.startswith("-") or not ref.isprintable():  # no name of a commit, and it might be an option
+        if (
+            ref.startswith("-") or not ref.isprintable() or len(ref) > LONGEST
+        ):  # no name of a commit, and it might be an option
             return None
         found = _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
     except GitMissing as missing:

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from convrewrite.batch.changes import Against
+
 
 @dataclass(frozen=True)
 class Result:
@@ -29,9 +31,11 @@ class Batch:
 
     Attributes:
         reports: the paths of those that were written, by kind. notes: what else there is to say, a line each.
+        against: the comparison with a baseline, where one was named.
     """
 
     results: tuple[Result, ...]
     exit_code: int
     reports: Mapping[str, Path] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    against: Against | None = None

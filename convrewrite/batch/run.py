@@ -12,7 +12,7 @@ from typing import Any
 from convrewrite import timing
 from convrewrite.acceptance.decisions import ANY
 from convrewrite.acceptance.decisions import SCHEMA as TIMINGS
-from convrewrite.batch import paths, repository, summary
+from convrewrite.batch import baseline, changes, paths, repository, summary
 from convrewrite.batch.jobs import Job, jobs, key
 from convrewrite.batch.lock import Lock
 from convrewrite.batch.pool import run_all
@@ -56,10 +56,18 @@ def run(
             over another file, a damaged lock file, a report that cannot be written. What concerns one is in its result.
     """
     every = jobs(settings, folder)
-    paths.refuse(settings, folder, every, config)
+    paths.refuse(settings, folder, every, config, options)
+    if options.reports is not None:
+        settings = _with_page(settings)
     lock = Lock.read(folder / settings.lock)
+    known = None if options.baseline is None else baseline.read(options.baseline, settings, folder, config)
     reports, notes = _reports(settings, folder, options)
     unseen = {job.name for job in every} & _ignored(every)
+
+    def judge(name: str, facts: dict[str, Any]) -> dict[str, Any]:
+        return facts if known is None else changes.judged(name, facts, known, allowed)
+
+    allowed = settings.baseline.options()
     found: dict[str, Result] = {}
     keys: dict[str, str] = {}
     todo: list[Job] = []
@@ -74,9 +82,9 @@ def run(
             todo.append(job)
         else:
             facts = {**entry.result.model_dump(exclude_unset=True), "note": summary.FROM_LOCK}
-            found[job.name] = Result(job.name, job.target, facts, cached=True)
+            found[job.name] = Result(job.name, job.target, judge(job.name, facts), cached=True)
     try:
-        _work(todo, settings, options, lock, keys=keys, unseen=unseen, found=found, tell=tell)
+        _work(todo, settings, options, lock, keys=keys, unseen=unseen, found=found, tell=tell, judge=judge)
     finally:
         if not options.check:
             lock.forget(folder)
@@ -84,9 +92,20 @@ def run(
     if options.check:
         found |= {name: _left_behind(result) for name, result in found.items()}
     results = tuple(told(found[job.name], words) for job in every)
-    batch = Batch(results, exit_code(results, settings.allow_refused), reports, tuple(told(notes, words)))
+    facts = {job.name: found[job.name].facts for job in every}
+    against = None if known is None else changes.against(known, facts, allowed)
+    code = exit_code(results, settings.allow_refused)
+    batch = Batch(results, code, reports, tuple(told(notes, words)), against)
     _write_reports(batch)
     return batch
+
+
+def _with_page(settings: Settings) -> Settings:
+    """The settings where a page is wanted: what it shows is collected by those who do the work."""
+    if settings.reports.html is not None:
+        return settings
+    wanted = settings.reports.model_copy(update={"html": paths.NAMES["html"]})
+    return settings.model_copy(update={"reports": wanted})
 
 
 def _ignored(every: Sequence[Job]) -> set[str]:
@@ -117,6 +136,7 @@ def _work(
     unseen: Collection[str],
     found: dict[str, Result],
     tell: Tell,
+    judge: Callable[[str, dict[str, Any]], dict[str, Any]],
 ) -> None:
     if todo:
         check_installation()
@@ -131,8 +151,11 @@ def _work(
         def started(index: int) -> None:
             tell(todo[index].name, len(found), len(found) + len(todo))
 
-        done = 0
-        for index, facts in run_all(tasks, many, max(1, timing.cores() // many), started, limit=settings.timeout):
+        def judged(index: int, facts: dict[str, Any]) -> dict[str, Any]:
+            return judge(todo[index].name, facts)
+
+        done, threads = 0, max(1, timing.cores() // many)
+        for index, facts in run_all(tasks, many, threads, started, limit=settings.timeout, judge=judged):
             job, done = todo[index], done + 1
             try:
                 lock.learn(Path(tasks[index]["timings"]))
@@ -184,12 +207,13 @@ REPORTS: dict[str, Callable[[Batch], str]] = {
     "reports.junit": summary.to_junit,
     "reports.markdown": summary.to_markdown,
     "reports.html": summary.to_html,
+    "markdown": summary.to_markdown,
 }
 
 
 def _reports(settings: Settings, folder: Path, options: RunOptions) -> tuple[dict[str, Path], list[str]]:
     """The reports that are written, and a line on those that are not: `check` changes no file that git tracks."""
-    wanted = paths.reports(settings, folder)
+    wanted = paths.reports(settings, folder, options)
     kept = repository.tracked(wanted.values()) if options.check else set()
     notes = [
         f"{os.path.relpath(path, folder)} is not written with {parameter('check')}, since git tracks it"
@@ -197,6 +221,7 @@ def _reports(settings: Settings, folder: Path, options: RunOptions) -> tuple[dic
         if path in kept
     ]
     written = {option: path for option, path in wanted.items() if path not in kept}
+    written |= paths.elsewhere(options)
     for option, path in written.items():
         with atomic.write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite import model_io, page, pipeline, plugins, timing
+from convrewrite.acceptance.decisions import device
 from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, SeparableStep, Settings, Step
 from convrewrite.batch.settings import Verification as Verified
 from convrewrite.batch.words import KEYS
@@ -139,7 +140,7 @@ def publish(facts: dict[str, Any], target: str | Path) -> dict[str, Any]:
     """
     facts = dict(facts)
     made = facts.pop("made", None)
-    if made is None:
+    if made is None or facts["exit_code"]:
         return facts
     finding = Finding(facts)
     try:
@@ -258,6 +259,7 @@ def _gates(settings: Settings, ends: tuple[Path, Path], data: Any, finding: Find
             )
             found = timing.bench(*ends, timed)
             finding.note(speedup=None if found.speedup is None else found.speedup.to_dict(), verdict=found.verdict)
+            finding.note(device=device(found.provider, found.threads))
             missed += [f"gate min_speedup: {found.error.text}"] if found.error is not None else []
     if missed:
         raise CheckFailed("; ".join(missed))

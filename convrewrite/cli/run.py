@@ -41,6 +41,7 @@ def register(
         """Optimize the models that a file names, and fail where one of them misses a gate."""
         from convrewrite.batch import settings as file
         from convrewrite.batch.run import run as run_batch
+        from convrewrite.batch.summary import to_markdown
 
         settings, options, quiet = file.read(config), line.options(RunOptions), line.options(TellOptions).quiet
         folder = config.absolute().parent
@@ -54,6 +55,8 @@ def register(
         if not quiet:
             for told in _lines(batch):
                 say(told)
+        if options.markdown == "-":
+            answer(to_markdown(batch).splitlines())
         raise typer.Exit(batch.exit_code)
 
     @app.command()
@@ -74,6 +77,7 @@ def register(
 def _lines(batch: Batch) -> list[str]:
     """One line per model, and the sum."""
     from convrewrite.batch.summary import HEADER, row
+    from convrewrite.batch.summary import told as compared
     from convrewrite.text import columns, counted
 
     rows = [row(result) for result in batch.results]
@@ -87,7 +91,7 @@ def _lines(batch: Batch) -> list[str]:
     counts += [f"{broken} in error"] if broken else []
     cached = sum(result.cached for result in batch.results)
     counts += [f"{cached} not verified again (--check and --force do)"] if cached else []
-    return [*table, ", ".join(counts), *batch.notes]
+    return [*table, ", ".join(counts), *batch.notes, *(["", *compared(batch.against)] if batch.against else [])]
 
 
 def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:
