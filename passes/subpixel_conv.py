@@ -10,8 +10,8 @@ axis by itself). Count the output from c cells further ahead. Its cell  s m + r 
 
 which for each r is a convolution at stride 1 of the map that came; there are s s of them, and they lie side by side as
 channels: M s s in all, M of the output. DepthToSpace in the order CRD puts the phases of a channel back to their
-places, which keeps groups apart. K has about k / s taps where W has k. c is chosen among 0 .. s - 1 so that it has the
-fewest, and a Slice cuts the c cells ahead and what is too many behind off, where there are any.
+places, which keeps groups apart. K has about k / s taps where W has k; c is 0, or b mod s where they are fewer then. A
+Slice cuts off the c cells ahead and those that are too many behind, where there are any.
 
     k = 4, s = 2, pads 1:   taps  0 1 | 2 3   two for each phase, and the Slice cuts one cell off at each end (c = 1)
     k = 3, s = 2, pads 1, output padding 1:   . 0 | 1 2   two for each phase, one of them 0 in phase 0; nothing is cut
@@ -24,7 +24,8 @@ Requires a constant weight of float16, float32 or float64, and finite numbers in
 It holds at any size of the map; with `output_shape` the crop is that of one size, which has to be fixed: by the file,
 or by `size`, and then in the file that is written, too.
 Refuses maps with one or three spatial axes, since DepthToSpace takes two; weights that are fed, or stored as integers;
-an auto_pad of SAME that the standard and ONNX Runtime do not read alike.
+an auto_pad of SAME that the standard and ONNX Runtime do not read alike; strides so far beyond the kernel that almost
+all of the result is zeros.
 Sources: Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016, arXiv:1609.07009; the ONNX
 operator pages of ConvTranspose, Conv and DepthToSpace.
 """
@@ -50,6 +51,12 @@ from convrewrite.text import by, parameter
 
 Array = np.ndarray[Any, Any]
 
+MOST = 64
+"""How many times as large a kernel may become; strides far beyond it, of which most channels are zeros, are no use."""
+
+LARGEST = 2**31
+"""A map of more cells along an axis runs nowhere, whatever the file says."""
+
 REASONS = {
     reason.code: reason
     for reason in (
@@ -68,6 +75,11 @@ REASONS = {
             "subpixel-conv/quantized",
             "the weight is stored as integers, and would have to become floating-point numbers",
             "rewrite the model before it is quantized",
+        ),
+        Reason(
+            "subpixel-conv/mostly-zeros",
+            f"the kernel would become more than {MOST} times as large, by zeros: the stride is far beyond its taps",
+            f"leave the layer out with {parameter('skip')}",
         ),
         Reason(
             "subpixel-conv/open-map",
@@ -113,6 +125,9 @@ class SubpixelConv(Pass):
         axes = _axes(site, extents)
         if axes is None:
             return Refusal(REASONS["subpixel-conv/auto-pad"], f"{label}, auto_pad {node.attrs['auto_pad']}")
+        growth = math.prod(axis.stride * axis.kernel for axis in axes) / site.taps
+        if growth > MOST:
+            return Declined(REASONS["subpixel-conv/mostly-zeros"], f"{label}: {growth:.0f} times as many weights")
         block = _Block(site.anchor, *_phases(site, axes), site.group, axes=axes, extents=extents)
         known = context.shapes.get(node.inputs[0].name, ())[2:]
         cells = site.cells if not known else site.cells * math.prod(block.cells(known)) // max(1, math.prod(known))
@@ -144,8 +159,10 @@ Extents = tuple[int | None, ...]
 def _extents(context: Context, node: gs.Node) -> tuple[Extents, bool]:
     """Extents of the map as far as they are fixed; and whether that takes an input of the size that was given."""
     name = node.inputs[0].name
-    fixed = context.fixed.get(name, (None,) * 4)[2:]
-    sized = context.sized.get(name, (None,) * 4)[2:]
+    fixed, sized = (
+        tuple(None if extent is None or extent > LARGEST else extent for extent in known.get(name, (None,) * 4)[2:])
+        for known in (context.fixed, context.sized)
+    )
     wanted = bool(node.attrs.get("output_shape")) and None in fixed and None not in sized
     return (sized, True) if wanted else (fixed, False)
 
@@ -160,8 +177,8 @@ class _Axis:
     """
 
     stride: int
-    phases: Array
-    places: Array
+    phases: tuple[int, ...]
+    places: tuple[int, ...]
     kernel: int
     dilation: int
     pads: tuple[int, int]
@@ -171,21 +188,22 @@ class _Axis:
     @classmethod
     def of(cls, taps: int, stride: int, dilation: int, crop: int, gain: int) -> _Axis:
         """The axis of a kernel with so many taps, for an output of  extent x stride + gain  cells, any extent."""
-        found = [cls._from(begin, taps, stride, dilation, crop=crop, gain=gain) for begin in range(stride)]
+        begins = 0, crop % stride
+        found = [cls._from(begin, taps, stride, dilation, crop=crop, gain=gain) for begin in begins]
         return min(found, key=lambda axis: (axis.kernel, axis.begin))
 
     @classmethod
     def _from(cls, begin: int, taps: int, stride: int, dilation: int, *, crop: int, gain: int) -> _Axis:
         """The axis counted from so many cells further ahead; from more of them where the crop leaves no tap there."""
         begin += stride * max(0, -(((taps - 1) * dilation - crop + begin) // stride))
-        blocks, phases = np.divmod(np.arange(taps) * dilation - crop + begin, stride)
-        first, last = int(blocks[0]), int(blocks[-1])
-        step = max(1, int(np.gcd.reduce(blocks - first)))
+        blocks, phases = zip(*(divmod(tap * dilation - crop + begin, stride) for tap in range(taps)), strict=True)
+        first, last = blocks[0], blocks[-1]
+        step = math.gcd(*(block - first for block in blocks)) or 1
         after = max(0, -(-(gain + begin) // stride) - first)
         return cls(
             stride,
             phases,
-            places=(last - blocks) // step,
+            places=tuple((last - block) // step for block in blocks),
             kernel=(last - first) // step + 1,
             dilation=step,
             pads=(last, after),
@@ -216,11 +234,11 @@ def _phases(site: ConvSite, axes: tuple[_Axis, ...]) -> tuple[Array, Array | Non
     """The kernels of all phases [M s s, C / g, *kernel], those of one channel side by side, and their biases."""
     (out, per), (down, across) = site.kernels.shape[:2], axes
     made = np.zeros((out, down.stride, across.stride, per, down.kernel, across.kernel), site.weight.dtype)
-    rows, columns = down.phases[:, None], across.phases[None]
-    places = down.places[:, None], across.places[None]
+    rows, columns = np.ix_(down.phases, across.phases)
+    places = np.ix_(down.places, across.places)
     made[:, rows, columns, :, places[0], places[1]] = site.kernels.transpose(2, 3, 0, 1)
     bias = None if site.bias is None else np.repeat(site.bias, down.stride * across.stride)
-    return made.reshape(-1, *made.shape[3:]), bias
+    return made.reshape(out * down.stride * across.stride, *made.shape[3:]), bias
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,9 @@ from onnx import numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 import convrewrite as cr
+from convrewrite import model_io
 from convrewrite.acceptance import accept_all
-from convrewrite.engine.rewrite import FixedSize, PassResult
+from convrewrite.engine.rewrite import Context, FixedSize, PassResult
 from convrewrite.passes.subpixel_conv import REASONS, SubpixelConv
 from nets import Array, Net, run
 from rewriting import macs_of, rewrite
@@ -413,6 +414,36 @@ def test_an_output_shape_of_an_open_map() -> None:
 @pytest.mark.parametrize("how", [{"kernel": (1, 3)}, {"kernel": (3, 4), "output_padding": [0, 1]}])
 def test_an_auto_pad_that_is_read_in_two_ways(how: dict[str, Any]) -> None:
     assert reason_of(net_of(strides=[2, 2], auto_pad="SAME_UPPER", **how)) == "auto-pad"
+
+
+@pytest.mark.parametrize(
+    ("kernel", "strides", "dilations"),
+    [((1, 2), [12, 12], [1, 1]), ((1, 2), [2**20, 1], [1, 1]), ((4, 3), [3, 1], [2**40, 1])],
+)
+def test_a_kernel_that_would_be_mostly_zeros(kernel: tuple[int, int], strides: list[int], dilations: list[int]) -> None:
+    """Nothing of it is built: two of these would not fit into any memory."""
+    (site,) = rewrite(net_of(kernel, strides=strides, dilations=dilations), SubpixelConv(), accept_all)[0].sites
+    assert (site.outcome, site.reason.partition("/")[2]) == ("declined", "mostly-zeros")
+
+
+@pytest.mark.parametrize("extent", [2**62, 2**63 - 1])
+def test_a_map_of_any_claimed_extent(extent: int) -> None:
+    """It runs nowhere; it is not for the pass to end with an error of its own."""
+    model = net_of(strides=[2, 3])
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_value = extent
+    result, _ = rewrite(model, SubpixelConv(), accept_all)
+    assert result.changed
+
+
+def test_a_weight_without_entries() -> None:
+    """The same; with groups, so that no extent of the new kernel follows from the others."""
+    model = net_of(strides=[2, 2], group=3, bias=False)
+    (weight,) = model.graph.initializer
+    weight.CopyFrom(numpy_helper.from_array(np.zeros((0, 2, 3, 3), np.float32), weight.name))
+    loaded = model_io.load(model.SerializeToString()).graph
+    (node,) = SubpixelConv().candidates(loaded)
+    (plan,) = SubpixelConv().plan(Context.of(loaded), node)
+    assert plan.sites[0].params_after == 0
 
 
 def test_an_old_opset() -> None:
