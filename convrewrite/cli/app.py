@@ -24,7 +24,7 @@ from convrewrite.cli import rewriting as rewriting_commands
 from convrewrite.cli import run as run_command
 from convrewrite.cli import verify as verify_command
 from convrewrite.cli.options import DebugOption, Line, TellOptions, Words
-from convrewrite.cli.telling import errors, say, settle_output, tell, tell_usage
+from convrewrite.cli.telling import errors, say, settle_output, tell, tell_usage, tell_warnings
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
 from convrewrite.system.endings import theirs
@@ -206,6 +206,7 @@ def main() -> None:
 def _command() -> int:
     """Run what the words ask for, tell what is wrong, and return the exit code."""
     debug = "--debug" in sys.argv[1:]
+    tell_warnings(quiet=bool({"--quiet", "-q"} & set(sys.argv[1:])))
     code: object
     try:
         code = app(standalone_mode=False)

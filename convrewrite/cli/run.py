@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convrewrite.cli.options import DebugOption, Line, TellOptions, declared
+from convrewrite.cli.options import Line, TellOptions, declared
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
-from convrewrite.options import RunOptions
+from convrewrite.options import InitOptions, RunOptions
 
 if TYPE_CHECKING:
     from convrewrite.batch.results import Batch
@@ -41,6 +41,7 @@ def register(
         """Optimize the models that a file names, and fail where one of them misses a gate."""
         from convrewrite.batch import settings as file
         from convrewrite.batch.run import run as run_batch
+        from convrewrite.batch.summary import to_markdown
 
         settings, options, quiet = file.read(config), line.options(RunOptions), line.options(TellOptions).quiet
         folder = config.absolute().parent
@@ -54,26 +55,53 @@ def register(
         if not quiet:
             for told in _lines(batch):
                 say(told)
+        if options.markdown == "-":
+            answer(to_markdown(batch).splitlines())
         raise typer.Exit(batch.exit_code)
 
-    @app.command()
+    @declared(app, InitOptions, TellOptions, but=("report", "html", "quiet", "verbose"))
     def init(
         config: Annotated[Path, typer.Argument(metavar="[convrewrite.toml]", show_default=False)] = Path(CONFIG),
-        debug: DebugOption = False,
+        *,
+        line: Line,
     ) -> None:
         """Write a settings file for `run`, with a comment on every key."""
         from convrewrite.batch.starter import STARTER
         from convrewrite.system import atomic
 
-        if config.exists():
+        add = line.options(InitOptions).gitignore
+        if config.exists() and not add:
             raise UsageError(f"{config} is there already", remedy="name another file, or delete it first")
-        atomic.write_whole(config, [STARTER.encode()], ".toml")
-        say(f"wrote {config}; edit its 'models', then: convrewrite run{'' if str(config) == CONFIG else f' {config}'}")
+        if not config.exists():
+            atomic.write_whole(config, [STARTER.encode()], ".toml")
+            named = "" if str(config) == CONFIG else f" {config}"
+            say(f"wrote {config}; edit its 'models', then: convrewrite run{named}")
+        for told in _ignoring(config, add):
+            say(told)
+
+
+def _ignoring(config: Path, add: bool) -> list[str]:
+    """Have git ignore the reports, where that is asked for; or say how."""
+    from convrewrite.batch import ignoring, settings
+    from convrewrite.text import terminal
+
+    folder = config.absolute().parent
+    lines = ignoring.missing(settings.read(config), folder)
+    path = os.path.relpath(folder / ignoring.NAME)
+    if add:
+        ignoring.add(lines, folder)
+        return [terminal(f"added to {path}: {' '.join(lines)}" if lines else f"{path} has every report already")]
+    if not lines:
+        return []
+    named = "" if str(config) == CONFIG else f" {config}"
+    told = ["every run writes its reports anew; to have git ignore them:", f"    convrewrite init --gitignore{named}"]
+    return [terminal(line) for line in [*told, f"which adds to {path}:", *(f"    {line}" for line in lines)]]
 
 
 def _lines(batch: Batch) -> list[str]:
     """One line per model, and the sum."""
     from convrewrite.batch.summary import HEADER, row
+    from convrewrite.batch.summary import told as compared
     from convrewrite.text import columns, counted
 
     rows = [row(result) for result in batch.results]
@@ -87,7 +115,7 @@ def _lines(batch: Batch) -> list[str]:
     counts += [f"{broken} in error"] if broken else []
     cached = sum(result.cached for result in batch.results)
     counts += [f"{cached} not verified again (--check and --force do)"] if cached else []
-    return [*table, ", ".join(counts)]
+    return [*table, ", ".join(counts), *batch.notes, *(["", *compared(batch.against)] if batch.against else [])]
 
 
 def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:

@@ -31,6 +31,7 @@ from convrewrite.engine.rewrite import Site
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
 from convrewrite.pipeline.outcome import STREAM, FileFacts, Outcome
+from convrewrite.running.installed import distributions
 from convrewrite.system import atomic
 from convrewrite.system.atomic import write_errors
 from convrewrite.system.streams import refuse_closed_output
@@ -39,7 +40,7 @@ from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 
 SCHEMA = "convrewrite.report/1"
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
-PACKAGES = ("convrewrite", "onnx", "onnx-graphsurgeon", "onnxruntime-gpu", "onnxruntime", "numpy")
+PACKAGES = ("convrewrite", "onnx", "onnx-graphsurgeon", "numpy")
 
 LABEL = 11
 """Columns of the labels."""
@@ -64,14 +65,14 @@ STYLES = {
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """The versions of Python and of the libraries that the result depends on; those not installed are left out."""
+    """The versions of Python, of the libraries that the result depends on, and of every ONNX Runtime installed."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return found | distributions()
 
 
 def to_dict(outcome: Outcome) -> dict[str, Any]:
