@@ -118,9 +118,9 @@ def _example(example: Any) -> Iterator[str]:
     asked = _fenced(example.program, "python") if example.program else _commands(example.command)
     done = _commands(example.works) if example.works else ""
     (first, *second) = [_model(*parts) for parts in example.texts()]
-    yield from filter(None, [*first, example.note, "It is given by", asked])
+    yield from filter(None, [*first, example.note, "This gives the reason:", asked])
     if second:
-        yield from ("Repaired" if done else "With", *second[0])
+        yield from ("Another model, without it:" if done else "The other model:", *second[0])
     if done:
         yield from ("This works:", done)
 

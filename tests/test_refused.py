@@ -24,7 +24,7 @@ from convrewrite.tiling import REASONS
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 sys.path.append(str(DOCS))
 
-from refused import EXAMPLES, dense, fcn, general, groups, linear, open_batch, separable  # noqa: E402
+from refused import EXAMPLES, PARTS  # noqa: E402
 from refused.example import Example, made  # noqa: E402
 
 CODES = [code for code, _, _ in steps.reasons()] + list(REASONS)
@@ -80,8 +80,7 @@ def given(example: Example) -> set[str]:
 
 
 def test_every_reason_has_an_example_and_no_other_has_one() -> None:
-    parts = (open_batch, fcn, dense, groups, separable, linear, general)
-    listed = [example.code for part in parts for example in part.EXAMPLES]
+    listed = [example.code for part in PARTS for example in part.EXAMPLES]
     assert sorted(listed) == sorted(CODES)
     assert set(EXAMPLES) == set(CODES)
 

@@ -38,7 +38,7 @@ EXAMPLES = (
             map = Relu (more)
         }""",
         note="What a command makes is held against the model that it was given in the same way. "
-        "No model is known here that makes a rewrite fail: that would be a fault.",
+        "No model is known whose rewrite fails so: that would be a fault of convrewrite.",
     ),
     Example(
         "verify/vacuous",
@@ -83,7 +83,8 @@ EXAMPLES = (
         LAYER,
         weights={"w": LOW_RANK},
         works="separable model.onnx factored.onnx --accept smaller",
-        note="It takes luck: two small products in the place of one are faster on some machines by themselves alone.",
+        note="Whether a model gives it depends on the machine: on some, the two smaller products are faster than "
+        "the one by themselves, and the model as a whole is not.",
     ),
     Example(
         "apply/whole-map",

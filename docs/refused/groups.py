@@ -21,7 +21,7 @@ EXAMPLES = (
     ),
     Example(
         "groups/weight-type",
-        GROUPS + " --no-verify",
+        GROUPS,
         """
         <ir_version: 10, opset_import: ["": 22]>
         network (bfloat16[1, 4, 8, 8] image) => (bfloat16[1, 4, 6, 6] map)
