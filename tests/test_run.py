@@ -396,7 +396,7 @@ def test_the_starter_says_everything_that_may_be_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", SECTIONS)
 def test_every_key_says_what_it_means(name: str) -> None:
-    """In the words of the file, which has neither dashes nor markup; from the declaration of the option, if it is one."""
+    """In the words of the file, which has neither dashes nor markup; from the declaration of the option."""
     for field in SECTIONS[name].model_fields.values():
         assert field.description
         assert field.description.endswith(".")
