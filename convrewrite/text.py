@@ -79,8 +79,16 @@ def terminal(text: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun, in the plural where it is not one: "1 model", "1,000 models", "2 axes", "2 entries"."""
-    many = re.sub("axis$", "axe", re.sub("y$", "ie", noun))
+    many = re.sub("axis$", "axe", re.sub("(ch|sh|ss|x)$", r"\1e", re.sub("y$", "ie", noun)))
     return f"{number:,} {noun if number == 1 else f'{many}s'}"
+
+
+def short(count: int) -> str:
+    """A large number in three digits: "417 k", "1.85 G"."""
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g} {letter}"
+    return str(count)
 
 
 def by(extents: Iterable[object], sign: str = "x") -> str:

@@ -12,11 +12,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite.cli.options import DebugOption, Line, TellOptions, declared
+from convrewrite.cli.telling import errors
+from convrewrite.cli.usage import Command
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 from convrewrite.options import RunOptions
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from convrewrite.batch.results import Batch
     from convrewrite.batch.settings import Settings
     from convrewrite.verification import Progress
@@ -39,6 +43,7 @@ def register(
         line: Line,
     ) -> None:
         """Optimize the models that a file names, and fail where one of them misses a gate."""
+        from convrewrite import layout
         from convrewrite.batch import settings as file
         from convrewrite.batch.run import run as run_batch
 
@@ -52,11 +57,13 @@ def register(
                 settings, folder, options, config=config, tell=tell or (lambda text, done, total: None), words=FLAGS
             )
         if not quiet:
-            for told in _lines(batch):
+            for told in _lines(batch, layout.width_of(errors)):
+                layout.show(errors, [told])
+            for told in _written(settings, folder):
                 say(told)
         raise typer.Exit(batch.exit_code)
 
-    @app.command()
+    @app.command(cls=Command)
     def init(
         config: Annotated[Path, typer.Argument(metavar="[convrewrite.toml]", show_default=False)] = Path(CONFIG),
         debug: DebugOption = False,
@@ -71,14 +78,17 @@ def register(
         say(f"wrote {config}; edit its 'models', then: convrewrite run{'' if str(config) == CONFIG else f' {config}'}")
 
 
-def _lines(batch: Batch) -> list[str]:
-    """One line per model, and the sum."""
+def _lines(batch: Batch, width: int) -> list[Text | str]:
+    """One line per model, and the sum, in at most `width` columns; 0 is no limit."""
     from convrewrite.batch.summary import HEADER, row
-    from convrewrite.text import columns, counted
+    from convrewrite.layout import Table
+    from convrewrite.text import counted
 
     rows = [row(result) for result in batch.results]
     used = [i for i in range(len(HEADER)) if i < 2 or any(cells[i] for cells in rows)]
-    table = columns([[cells[i] for i in used] for cells in (HEADER, *rows)])
+    named = [[cells[i] for i in used] for cells in (HEADER, *rows)]
+    folds = {used.index(i): least for i, least in ((0, 14), (1, 12), (5, 8), (6, 24)) if i in used}
+    table = Table(named, folds=folds, verdict=1).lines(width)
     codes = [result.exit_code for result in batch.results]
     counts = [counted(len(codes), "model")] + [
         f"{codes.count(code)} {word}" for code, word in ((1, "failed"), (3, "refused")) if code in codes
@@ -88,6 +98,14 @@ def _lines(batch: Batch) -> list[str]:
     cached = sum(result.cached for result in batch.results)
     counts += [f"{cached} not verified again (--check and --force do)"] if cached else []
     return [*table, ", ".join(counts)]
+
+
+def _written(settings: Settings, folder: Path) -> list[str]:
+    """A line with the reports that were written."""
+    from convrewrite.batch.paths import reports
+
+    paths = [os.path.relpath(path) for path in reports(settings, folder).values()]
+    return [f"reports are in {', '.join(paths)}"] if paths else []
 
 
 def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:

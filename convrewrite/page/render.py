@@ -40,6 +40,7 @@ def _environment() -> jinja2.Environment:
         "by": by,
         "pads": pads,
         "count": lambda value: "?" if value is None else f"{value:,}",
+        "counted": text.counted,
         "bytes": decimal,
         "percent": lambda value: f"{value:.1%}",
         "small": lambda value: "-" if value is None else f"{value:.1e}",
