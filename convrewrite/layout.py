@@ -125,14 +125,16 @@ def _folded(cell: str, width: int) -> list[str]:
     return textwrap.wrap(words, width, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False) or [""]
 
 
-def folded(line: str, width: int) -> list[str]:
+def folded(line: str, width: int, indent: str = "  ") -> list[str]:
     """The line in pieces of at most that width, where its words allow it; the later ones are indented.
 
     Words stay whole: a path or an option that is cut cannot be copied. 0 is no limit.
     """
     if not width or cell_len(line) <= width:
         return [line]
-    return textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
+    return textwrap.wrap(
+        line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False, drop_whitespace=True
+    ) or [""]
 
 
 def width_of(console: Console) -> int:

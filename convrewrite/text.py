@@ -36,10 +36,10 @@ import math
 import numbers
 import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SPACING = "\t\n"
@@ -197,11 +197,18 @@ def enough(tol: float | None) -> str:
 
 
 class Printed:
-    """Mixin for results whose `str` is a table: notebooks show that table."""
+    """Mixin for results whose `str` is a table.
+
+    Attributes:
+        shown: draws one for a notebook: the summary of its page. The package that knows pages sets it.
+    """
+
+    shown: ClassVar[Callable[[Any], str] | None] = None
 
     def _repr_html_(self) -> str:
-        """What Jupyter shows: the same text, in a fixed font."""
-        return f"<pre>{escape(str(self))}</pre>"
+        """What Jupyter shows."""
+        draw = Printed.shown
+        return f"<pre>{escape(str(self))}</pre>" if draw is None else draw(self)
 
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # no characters: Unicode leaves them to a program's own use

@@ -49,7 +49,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "tiling": COMMANDS,
     "batch": COMMANDS | {"page", "plugins"},
     "arguments": COMMANDS,
-    "api": COMMANDS | {"arguments", "inspection", "plugins", "tiling"},
+    "api": COMMANDS | {"arguments", "inspection", "page", "plugins", "tiling"},
     "cli": COMMANDS | {"batch", "inspection", "page", "plugins", "tiling", "convrewrite"},
     "convrewrite": frozenset({"api", "errors"}),
     "__main__": frozenset({"cli"}),

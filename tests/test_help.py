@@ -72,9 +72,9 @@ def test_bash_completes(line: str, tmp_path: Path) -> None:
 
 
 def _script(folder: Path) -> Path:
-    """A folder with the installed script."""
+    """A folder with a script like the one that is installed."""
     path = folder / "convrewrite"
-    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -m convrewrite "$@"\n')
+    path.write_text(f"#!{sys.executable}\nfrom convrewrite.cli.app import main\n\nmain()\n")
     path.chmod(0o755)
     return folder
 

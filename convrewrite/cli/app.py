@@ -30,7 +30,7 @@ from convrewrite.cli.telling import errors, results, say, settle_output, tell, t
 from convrewrite.cli.usage import Command
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
-from convrewrite.layout import show, width_of
+from convrewrite.layout import folded, show, width_of
 from convrewrite.system.endings import theirs
 
 if TYPE_CHECKING:
@@ -123,11 +123,33 @@ def _documented(pass_: type[Pass]) -> str:
 
 
 def _answer(lines: list[str]) -> None:
-    """Print what was asked for."""
+    """Print what was asked for; on a terminal sentences are folded, but drawings are not."""
     from convrewrite.system.streams import refuse_closed_output
 
     refuse_closed_output()
-    print("\n".join(lines), flush=True)
+    width = width_of(results)
+    print("\n".join(part for text in lines for part in _fitting(text, width)), flush=True)
+
+
+def _fitting(told: str, width: int) -> list[str]:
+    """The lines, those of a sentence in pieces that keep its indent; anything else as it is."""
+    made: list[str] = []
+    open_ = False  # whether the sentence goes on
+    for line in told.split("\n"):
+        words = line.lstrip()
+        prose = bool(words) and "  " not in words and words.isascii()
+        if open_ and prose and line == words and made[-1] == made[-1].lstrip():
+            made[-1] += f" {words}"
+        else:
+            made.append(line)
+        open_ = prose and bool(width) and not words.endswith((".", ":"))
+    fitting: list[str] = []
+    for line in made:
+        words = line.lstrip()
+        indent = " " * (len(line) - len(words))
+        drawn = not width or "  " in words or not words.isascii()
+        fitting += [line] if drawn else [indent + part for part in folded(words, width - len(indent), "")]
+    return fitting
 
 
 def _run(
@@ -142,13 +164,15 @@ def _run(
     from convrewrite.pipeline.outcome import Outcome
     from convrewrite.system import board
 
-    told, image = line.options(TellOptions), line.values.get("image")
+    told, image, labels = line.options(TellOptions), line.values.get("image"), line.values.get("labels")
     provider = line.values["provider"] or "auto"
     if told.report is not None:
         report.check_target(told.report, files.writes.get("OUT"))
-    files.reading(image=image).writing(report=told.report, html=told.html).check_targets()
+    files.reading(image=image, labels=labels).writing(report=told.report, html=told.html).check_targets()
     if image is not None and told.html is None:
         raise UsageError("--image is drawn on the page of --html", remedy="name a page with --html")
+    if labels is not None and told.html is None:
+        raise UsageError("--labels names classes on the page of --html", remedy="name a page with --html")
     nothing = Outcome(command, provider, "error")
     board.mine().facts = {"command": command, "provider": provider, "report": told.report, "html": told.html}
     try:
@@ -160,7 +184,9 @@ def _run(
         outcome = nothing.stopped(Interrupted("interrupted"))
     except MemoryError as error:
         why = " ".join(str(error).split()) or "out of memory"
-        outcome = nothing.stopped(UsageError(f"not enough memory: {why}", remedy="choose a smaller --size"))
+        smaller = "choose a smaller --size, or " if line.values.get("size") or line.values.get("sizes") else "choose "
+        remedy = f"{smaller}a machine with more memory"
+        outcome = nothing.stopped(UsageError(f"not enough memory: {why}", remedy=remedy))
     except Exception as error:  # a fault of ours: the report says so too
         fault = ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}")
         fault.__cause__ = error
@@ -171,7 +197,7 @@ def _run(
     if told.report is not None:
         report.write(outcome, told.report)
     if told.html is not None:
-        _write_page(outcome, told.html, image)
+        _write_page(outcome, told.html, image, labels)
     if not told.quiet:
         try:
             _show(outcome, told, details)
@@ -192,13 +218,13 @@ def _show(outcome: Outcome, told: TellOptions, details: Details) -> None:
     show(console, details(outcome, width_of(console)))
 
 
-def _write_page(outcome: Outcome, target: str, image: str | None) -> None:
+def _write_page(outcome: Outcome, target: str, image: str | None = None, labels: str | None = None) -> None:
     """The page; what it cannot show must not hide an error of the command itself."""
     from convrewrite import page
     from convrewrite.page.class_map import read_image
 
     try:
-        view = page.outcome_view(outcome, None if image is None else read_image(image))
+        view = page.outcome_view(outcome, None if image is None else read_image(image), labels)
         page.write(text.told(view, FLAGS), target)
     except ConvrewriteError as error:
         if outcome.error is None:
@@ -293,5 +319,5 @@ def _died(error: ConvrewriteError, facts: dict[str, Any]) -> None:
         if facts.get("report") is not None:
             report.write(outcome, facts["report"])
         if facts.get("html") is not None:
-            _write_page(outcome, facts["html"], None)
+            _write_page(outcome, facts["html"])
     tell(error)

@@ -175,7 +175,7 @@ def declared(
         del command.__wrapped__
         command.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in (*own, *more)}
-        OPTIONS[name or function.__name__] = {option.name: option for option in every if option.name not in but}
+        OPTIONS[name or function.__name__] = {o.name: o for o in every if CLI in o.on and o.name not in but}
         app.command(name, cls=Command)(command)
 
     return declare

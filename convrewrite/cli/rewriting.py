@@ -38,6 +38,9 @@ class FcnTellOptions(TellOptions):
     image: Value[str | None] = FilePath(
         None, "Draw the class map of this image on the page.", metavar="F.png", panel=TELL, after="html"
     )
+    labels: Value[str | None] = FilePath(
+        None, "Name the classes on the page: one per line of this file.", metavar="F.txt", panel=TELL
+    )
 
 
 @option_class

@@ -150,6 +150,9 @@ class ApplyOptions(LazyOptions):
     chosen: Value[int | None] = Whole(
         None, "Draw this class in a PNG.", at_least=0, flag="--class", metavar="K", panel=MAKE, after="top1"
     )
+    labels: Value[str | None] = FilePath(
+        None, "Name the classes: one per line of this file, in the model's order.", metavar="F.txt", panel=TELL
+    )
     resume: Value[bool] = Flag(False, "Go on with what a stopped run has left.", panel=MAKE)
     overwrite: Value[bool] = Flag(False, "Replace an OUT that is there.", panel=MAKE)
     memory: Value[str] = Text(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from rich.filesize import decimal
@@ -23,6 +24,11 @@ def write(view: View, target: str | Path) -> None:
 def render(view: View) -> str:
     """The page as text. The same view gives the same bytes."""
     return _environment().get_template(f"{view['kind']}.html.j2").render(view=view)
+
+
+def fragment(name: str, view: Mapping[str, Any]) -> str:
+    """A piece of HTML for a page of somebody else's, such as a notebook."""
+    return _environment().get_template(f"{name}.html.j2").render(view=view)
 
 
 @functools.cache
