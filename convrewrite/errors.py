@@ -77,6 +77,10 @@ class Refused(ConvrewriteError):
     exit_code = 3
 
 
+class InstallationWarning(UserWarning):
+    """Something about the installed packages that may surprise later, such as two distributions of ONNX Runtime."""
+
+
 def said(error: BaseException | str) -> str:
     """The text of any error, or a text itself, to make one message out of another: its parameters stay neutral."""
     return error.text if isinstance(error, ConvrewriteError) else str(error)

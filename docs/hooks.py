@@ -4,6 +4,8 @@
 {{ help COMMAND }}        what a command prints for --help
 {{ settings }}            the keys of convrewrite.toml with their types and defaults
 {{ starter }}             the file that `convrewrite init` writes
+{{ decisions }}           the pages of docs/adr, with their titles
+{{ refusals }}            every reason to leave something as it is, with its remedy
 {{ pictures }}            docs/pictures/NAME.py becomes pictures/NAME.svg
 """
 
@@ -12,6 +14,7 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,31 @@ def _filled(kind: str, subject: str) -> str:
         return _fenced(importlib.import_module("convrewrite.batch.starter").STARTER, "toml")
     if kind == "settings":
         return "\n".join(_settings())
+    if kind == "refusals":
+        return "\n".join(_refusals())
+    if kind == "decisions":
+        pages = sorted((Path(__file__).parent / "adr").glob("0*.md"))
+        return "\n".join(f"- [{_title(page)}]({page.name})" for page in pages)
     raise ValueError(f"a page asks for {kind}")
+
+
+def _refusals() -> Iterator[str]:
+    """A section for each pass, and in it one for each reason."""
+    from convrewrite import text, tiling
+    from convrewrite.cli.words import FLAGS
+    from convrewrite.pipeline import steps
+
+    tiled = [(reason.code, reason.meaning, reason.remedy) for reason in tiling.REASONS.values()]
+    section = ""
+    for code, meaning, remedy in text.told([*steps.reasons(), *tiled], FLAGS):
+        if code.partition("/")[0] != section:
+            section = code.partition("/")[0]
+            yield f"## {section}\n"
+        yield f"### {code}\n\nWhat it means: {meaning}.\n\nWhat to do: {remedy}.\n"
+
+
+def _title(page: Path) -> str:
+    return page.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
 
 
 def _fenced(text: str, language: str) -> str:

@@ -10,7 +10,8 @@ from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.open_batch import OpenBatch
 from convrewrite.passes.separable import Separable
+from convrewrite.passes.subpixel_conv import SubpixelConv
 from convrewrite.passes.upsample import Upsample
 
-ALL: tuple[type[Pass], ...] = (OpenBatch, Fcn, Dense, Upsample, Groups, Separable, FcToConv, ConvToFc)
+ALL: tuple[type[Pass], ...] = (OpenBatch, Fcn, Dense, Upsample, Groups, Separable, SubpixelConv, FcToConv, ConvToFc)
 """Every pass of the project; a third party's come through the entry point `convrewrite.passes`."""

@@ -22,6 +22,7 @@ from convrewrite.passes.fcn import Fcn
 from convrewrite.passes.groups import Groups
 from convrewrite.passes.open_batch import OpenBatch
 from convrewrite.passes.separable import Separable
+from convrewrite.passes.subpixel_conv import SubpixelConv
 from convrewrite.passes.upsample import Upsample
 from helpers import convert
 from nets import Net
@@ -61,6 +62,12 @@ def whole_map() -> onnx.ModelProto:
     return net.model(net.Relu(net.conv("x", 4, 3, 4)))
 
 
+def spread() -> onnx.ModelProto:
+    """A transposed convolution with a stride."""
+    net = Net(1, 2, 3, 4)
+    return net.model(net.ConvTranspose("x", net.ints(2, 3, 4, 4), net.ints(3), strides=[2, 2], pads=[1, 1, 1, 1]))
+
+
 WINDOW = Window("x", "NCHW", (4, 4), (2, 2), (0, 0), (4, 4), "windows", outputs={"y": OutputGrid((2, 2), (1, 1))})
 """Of `strided`."""
 
@@ -86,6 +93,7 @@ EXAMPLES: tuple[Example, ...] = (
     Example(Upsample(window=WINDOW), strided, again=Upsample()),
     Example(Groups(), with_a_dead_channel),
     Example(Separable(), of_rank_one),
+    Example(SubpixelConv(), spread),
     Example(FcToConv(), classifier),
     Example(ConvToFc(), whole_map),
 )

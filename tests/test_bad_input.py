@@ -280,22 +280,3 @@ def test_a_rename_that_fails_leaves_the_old_file(
     monkeypatch.setattr(os, "replace", denied)
     check_target(source, target, "Permission denied", lambda *a: call(monkeypatch, *a), lambda: capfd.readouterr().err)
     assert target.read_text() == "an older result"
-
-
-# The installation ---------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("command", ["fcn", "verify"])
-def test_two_packages_of_onnx_runtime_are_found(command: str, source: Path, tmp_path: Path) -> None:
-    site = tmp_path / "site"
-    for package in ("onnxruntime", "onnxruntime-gpu"):
-        info = site / f"{package.replace('-', '_')}-1.0.dist-info"
-        info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {package}\nVersion: 1.0\n")
-    paths = os.pathsep.join(filter(None, [str(site), os.environ.get("PYTHONPATH")]))
-    result = run(command, source, tmp_path / "out.onnx", env={"PYTHONPATH": paths})
-    line = result.stderr.decode()
-    assert result.returncode == 2
-    assert line.count("\n") == 1
-    check_line(line, 2, "onnxruntime and onnxruntime-gpu", "pip uninstall -y", "pip install onnxruntime-gpu")
-    assert not (tmp_path / "out.onnx").exists()

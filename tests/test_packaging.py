@@ -18,11 +18,13 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
+VERSION = "0.2.0"
 SYMLINKS = ("convrewrite/passes", "convrewrite/models")
 MODELS = ("lenet5.onnx", "digits_vgg.onnx", "digits_dw7.onnx")
 DATA = (
     "convrewrite/py.typed",
     "convrewrite/pipeline/report.schema.json",
+    "convrewrite/batch/run.schema.json",
     *(f"convrewrite/page/templates/{path.name}" for path in sorted((ROOT / "convrewrite/page/templates").iterdir())),
     *(f"convrewrite/models/{name}" for name in MODELS),
 )
@@ -115,8 +117,8 @@ def test_the_wheel_holds_each_module_once_and_nothing_else(tree: Path, wheel: Pa
         names = archive.namelist()
     packaged = [name for name in names if ".dist-info/" not in name]
     assert Counter(packaged) == Counter([*sources(tree), *DATA])
-    assert {name.split("/")[0] for name in names} == {"convrewrite", "convrewrite-0.1.0.dist-info"}
-    assert "convrewrite-0.1.0.dist-info/licenses/LICENSE" in names
+    assert {name.split("/")[0] for name in names} == {"convrewrite", f"convrewrite-{VERSION}.dist-info"}
+    assert f"convrewrite-{VERSION}.dist-info/licenses/LICENSE" in names
 
 
 def test_the_sdist_holds_each_module_once(tree: Path, dist: Path) -> None:
@@ -143,7 +145,7 @@ def test_the_content_is_that_of_the_tree(tree: Path, wheel: Path) -> None:
 
 def test_the_console_script_is_declared(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
-        points = archive.read("convrewrite-0.1.0.dist-info/entry_points.txt").decode().split("\n")
+        points = archive.read(f"convrewrite-{VERSION}.dist-info/entry_points.txt").decode().split("\n")
     assert "[console_scripts]" in points
     assert "convrewrite = convrewrite.cli.app:main" in points
 
@@ -152,7 +154,37 @@ def test_the_metadata(metadata: Message) -> None:
     assert metadata["Name"] == "convrewrite"
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.11"
-    assert {"cuda", "plot", "docs", "train", "scale", "dev"} == set(metadata.get_all("Provides-Extra", []))
+    assert {"cpu", "gpu", "cuda", "plot", "docs", "train", "scale", "test", "dev"} == set(
+        metadata.get_all("Provides-Extra", [])
+    )
+
+
+def required(metadata: Message, extra: str, platform: tuple[str, str] = ("linux", "x86_64")) -> list[str]:
+    """Names of all that an extra brings on a platform, with those that it takes from other extras."""
+    environment = {"sys_platform": platform[0], "platform_machine": platform[1], "extra": extra}
+    lines = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
+    chosen = [one for one in lines if one.marker is None or one.marker.evaluate(environment)]
+    names = [one.name for one in chosen if one.name != "convrewrite"]
+    others = sorted({more for one in chosen if one.name == "convrewrite" for more in one.extras})
+    return sorted({*names, *(name for more in others for name in required(metadata, more, platform))})
+
+
+def runtimes(names: list[str]) -> list[str]:
+    return [name for name in names if name.startswith("onnxruntime")]
+
+
+BASE = set("onnx onnx-graphsurgeon numpy scipy threadpoolctl typer rich pydantic jinja2 pillow".split())
+
+
+def test_no_runtime_comes_unasked(metadata: Message) -> None:
+    """A second distribution of ONNX Runtime would break the one that the user has."""
+    assert set(required(metadata, "")) == BASE
+    for extra in ("plot", "scale", "docs", "test", "train"):
+        assert runtimes(required(metadata, extra)) == [], extra
+
+
+def test_maps_are_drawn_without_matplotlib(metadata: Message) -> None:
+    assert "matplotlib" not in required(metadata, "scale")
 
 
 @pytest.mark.parametrize(
@@ -167,13 +199,10 @@ def test_the_metadata(metadata: Message) -> None:
     ],
 )
 def test_each_platform_gets_one_onnxruntime(metadata: Message, sys_platform: str, machine: str, expected: str) -> None:
-    environment = {"sys_platform": sys_platform, "platform_machine": machine, "extra": ""}
-    required = [Requirement(line) for line in metadata.get_all("Requires-Dist", [])]
-    chosen = [one.name for one in required if one.marker is None or one.marker.evaluate(environment)]
-    assert [name for name in chosen if name.startswith("onnxruntime")] == [expected]
-    assert set("onnx onnx-graphsurgeon numpy scipy threadpoolctl typer rich pydantic jinja2 pillow".split()) == set(
-        chosen
-    ) - {expected}
+    for extra in ("gpu", "dev"):
+        assert runtimes(required(metadata, extra, (sys_platform, machine))) == [expected], extra
+    assert runtimes(required(metadata, "cpu", (sys_platform, machine))) == ["onnxruntime"]
+    assert runtimes(required(metadata, "cuda", (sys_platform, machine))) == ["onnxruntime-gpu"]
 
 
 IMPORT = """
@@ -198,7 +227,7 @@ def test_the_installed_wheel_imports_without_the_checkout(installed: Path, tmp_p
     # -S: no .pth is read, so an editable install of the checkout in this environment has no say.
     path = os.pathsep.join([str(installed), *site_packages()])
     printed = run(sys.executable, "-S", "-P", "-c", IMPORT, installed, cwd=tmp_path, PYTHONPATH=path)
-    assert printed.strip() == "0.1.0"
+    assert printed.strip() == VERSION
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a POSIX virtual environment")
@@ -215,5 +244,5 @@ def test_an_editable_install_works(tree: Path, tmp_path: Path, links: bool) -> N
     (site / "dependencies.pth").write_text("\n".join(site_packages()) + "\n")
     pip = (sys.executable, "-m", "pip", "--python", python)
     run(*pip, "install", "-q", "--no-deps", "--no-build-isolation", "--editable", source, cwd=tmp_path)
-    assert run(python, "-P", "-c", IMPORT, source, cwd=tmp_path).strip() == "0.1.0"
+    assert run(python, "-P", "-c", IMPORT, source, cwd=tmp_path).strip() == VERSION
     assert (home / "bin" / "convrewrite").exists()

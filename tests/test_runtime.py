@@ -12,8 +12,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from convrewrite.errors import UsageError
-from convrewrite.running import runtime
-from convrewrite.running.runtime import RunFailed, check_installation, open_session
+from convrewrite.running import installed, runtime
+from convrewrite.running.runtime import RunFailed, open_session
 
 
 def _model(op: str = "Relu", kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
@@ -83,7 +83,7 @@ def test_a_provider_is_obtained_or_refused_with_cause_and_mend(path, provider, c
 
 
 def test_a_build_without_cuda_says_so(path, monkeypatch):
-    monkeypatch.setattr(runtime._onnxruntime(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(runtime.library(), "get_available_providers", lambda: ["CPUExecutionProvider"])
     with pytest.raises(UsageError, match="built without it"):
         open_session(path, "cuda")
     assert open_session(path, "auto").provider == "cpu"
@@ -126,15 +126,22 @@ def test_a_failing_run_is_one_line(path, feeds):
     assert caught.value.exit_code == 2
 
 
-def test_two_packages_are_reported_with_the_mend():
-    check_installation({"onnxruntime-gpu": "1.31"})
-    check_installation({"onnxruntime": "1.31"})
-    check_installation({})
-    with pytest.raises(UsageError, match="both installed") as caught:
-        check_installation({"onnxruntime": "1.30", "onnxruntime-gpu": "1.31"})
-    remedy = "pip uninstall -y onnxruntime onnxruntime-gpu && pip install onnxruntime-gpu"
-    assert remedy in str(caught.value)
-    assert caught.value.exit_code == 2
+@pytest.mark.parametrize(
+    ("found", "install"),
+    [
+        ({"onnxruntime-gpu": "1.31"}, 'pip uninstall -y onnxruntime-gpu && pip install "convrewrite[cuda]"'),
+        ({"onnxruntime": "1.31"}, 'pip uninstall -y onnxruntime && pip install "convrewrite[cuda]"'),
+        ({}, 'pip install "convrewrite[cuda]"'),
+    ],
+)
+def test_the_remedy_leaves_one_package(path, monkeypatch, found, install):
+    """CUDA's package beside the one that is there would be two that overwrite each other's files."""
+    monkeypatch.setattr(runtime.library(), "get_available_providers", lambda: ["CPUExecutionProvider"])
+    monkeypatch.setattr(installed, "distributions", lambda: found)
+    with pytest.raises(UsageError, match="built without it") as caught:
+        open_session(path, "cuda")
+    assert caught.value.remedy is not None
+    assert caught.value.remedy.startswith(f"{install}, or use")
 
 
 def test_external_data_of_a_model_in_bytes(tmp_path):
@@ -202,7 +209,7 @@ def test_a_profile_is_a_file(path, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no descriptor 2 to look at")
 def test_the_log_of_onnx_runtime_is_shown_only_where_wanted(path, capfd):
-    if "CUDAExecutionProvider" not in runtime._onnxruntime().get_available_providers():
+    if "CUDAExecutionProvider" not in runtime.library().get_available_providers():
         pytest.skip("this ONNX Runtime has nothing to log here")
     if open_session(path, "auto").provider != "cpu":
         pytest.skip("CUDA loads here")
@@ -216,7 +223,7 @@ def test_the_log_of_onnx_runtime_is_shown_only_where_wanted(path, capfd):
 
 def test_auto_goes_on_where_a_provider_breaks(path, monkeypatch):
     """A driver that is too old raises while the session is made; "auto" then runs on the CPU, "cuda" says why."""
-    ort = runtime._onnxruntime()
+    ort = runtime.library()
     real = ort.InferenceSession
 
     def breaking(source, options, providers, **more):
@@ -233,7 +240,7 @@ def test_auto_goes_on_where_a_provider_breaks(path, monkeypatch):
 
 
 def test_the_missing_library_and_the_missing_driver_are_named(path, monkeypatch):
-    ort = runtime._onnxruntime()
+    ort = runtime.library()
     found = {runtime._DRIVER: f"{runtime._DRIVER}: no such file"}
     monkeypatch.setattr(ort, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"])
     monkeypatch.setattr(runtime, "_load_error", lambda library: found.get(library, "libcublas.so.13: no such file"))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite.errors import UsageError
+from convrewrite.running import runtime
 from convrewrite.system import stored_json
 from convrewrite.system.atomic import discard, publish, refuse_target, temporary_beside, write_durably, write_errors
 from convrewrite.text import parameter
@@ -137,9 +138,7 @@ class Decisions:
 
 def device(provider: str, threads: int) -> str:
     """What timings depend on, in words: provider, processor, threads, ONNX Runtime."""
-    import onnxruntime
-
-    version = f"onnxruntime {onnxruntime.__version__}"
+    version = f"onnxruntime {runtime.library().__version__}"
     if provider != "cpu":
         return f"{provider}: {_gpu()}, {version}"
     return f"cpu: {_processor()}, {threads} threads, {version}"

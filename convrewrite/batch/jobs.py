@@ -15,6 +15,9 @@ from convrewrite.errors import UsageError
 from convrewrite.pipeline import report
 from convrewrite.text import file_name
 
+NO_MATTER = {"models", "output", "jobs", "timeout", "reports", "lock", "baseline"}
+"""Keys of the file that decide nothing about what a model becomes."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -76,7 +79,7 @@ def key(job: Job, settings: Settings) -> str:
         UsageError: the model or its data cannot be read.
     """
     digest = hashlib.sha256()
-    chosen = settings.model_dump(mode="json", exclude={"models", "output", "jobs", "timeout", "reports", "lock"})
+    chosen = settings.model_dump(mode="json", exclude=NO_MATTER)
     packages = [plugins.version(step.name) for step in settings.steps]
     digest.update(json.dumps([chosen, report.versions(), packages], sort_keys=True).encode())
     digest.update(model_io.load(job.source).sha256.encode())

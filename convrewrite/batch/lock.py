@@ -42,6 +42,14 @@ class Speedup(_Kept):
     high: Finite
 
 
+class Fingerprint(_Kept):
+    """What an output that git ignores is known by: see `model_io.recognized`."""
+
+    structure: Hash
+    tensors: Annotated[int, Field(ge=0)]
+    sums: list[Finite]
+
+
 class Facts(_Kept):
     """The figures that reports give for a model that passed."""
 
@@ -54,6 +62,7 @@ class Facts(_Kept):
     top1_agreement: Finite | None = None
     speedup: Speedup | None = None
     sha256: Hash | None = None
+    fingerprint: Fingerprint | None = None
 
 
 class Entry(BaseModel):
@@ -92,17 +101,23 @@ class Lock:
         if not path.exists():
             return cls(path)
         try:
-            data = _File.model_validate(stored_json.read(path))
-            for decisions in data.timings.values():
-                for decision in decisions.values():
-                    Decision.read(decision)
+            return cls.of(path, stored_json.read(path))
         except OSError as error:
             raise UsageError(f"cannot read {path}: {error.strerror or error}") from None
-        except pydantic.ValidationError as error:
-            place = ".".join(str(part)[:80] for part in error.errors()[0]["loc"])
-            raise _damaged(path, f"'{place}' is not as it was written" if place else "") from None
         except ValueError as error:
             raise _damaged(path, str(error)) from None
+
+    @classmethod
+    def of(cls, path: Path, content: Any) -> Lock:
+        """What JSON has of one. Raises ValueError where it is anything else."""
+        try:
+            data = _File.model_validate(content)
+        except pydantic.ValidationError as error:
+            place = ".".join(str(part)[:80] for part in error.errors()[0]["loc"])
+            raise ValueError(f"'{place}' is not as it was written" if place else "") from None
+        for decisions in data.timings.values():
+            for decision in decisions.values():
+                Decision.read(decision)
         return cls(path, data.models, data.timings)
 
     def fresh(self, job: Job, wanted: str) -> Entry | None:
@@ -115,6 +130,18 @@ class Lock:
         except ConvrewriteError:  # damaged since: it is made again
             return None
         return entry if entry.output == found else None
+
+    def known(self, job: Job) -> dict[str, Any] | None:
+        """What `check` may hold an output against that is not at hand; None where the model is not on record."""
+        entry = self.entries.get(job.name)
+        if entry is None:
+            return None
+        kept = entry.result.fingerprint
+        return {"output": entry.output, "fingerprint": None if kept is None else kept.model_dump()}
+
+    def forget(self, folder: Path) -> None:
+        """Drop the records of models that are gone."""
+        self.entries = {name: entry for name, entry in self.entries.items() if (folder / name).exists()}
 
     def keep(self, job: Job, wanted: str, result: dict[str, Any]) -> None:
         """Record a model that passed."""

@@ -34,15 +34,24 @@ DEFAULT_LIMIT = 3600.0
 
 Started = Callable[[int], None]
 
+Judge = Callable[[int, dict[str, Any]], dict[str, Any]]
+"""Takes what a process says of the task with that index, and gives what holds; what then fails is not written."""
+
 
 def run_all(
-    tasks: Sequence[Mapping[str, Any]], jobs: int, threads: int, started: Started, limit: float = DEFAULT_LIMIT
+    tasks: Sequence[Mapping[str, Any]],
+    jobs: int,
+    threads: int,
+    started: Started,
+    limit: float = DEFAULT_LIMIT,
+    judge: Judge = lambda index, facts: facts,
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     """Run tasks, so many at a time; yields the index and the result of each as it ends.
 
     Args:
         tasks: as `work.do` takes them. jobs: processes at a time. threads: of linear algebra, for each.
         started: called with the index of each as it begins. limit: seconds for each, after which it is ended.
+        judge: has the last word on each result, before its model is given its place.
 
     Leaving early (Ctrl-C) ends the processes that run.
     """
@@ -54,7 +63,9 @@ def run_all(
             return {"status": "error", "exit_code": 130, "message": "interrupted"}
         started(index)
         began = time.monotonic()
-        return {**_run(tasks[index], threads, limit, running), "seconds": round(time.monotonic() - began, 3)}
+        task = tasks[index]
+        facts = _run(task, threads, limit, running, lambda told: publish(judge(index, told), task["target"]))
+        return {**facts, "seconds": round(time.monotonic() - began, 3)}
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = {pool.submit(one, index): index for index in range(len(tasks))}
@@ -67,7 +78,13 @@ def run_all(
                 end(worker)
 
 
-def _run(task: Mapping[str, Any], threads: int, limit: float, running: set[subprocess.Popen[bytes]]) -> dict[str, Any]:
+def _run(
+    task: Mapping[str, Any],
+    threads: int,
+    limit: float,
+    running: set[subprocess.Popen[bytes]],
+    finish: Callable[[dict[str, Any]], dict[str, Any]],
+) -> dict[str, Any]:
     with atomic.scratch() as scratch, contextlib.ExitStack() as files:
         folder = Path(scratch)
         (folder / "made").mkdir()
@@ -93,9 +110,12 @@ def _run(task: Mapping[str, Any], threads: int, limit: float, running: set[subpr
         finally:
             end(worker)
             running.discard(worker)
+        facts = None
         with contextlib.suppress(ValueError):
             answer.seek(0)
-            return publish(json.load(answer), task["target"])
+            facts = json.load(answer)
+        if facts is not None:
+            return finish(facts)
         for other in watched.folders:
             leftovers.sweep(other, again=True)
         told.seek(0)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from convrewrite.batch.changes import Against
 
 
 @dataclass(frozen=True)
@@ -24,7 +27,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Batch:
-    """The results of all models, and the exit code of the run."""
+    """The results of all models, and the exit code of the run.
+
+    Attributes:
+        reports: the paths of those that were written, by kind. notes: what else there is to say, a line each.
+        against: the comparison with a baseline, where one was named.
+    """
 
     results: tuple[Result, ...]
     exit_code: int
+    reports: Mapping[str, Path] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    against: Against | None = None

@@ -4,28 +4,31 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from convrewrite import timing
 from convrewrite.acceptance.decisions import ANY
 from convrewrite.acceptance.decisions import SCHEMA as TIMINGS
-from convrewrite.batch import paths, summary
+from convrewrite.batch import baseline, changes, paths, repository, summary
 from convrewrite.batch.jobs import Job, jobs, key
 from convrewrite.batch.lock import Lock
 from convrewrite.batch.pool import run_all
 from convrewrite.batch.results import Batch, Result
 from convrewrite.batch.settings import Settings
 from convrewrite.batch.words import KEYS
-from convrewrite.errors import ConvrewriteError
+from convrewrite.errors import CheckFailed, ConvrewriteError, Refused
 from convrewrite.options import RunOptions
+from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
-from convrewrite.text import PYTHON, Words, told
+from convrewrite.text import PYTHON, Words, parameter, told
 
 SEVERITY = (130, 70, 2, 1, 3)
 """Exit codes, the most severe first."""
 
+REFUSED = Refused.exit_code
 
 Tell = Callable[[str, int, int], None]
 
@@ -53,9 +56,18 @@ def run(
             over another file, a damaged lock file, a report that cannot be written. What concerns one is in its result.
     """
     every = jobs(settings, folder)
-    paths.refuse(settings, folder, every, config)
+    paths.refuse(settings, folder, every, config, options)
+    if options.reports is not None:
+        settings = _with_page(settings)
     lock = Lock.read(folder / settings.lock)
-    _check_reports(settings, folder)
+    known = None if options.baseline is None else baseline.read(options.baseline, settings, folder, config)
+    reports, notes = _reports(settings, folder, options)
+    unseen = {job.name for job in every} & _ignored(every)
+
+    def judge(name: str, facts: dict[str, Any]) -> dict[str, Any]:
+        return facts if known is None else changes.judged(name, facts, known, allowed)
+
+    allowed = settings.baseline.options()
     found: dict[str, Result] = {}
     keys: dict[str, str] = {}
     todo: list[Job] = []
@@ -66,20 +78,52 @@ def run(
         except ConvrewriteError as error:
             found[job.name] = Result(job.name, job.target, _failed(error))
             continue
-        if entry is None:
+        if entry is None or (job.name in unseen and entry.result.fingerprint is None):
             todo.append(job)
         else:
             facts = {**entry.result.model_dump(exclude_unset=True), "note": summary.FROM_LOCK}
-            found[job.name] = Result(job.name, job.target, facts, cached=True)
+            found[job.name] = Result(job.name, job.target, judge(job.name, facts), cached=True)
     try:
-        _work(todo, settings, options, lock, keys=keys, found=found, tell=tell)
+        _work(todo, settings, options, lock, keys=keys, unseen=unseen, found=found, tell=tell, judge=judge)
     finally:
         if not options.check:
+            lock.forget(folder)
             lock.save()  # what passed is kept, also where Ctrl-C ends the rest
+    if options.check:
+        found |= {name: _left_behind(result) for name, result in found.items()}
     results = tuple(told(found[job.name], words) for job in every)
-    batch = Batch(results, exit_code(results, settings.allow_refused))
-    _write_reports(settings, folder, batch)
+    facts = {job.name: found[job.name].facts for job in every}
+    against = None if known is None else changes.against(known, facts, allowed)
+    code = exit_code(results, settings.allow_refused)
+    batch = Batch(results, code, reports, tuple(told(notes, words)), against)
+    _write_reports(batch)
     return batch
+
+
+def _with_page(settings: Settings) -> Settings:
+    """The settings where a page is wanted: what it shows is collected by those who do the work."""
+    if settings.reports.html is not None:
+        return settings
+    wanted = settings.reports.model_copy(update={"html": paths.NAMES["html"]})
+    return settings.model_copy(update={"reports": wanted})
+
+
+def _ignored(every: Sequence[Job]) -> set[str]:
+    """The models whose outputs git ignores: a clone of the project has none of them."""
+    outputs = repository.ignored([job.target for job in every])
+    return {job.name for job in every if job.target in outputs}
+
+
+def _left_behind(result: Result) -> Result:
+    """Under `check`, a model that is refused: an output that is there is what an earlier one has left."""
+    if result.exit_code != REFUSED or not result.target.is_file():
+        return result
+    message = (
+        f"{parameter('check')}: its output is there, and nothing would be written: {result.facts['message']}; "
+        "delete the output"
+    )
+    facts = {**result.facts, "status": "failed", "exit_code": CheckFailed.exit_code, "message": message}
+    return replace(result, facts=facts)
 
 
 def _work(
@@ -89,18 +133,29 @@ def _work(
     lock: Lock,
     *,
     keys: dict[str, str],
+    unseen: Collection[str],
     found: dict[str, Result],
     tell: Tell,
+    judge: Callable[[str, dict[str, Any]], dict[str, Any]],
 ) -> None:
+    if todo:
+        check_installation()
     many = processes(settings, options.jobs, len(todo))
     with atomic.scratch() as scratch:
-        tasks = [_task(job, settings, options, lock, timings=Path(scratch) / f"{i}.json") for i, job in enumerate(todo)]
+        files = [Path(scratch) / f"{number}.json" for number in range(len(todo))]
+        tasks = [
+            {**_task(job, settings, options, lock, timings=file), "ignored": job.name in unseen}
+            for job, file in zip(todo, files, strict=True)
+        ]
 
         def started(index: int) -> None:
             tell(todo[index].name, len(found), len(found) + len(todo))
 
-        done = 0
-        for index, facts in run_all(tasks, many, max(1, timing.cores() // many), started, limit=settings.timeout):
+        def judged(index: int, facts: dict[str, Any]) -> dict[str, Any]:
+            return judge(todo[index].name, facts)
+
+        done, threads = 0, max(1, timing.cores() // many)
+        for index, facts in run_all(tasks, many, threads, started, limit=settings.timeout, judge=judged):
             job, done = todo[index], done + 1
             try:
                 lock.learn(Path(tasks[index]["timings"]))
@@ -132,6 +187,7 @@ def _task(job: Job, settings: Settings, options: RunOptions, lock: Lock, *, timi
         "data": None if job.data is None else str(job.data),
         "timings": str(timings),
         "check": options.check,
+        "locked": lock.known(job),
         "settings": settings.model_dump(mode="json", by_alias=True),
     }
 
@@ -151,18 +207,30 @@ REPORTS: dict[str, Callable[[Batch], str]] = {
     "reports.junit": summary.to_junit,
     "reports.markdown": summary.to_markdown,
     "reports.html": summary.to_html,
+    "markdown": summary.to_markdown,
 }
 
 
-def _check_reports(settings: Settings, folder: Path) -> None:
-    for option, path in paths.reports(settings, folder).items():
+def _reports(settings: Settings, folder: Path, options: RunOptions) -> tuple[dict[str, Path], list[str]]:
+    """The reports that are written, and a line on those that are not: `check` changes no file that git tracks."""
+    wanted = paths.reports(settings, folder, options)
+    kept = repository.tracked(wanted.values()) if options.check else set()
+    notes = [
+        f"{os.path.relpath(path, folder)} is not written with {parameter('check')}, since git tracks it"
+        for path in wanted.values()
+        if path in kept
+    ]
+    written = {option: path for option, path in wanted.items() if path not in kept}
+    written |= paths.elsewhere(options)
+    for option, path in written.items():
         with atomic.write_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
         atomic.check_target(path, option, ())
+    return written, notes
 
 
-def _write_reports(settings: Settings, folder: Path, batch: Batch) -> None:
-    for option, path in paths.reports(settings, folder).items():
+def _write_reports(batch: Batch) -> None:
+    for option, path in batch.reports.items():
         atomic.write_whole(path, [REPORTS[option](batch).encode()], path.suffix)
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     if page:
@@ -174,4 +242,4 @@ def _write_reports(settings: Settings, folder: Path, batch: Batch) -> None:
             atomic.write_errors(outputs),
             open(outputs, "a", encoding="utf-8", errors="surrogateescape", newline="\n") as file,
         ):
-            file.write(summary.to_outputs(batch, settings, folder))
+            file.write(summary.to_outputs(batch))

@@ -19,6 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 from convrewrite import plugins
 from convrewrite.errors import UsageError
 from convrewrite.options import (
+    ChangeOptions,
     CheckOptions,
     FcnOptions,
     GroupsOptions,
@@ -216,6 +217,14 @@ class Gates(Section):
     bench_seconds: Positive = 5.0
 
 
+class Changes(keys("ChangeKeys", ChangeOptions)):  # type: ignore[misc]
+    """How much worse than the baseline of `run` a model may become: shares of what it was there."""
+
+    def options(self) -> ChangeOptions:
+        """The same as an options object."""
+        return ChangeOptions(**dict(self))
+
+
 class Reports(Section):
     """The paths of the reports."""
 
@@ -237,6 +246,7 @@ class Settings(Section):
     lock: FilePath = "convrewrite.lock"
     verification: Verification = Verification()
     gates: Gates = Gates()
+    baseline: Changes = Changes()
     reports: Reports = Field(default_factory=lambda: Reports.model_validate({}))
 
 
@@ -244,6 +254,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "": Settings,
     "verification": Verification,
     "gates": Gates,
+    "baseline": Changes,
     "reports": Reports,
     "fcn": FcnStep,
     "separable": SeparableStep,

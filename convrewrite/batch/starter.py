@@ -44,6 +44,15 @@ max_output_error = 1e-3               # max|a-b| / max|b| of every output
 # max_bytes = 50_000_000
 # min_speedup = 1.05                  # measured on this machine, against the original
 
+# With a baseline: how much worse than there a model may become, as a share of what it was (exit code 1).
+[baseline]
+max_more_macs = 0.01
+max_more_parameters = 0.01
+max_more_bytes = 0.01
+max_slowdown = 0.05                   # where min_speedup has both timed, on one device
+max_more_error = 0.1
+max_less_agreement = 0.005            # of 1: samples with the original's class
+
 [reports]
 json = "convrewrite-report.json"
 # junit = "convrewrite-junit.xml"

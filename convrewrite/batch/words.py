@@ -7,7 +7,7 @@ from typing import Any
 
 from convrewrite.text import Call, extents, is_bare
 
-RUN = frozenset({"force", "check", "jobs"})
+RUN = frozenset({"baseline", "check", "force", "jobs", "markdown", "reports"})
 """Options of the whole run, which are none of the file's: whoever started it calls them as it likes."""
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from convrewrite import model_io, page, pipeline, plugins, timing
+from convrewrite.acceptance.decisions import device
 from convrewrite.batch.settings import FcnStep, Gates, GroupsStep, SeparableStep, Settings, Step
 from convrewrite.batch.settings import Verification as Verified
 from convrewrite.batch.words import KEYS
@@ -110,17 +111,19 @@ def _do(task: Mapping[str, Any], finding: Finding) -> None:
         reports.append(_told(outcome, index))
         if settings.reports.html is not None:
             views.append({**page.outcome_view(outcome), **_named(reports[-1])})
-        finding.note(steps=reports, views=views)
+        finding.note(steps=reports, views=views, **_macs(reports))
         outcome.check()
         last = made
     changed = any(told["outcome"] == "rewritten" for told in reports)
-    finding.note(**_sizes(source, last), equivalence=_class(reports), macs_left=_macs_left(reports))
+    finding.note(**_sizes(source, last), equivalence=_class(reports), by_step=[_brief(told) for told in reports])
+    if task["ignored"]:
+        finding.note(fingerprint=model_io.fingerprint(model_io.load(last)))
     if changed:
         _gates(settings, (source, last), data, finding)
     elif too_large := _too_large(settings.gates, finding):
         raise CheckFailed(too_large[0])
     if task["check"]:
-        finding.note(note=_check_current(last, target, changed))
+        finding.note(note=_check_current(last, target, changed, task, finding.facts))
     else:
         finding.note(made=str(last))
     finding.note(status="rewritten" if changed else "unchanged", exit_code=0)
@@ -137,7 +140,7 @@ def publish(facts: dict[str, Any], target: str | Path) -> dict[str, Any]:
     """
     facts = dict(facts)
     made = facts.pop("made", None)
-    if made is None:
+    if made is None or facts["exit_code"]:
         return facts
     finding = Finding(facts)
     try:
@@ -179,11 +182,36 @@ def _named(told: Mapping[str, Any]) -> dict[str, Any]:
     return {end: told[end] and {**told[end], "path": ""} for end in ("input", "output")}
 
 
-def _macs_left(reports: Sequence[Mapping[str, Any]]) -> float | None:
-    """The share of the MACs that is left, over all steps that counted them."""
-    ends = [(told["input"], told["output"]) for told in reports]
-    pairs = [(a["macs"], b["macs"]) for a, b in ends if a and b and a["macs"] and b["macs"]]
-    return math.prod(after / before for before, after in pairs) if pairs else None
+def _macs(reports: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The MACs of both ends, where they are known, and the share that is left over all steps that counted them."""
+    ends = [(told["input"] and told["input"]["macs"], _macs_after(told)) for told in reports]
+    pairs = [(before, after) for before, after in ends if before and after]
+    ended = reports[-1]["exit_code"] != 0 and ends[-1][1] is None
+    return {
+        "macs_before": ends[0][0],
+        "macs": ends[-1][1],
+        "macs_left": math.prod(after / before for before, after in pairs) if pairs and not ended else None,
+    }
+
+
+def _macs_after(told: Mapping[str, Any]) -> int | None:
+    """The MACs of what a step made; of a model that its check has failed, by what its sites say."""
+    if told["output"] is not None:
+        found: int | None = told["output"]["macs"]
+        return found
+    sites = [site for site in told["sites"] if site["outcome"] == "rewritten"]
+    counts = [(site["macs_before"], site["macs_after"]) for site in sites]
+    before = told["input"] and told["input"]["macs"]
+    if told["exit_code"] != CheckFailed.exit_code or not before or not counts or None in sum(counts, ()):
+        return None
+    return int(before - sum(old - new for old, new in counts))
+
+
+def _brief(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a step to compare it with that of another run."""
+    sizes = {name: told["output"] and told["output"][name] for name in ("macs", "parameters", "bytes")}
+    rewritten = sum(site["outcome"] == "rewritten" for site in told["sites"])
+    return {"pass": told["command"], "rewritten": rewritten, **sizes}
 
 
 def _class(reports: Sequence[Mapping[str, Any]]) -> str:
@@ -195,6 +223,7 @@ def _class(reports: Sequence[Mapping[str, Any]]) -> str:
 def _sizes(source: Path, last: Path) -> dict[str, Any]:
     before, after = model_io.load(source), model_io.load(last)
     return {
+        "source": before.sha256,
         "bytes_before": before.nbytes,
         "bytes": after.nbytes,
         "sha256": after.sha256,
@@ -230,6 +259,7 @@ def _gates(settings: Settings, ends: tuple[Path, Path], data: Any, finding: Find
             )
             found = timing.bench(*ends, timed)
             finding.note(speedup=None if found.speedup is None else found.speedup.to_dict(), verdict=found.verdict)
+            finding.note(device=device(found.provider, found.threads))
             missed += [f"gate min_speedup: {found.error.text}"] if found.error is not None else []
     if missed:
         raise CheckFailed("; ".join(missed))
@@ -249,7 +279,10 @@ def _too_far(settings: Settings, ends: tuple[Path, Path], data: Any, finding: Fi
     except CheckFailed as failure:
         missed.append(failure.text)
     if gates.max_output_error is not None and not error <= gates.max_output_error:
-        missed.append(f"gate max_output_error: the outputs moved by {error:.1e}, more than {gates.max_output_error:g}")
+        hint = _option_of_a_step(settings, finding, gates.max_output_error)
+        missed.append(
+            f"gate max_output_error: the outputs moved by {error:.1e}, more than {gates.max_output_error:g}{hint}"
+        )
     if gates.min_top1_agreement is not None and same is None:
         missed.append("gate min_top1_agreement: no output has classes to compare")
     elif gates.min_top1_agreement is not None and same is not None and same < gates.min_top1_agreement:
@@ -274,15 +307,37 @@ def _too_large(gates: Gates, finding: Finding) -> list[str]:
     return [f"gate max_bytes: {size:,} bytes, more than {gates.max_bytes:,}"]
 
 
-def _check_current(last: Path, target: Path, changed: bool) -> str:
+def _option_of_a_step(settings: Settings, finding: Finding, limit: float) -> str:
+    """What keeps an approximate step within the bound of a gate: its own option of that name."""
+    for step, told in zip(settings.steps, finding.facts["steps"], strict=True):
+        own = getattr(step, "max_output_error", None)
+        loose = any(site["equivalence"] == "approximate" for site in told["sites"] if site["outcome"] == "rewritten")
+        if loose and "max_output_error" in type(step).model_fields:
+            fitting = f"{limit:g}" if own is None or own > limit else f"less than {own:g}"
+            return (
+                f" (max_output_error = {fitting} in the step '{step.name}' rewrites only as many layers as stay "
+                "within it)"
+            ).replace("= less", "of less")
+    return ""
+
+
+def _check_current(last: Path, target: Path, changed: bool, task: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
     """Compare the output that is there with what would be written; returns what is to be said of it, if anything.
+
+    Where git ignores the output, whoever has just cloned the project has none: what is under version control is the
+    lock file, which has to know what would be written.
 
     Raises:
         CheckFailed: it is missing, is no model, or another one.
     """
     would = f"{parameter('check')}: it would be {'rewritten' if changed else 'copied'}"
     remedy = f"run without {parameter('check')}, and commit the result"
-    if not target.is_file():
+    note = ""
+    if task["ignored"]:
+        note = _check_locked(model_io.load(last), task["locked"], facts["fingerprint"], would)
+        if not target.is_file():
+            return note
+    elif not target.is_file():
         raise CheckFailed(f"{would}: its output is missing", remedy=remedy)
     made = model_io.load(last)
     try:
@@ -290,7 +345,19 @@ def _check_current(last: Path, target: Path, changed: bool) -> str:
     except UsageError as error:
         raise CheckFailed(f"{would}: its output cannot be read ({error.text})", remedy=remedy) from None
     if there.sha256 == made.sha256 or model_io.same_network(there, made, 0.0):
-        return ""
+        return note
     if changed and model_io.same_network(there, made, ROUNDING):
         return "the output is what is written here, but for the last digits of its weights"
     raise CheckFailed(f"{would}: its output is another network", remedy=remedy)
+
+
+def _check_locked(made: model_io.Model, locked: Mapping[str, Any] | None, own: Mapping[str, Any], would: str) -> str:
+    """Compare what would be written with what the lock file records. Raises CheckFailed where that is another one."""
+    remedy = f"run without {parameter('check')}, and commit the lock file"
+    if locked is None:
+        raise CheckFailed(f"{would}: git ignores its output, and the lock file does not record it", remedy=remedy)
+    if locked["output"] == made.sha256:
+        return ""
+    if locked["fingerprint"] is not None and model_io.recognized(locked["fingerprint"], own, ROUNDING):
+        return "what is written here is what the lock file records, but for the last digits of its weights"
+    raise CheckFailed(f"{would}: git ignores its output, and the lock file records another network", remedy=remedy)

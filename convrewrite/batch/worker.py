@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 
 from convrewrite.batch.work import do
+from convrewrite.errors import InstallationWarning
 from convrewrite.system import board, children
 
 
@@ -14,6 +16,7 @@ def main() -> None:
     """Do one task; whatever else prints goes to standard error."""
     children.die_with(os.getppid())
     board.join()
+    warnings.simplefilter("ignore", InstallationWarning)  # of which the process that started this one has told
     answer = os.dup(1)
     os.dup2(2, 1)
     result = do(json.load(sys.stdin))

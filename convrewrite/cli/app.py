@@ -26,7 +26,7 @@ from convrewrite.cli import run as run_command
 from convrewrite.cli import verify as verify_command
 from convrewrite.cli.completion import passes_and_reasons
 from convrewrite.cli.options import DebugOption, Details, Line, TellOptions, Words
-from convrewrite.cli.telling import errors, results, say, settle_output, tell, tell_usage
+from convrewrite.cli.telling import errors, results, say, settle_output, tell, tell_usage, tell_warnings
 from convrewrite.cli.usage import Command
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
@@ -273,6 +273,7 @@ def main() -> None:
 def _command() -> int:
     """Run what the words ask for, tell what is wrong, and return the exit code."""
     debug = "--debug" in sys.argv[1:]
+    tell_warnings(quiet=bool({"--quiet", "-q"} & set(sys.argv[1:])))
     code: object
     if COMPLETING in os.environ or COMPLETION & set(sys.argv[1:2]):
         try:

@@ -46,6 +46,7 @@ def register(
         from convrewrite import layout
         from convrewrite.batch import settings as file
         from convrewrite.batch.run import run as run_batch
+        from convrewrite.batch.summary import to_markdown
 
         settings, options, quiet = file.read(config), line.options(RunOptions), line.options(TellOptions).quiet
         folder = config.absolute().parent
@@ -57,10 +58,13 @@ def register(
                 settings, folder, options, config=config, tell=tell or (lambda text, done, total: None), words=FLAGS
             )
         if not quiet:
-            for told in _lines(batch, layout.width_of(errors)):
-                layout.show(errors, [told])
-            for told in _written(settings, folder):
-                say(told)
+            for told in (*_lines(batch, layout.width_of(errors)), *_written(batch)):
+                if isinstance(told, str):
+                    say(told)
+                else:
+                    layout.show(errors, [told])
+        if options.markdown == "-":
+            answer(to_markdown(batch).splitlines())
         raise typer.Exit(batch.exit_code)
 
     @app.command(cls=Command)
@@ -81,6 +85,7 @@ def register(
 def _lines(batch: Batch, width: int) -> list[Text | str]:
     """One line per model, and the sum, in at most `width` columns; 0 is no limit."""
     from convrewrite.batch.summary import HEADER, row
+    from convrewrite.batch.summary import told as compared
     from convrewrite.layout import Table
     from convrewrite.text import counted
 
@@ -97,14 +102,12 @@ def _lines(batch: Batch, width: int) -> list[Text | str]:
     counts += [f"{broken} in error"] if broken else []
     cached = sum(result.cached for result in batch.results)
     counts += [f"{cached} not verified again (--check and --force do)"] if cached else []
-    return [*table, ", ".join(counts)]
+    return [*table, ", ".join(counts), *batch.notes, *(["", *compared(batch.against)] if batch.against else [])]
 
 
-def _written(settings: Settings, folder: Path) -> list[str]:
+def _written(batch: Batch) -> list[str]:
     """A line with the reports that were written."""
-    from convrewrite.batch.paths import reports
-
-    paths = [os.path.relpath(path) for path in reports(settings, folder).values()]
+    paths = [os.path.relpath(path) for path in batch.reports.values()]
     return [f"reports are in {', '.join(paths)}"] if paths else []
 
 

@@ -6,6 +6,8 @@ import contextlib
 import os
 import shlex
 import sys
+import warnings
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -13,7 +15,15 @@ from rich.console import Console
 from convrewrite import text
 from convrewrite.cli.usage import wrong_value
 from convrewrite.cli.words import FLAGS
-from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, PassFault, Refused, UsageError
+from convrewrite.errors import (
+    CheckFailed,
+    ConvrewriteError,
+    InstallationWarning,
+    Interrupted,
+    PassFault,
+    Refused,
+    UsageError,
+)
 
 errors = Console(stderr=True, soft_wrap=True)
 results = Console(soft_wrap=True)
@@ -22,6 +32,22 @@ results = Console(soft_wrap=True)
 def say(line: str) -> None:
     """Print one line to standard error."""
     errors.print(text.terminal(line), markup=False, highlight=False)
+
+
+def tell_warnings(quiet: bool) -> None:
+    """Tell in one line what is wrong with the installed packages, from now on; other warnings stay as they are."""
+    if quiet:
+        warnings.simplefilter("ignore", InstallationWarning)
+        return
+    others = warnings.showwarning
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, InstallationWarning):
+            say(f"warning: {message}")
+        else:
+            others(message, category, *where, **more)
+
+    warnings.showwarning = shown
 
 
 def tell(error: ConvrewriteError) -> None:

@@ -33,8 +33,10 @@ def _version(name: str) -> str:
 
 def _runtime() -> list[tuple[str, str]]:
     """ONNX Runtime: its version, the distribution that brings it, and its providers; or why there are none."""
-    names = sorted(set(importlib.metadata.packages_distributions().get("onnxruntime", ())))
-    told = ", ".join(f"{name} {_version(name)}" for name in names) or "no package of that name is installed"
+    from convrewrite.running.installed import distributions
+
+    brought = ", ".join(f"{name} {version}" for name, version in distributions().items())
+    told = brought or "no package of that name is installed"
     try:
         import onnxruntime
 

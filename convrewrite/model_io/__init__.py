@@ -6,12 +6,14 @@ appears whole or not at all, and the file that was read is never changed: where 
 readable until the process ends. (Windows does not replace a file that is mapped: there, choose another path.)
 """
 
+from convrewrite.model_io.likeness import recognized
 from convrewrite.model_io.model import Model, Origin
 from convrewrite.model_io.reading import data_files, load
 from convrewrite.model_io.writing import (
     Staged,
     content_sha256,
     copy_bytes,
+    fingerprint,
     same_network,
     save,
     staged,
@@ -26,7 +28,9 @@ __all__ = [
     "content_sha256",
     "copy_bytes",
     "data_files",
+    "fingerprint",
     "load",
+    "recognized",
     "same_network",
     "save",
     "staged",

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -11,6 +14,14 @@ from convrewrite.model_io.protofile import Payload, marked
 from convrewrite.model_io.protograph import tensors
 
 VALUES = ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+
+FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16)
+
+VIEWS = 8
+"""Sums of all weights, each with signs of its own: as many as a byte has bits."""
+
+CHUNK = 1 << 20
+"""Weights that are looked at together."""
 
 Exported = tuple[ModelProto, Sequence[Payload]]
 """A skeleton, and the payloads of its marks; it is used up."""
@@ -38,13 +49,64 @@ def alike(one: Exported, other: Exported, tolerance: float) -> bool:
     return bool(left == right)
 
 
+def fingerprint(one: Exported) -> dict[str, Any]:
+    """What is kept of a network to know it again, though its weights may differ in their last digits.
+
+    Returns:
+        `structure`: a hash of all but the weights. `tensors`: how many of floats there are. `sums`: of all weights,
+        each divided by the largest of its tensor, and of the logarithms of the largest, with random signs.
+    """
+    digest = hashlib.sha256()
+    sums, count = np.zeros(VIEWS), 0
+    for number, tensor in enumerate(tensors(one[0].graph)):
+        if tensor.data_type in FLOATS:
+            content = _bytes(tensor, one[1])
+            sums += _sums(np.frombuffer(content, np.dtype(helper.tensor_dtype_to_np_dtype(tensor.data_type))), number)
+            count += 1
+        elif tensor.data_type == TensorProto.STRING:
+            digest.update(repr(list(tensor.string_data)).encode())
+        else:
+            digest.update(_bytes(tensor, one[1]))
+        for name in VALUES:
+            tensor.ClearField(name)
+    digest.update(one[0].SerializeToString(deterministic=True))
+    return {"structure": digest.hexdigest(), "tensors": count, "sums": [float(f"{value:.9g}") for value in sums]}
+
+
+def recognized(one: Mapping[str, Any], other: Mapping[str, Any], tolerance: float) -> bool:
+    """Whether two fingerprints are those of one network, whose weights differ by no more than a share of the largest.
+
+    Differences that know nothing of the signs add up to that share times the root of the number of tensors; six times
+    that is allowed.
+    """
+    if any(one[name] != other[name] for name in ("structure", "tensors")) or len(one["sums"]) != len(other["sums"]):
+        return False
+    room = 6 * tolerance * math.sqrt(one["tensors"])
+    return all(abs(a - b) <= room for a, b in zip(one["sums"], other["sums"], strict=True))
+
+
+def _sums(values: np.ndarray[Any, Any], seed: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Sums of the values over the largest and the root of their number, with random signs; the largest counts, too."""
+    largest = float(np.abs(values).max(initial=0.0))
+    if not largest or not math.isfinite(largest):
+        return np.full(VIEWS, float(not math.isfinite(largest)))
+    signs = np.unpackbits(np.frombuffer(hashlib.shake_256(f"{seed}".encode()).digest(1), np.uint8))
+    sums = math.log(largest) * (2 * signs.astype(np.float64) - 1)
+    for start in range(0, values.size, CHUNK):
+        part = values[start : start + CHUNK].astype(np.float64)
+        drawn = hashlib.shake_256(f"{seed} {start}".encode()).digest(part.size)  # the same in every version of NumPy
+        signs = np.unpackbits(np.frombuffer(drawn, np.uint8)[:, None], axis=1)
+        sums += (2 * (part @ signs) - part.sum()) / (largest * math.sqrt(values.size))
+    return sums
+
+
 def _near(a: TensorProto, b: TensorProto, one: Exported, other: Exported, tolerance: float) -> bool:
     if a.data_type == TensorProto.STRING:
         return list(a.string_data) == list(b.string_data)
     left, right = _bytes(a, one[1]), _bytes(b, other[1])
     if left == right:
         return True
-    if not tolerance or a.data_type not in (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16):
+    if not tolerance or a.data_type not in FLOATS:
         return False
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(a.data_type))
     x, y = (np.frombuffer(part, dtype).astype(np.float64) for part in (left, right))

@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from onnx import ModelProto
 
 from convrewrite.errors import UsageError
+from convrewrite.model_io import likeness
 from convrewrite.model_io.external_data import move_weights_out
-from convrewrite.model_io.likeness import alike
 from convrewrite.model_io.model import Model, export
 from convrewrite.model_io.protofile import MappedFile, Payload, Segment, chunks, splice
 from convrewrite.model_io.publishing import private_folder, publish
@@ -202,4 +202,9 @@ def content_sha256(model: Model) -> str:
 
 def same_network(a: Model, b: Model, tolerance: float) -> bool:
     """Whether two models are one graph, with weights that differ by no more than this share of the largest of each."""
-    return alike(export(a), export(b), tolerance)
+    return likeness.alike(export(a), export(b), tolerance)
+
+
+def fingerprint(model: Model) -> dict[str, Any]:
+    """What is kept of a model to know its network again where the file is not at hand: see `likeness.recognized`."""
+    return likeness.fingerprint(export(model))

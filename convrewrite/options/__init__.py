@@ -3,7 +3,7 @@
 kinds        what an option is, and how each kind of value is read and checked
 checking     how a result is checked: CheckOptions, VerifyOptions
 rewriting    what is made: FcnOptions, SeparableOptions, GroupsOptions, ...
-working      the other commands: BenchOptions, InspectOptions, ApplyOptions, RunOptions
+working      the other commands: BenchOptions, InspectOptions, ApplyOptions, RunOptions, ChangeOptions
 keywords     a function of an options object becomes one that takes them as keywords
 """
 
@@ -19,12 +19,20 @@ from convrewrite.options.rewriting import (
     TradeOptions,
     TransformOptions,
 )
-from convrewrite.options.working import ApplyOptions, BenchOptions, InspectOptions, LazyOptions, RunOptions
+from convrewrite.options.working import (
+    ApplyOptions,
+    BenchOptions,
+    ChangeOptions,
+    InspectOptions,
+    LazyOptions,
+    RunOptions,
+)
 
 __all__ = [
     "Accept",
     "ApplyOptions",
     "BenchOptions",
+    "ChangeOptions",
     "CheckOptions",
     "FcnOptions",
     "GroupsOptions",

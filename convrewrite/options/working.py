@@ -14,6 +14,7 @@ from convrewrite.options.kinds import (
     MAKE,
     RUN,
     TELL,
+    TOML,
     Choice,
     Extents,
     FilePath,
@@ -192,3 +193,42 @@ class RunOptions:
     check: Value[bool] = Flag(False, "Write no model; fail (exit 1) where an output is not what would be written.")
     dry_run: Value[bool] = Flag(False, "Show what would be done.")
     jobs: Value[int | None] = Whole(None, "Do N models at a time.", at_least=1, panel=MAKE)
+    baseline: Value[str | None] = Text(
+        None,
+        "Fail (exit 1) where a model is larger, slower or less accurate than it was: at a git ref, or in a report or "
+        "lock file of run.",
+        metavar="REF|FILE",
+        on=(CLI,),
+    )
+    markdown: Value[str | None] = FilePath(
+        None, "Write the results as Markdown, for a pull request; - is stdout.", metavar="F.md", panel=TELL, on=(CLI,)
+    )
+    reports: Value[str | None] = FilePath(
+        None,
+        "Write a report of every kind into this folder, and none where the file says.",
+        metavar="DIR",
+        panel=TELL,
+        on=(CLI,),
+    )
+
+
+@option_class
+class ChangeOptions:
+    """How much worse than a baseline a model may become; shares of what it was there."""
+
+    max_more_macs: Value[float] = Tolerance(0.01, "Allow so many more multiply-accumulates.", on=(TOML,))
+    max_more_parameters: Value[float] = Tolerance(0.01, "Allow so many more parameters.", on=(TOML,))
+    max_more_bytes: Value[float] = Tolerance(0.01, "Allow a file that is so much larger.", on=(TOML,))
+    max_slowdown: Value[float] = Tolerance(
+        0.05,
+        "Allow it to be so much slower. It counts where the intervals of both speedups leave no other reading.",
+        on=(TOML,),
+    )
+    max_more_error: Value[float] = Tolerance(
+        0.1, "Allow an error against the original that is so much larger. Up to 1e-5 it is rounding.", on=(TOML,)
+    )
+    max_less_agreement: Value[float] = Tolerance(
+        0.005,
+        "Allow the share of samples with the original's class to fall by so much, of 1.",
+        on=(TOML,),
+    )

@@ -124,11 +124,12 @@ def applied_view(facts: Mapping[str, Any], maps: Mapping[str, Any], *, model: st
     }
 
 
-def run_view(results: Sequence[Mapping[str, Any]], exit_code: int) -> View:
+def run_view(results: Sequence[Mapping[str, Any]], exit_code: int, against: Mapping[str, Any] | None = None) -> View:
     """The page of `run`.
 
     Args:
         results: for each model its `name`, its `cells` (the row of the summary), and of each step its `views`.
+        against: the comparison with a baseline as a table: `title`, `header`, `rows`.
     """
     return {
         "kind": "run",
@@ -136,6 +137,7 @@ def run_view(results: Sequence[Mapping[str, Any]], exit_code: int) -> View:
         "versions": report.versions(),
         "exit_code": exit_code,
         "models": [dict(result) for result in results],
+        "against": against,
     }
 
 

@@ -45,7 +45,7 @@ from convrewrite.pipeline.opsets import upgraded
 from convrewrite.pipeline.outcome import STREAM, FileFacts, Log, ModelPair, Outcome
 from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, explained, refusal
 from convrewrite.pipeline.upsampling import Upsampled
-from convrewrite.running import runtime
+from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
 from convrewrite.text import Call, by, parameter
 from convrewrite.verification import Verification
@@ -107,7 +107,8 @@ def fcn(source: str, target: str, options: FcnOptions) -> Outcome:
 
 
 def _fcn(source: str, target: str, options: FcnOptions, log: Log) -> None:
-    runtime.check_installation()
+    if options.verify:
+        check_installation()
     check_provider(options.provider)
     refuse_stream_target(target)
     if options.softmax and not options.upsample:

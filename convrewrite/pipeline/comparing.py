@@ -16,7 +16,7 @@ from convrewrite.passes.fcn import Fcn
 from convrewrite.pipeline.files import input_facts, load
 from convrewrite.pipeline.outcome import STREAM, Log, Outcome
 from convrewrite.pipeline.steps import without_writing
-from convrewrite.running import runtime
+from convrewrite.running.installed import check_installation
 from convrewrite.text import parameter
 
 
@@ -36,7 +36,7 @@ def compare(source: str, target: str, options: VerifyOptions, *, repeat: str = "
 
 
 def _compare(source: str, target: str, options: VerifyOptions, repeat: str, *, log: Log) -> None:
-    runtime.check_installation()
+    check_installation()
     if STREAM in (source, target):
         raise UsageError("verify reads two files, and none from standard input", remedy="give both paths")
     before = log.reads(load(source))

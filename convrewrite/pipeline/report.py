@@ -31,6 +31,7 @@ from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
 from convrewrite.layout import Table
 from convrewrite.pipeline.outcome import STREAM, FileFacts, Outcome
+from convrewrite.running.installed import distributions
 from convrewrite.system import atomic
 from convrewrite.system.atomic import write_errors
 from convrewrite.system.streams import refuse_closed_output
@@ -40,7 +41,7 @@ from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 
 SCHEMA = "convrewrite.report/1"
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
-PACKAGES = ("convrewrite", "onnx", "onnx-graphsurgeon", "onnxruntime-gpu", "onnxruntime", "numpy")
+PACKAGES = ("convrewrite", "onnx", "onnx-graphsurgeon", "numpy")
 
 SATURATED = "saturated"
 """Of an output whose error says little, since its final operator hides what lies ahead of it."""
@@ -68,14 +69,14 @@ STYLES = {
 
 
 def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
-    """The versions of Python and of the libraries that the result depends on; those not installed are left out."""
+    """The versions of Python, of the libraries that the result depends on, and of every ONNX Runtime installed."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return found | distributions()
 
 
 def to_dict(outcome: Outcome) -> dict[str, Any]:

@@ -47,7 +47,7 @@ from convrewrite.pipeline.outcome import STREAM, Log, ModelPair, Outcome
 from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, meaning, obtained, refusal
 from convrewrite.pipeline.worth import dearer, helpful
-from convrewrite.running import runtime
+from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
 from convrewrite.text import Call, by, parameter
 from convrewrite.verification import Verification
@@ -176,7 +176,8 @@ def trade(source: str, target: str, pass_: Pass, options: TradeOptions) -> Outco
 
 
 def _trade(source: str, target: str, pass_: Pass, options: TradeOptions, *, log: Log) -> None:
-    runtime.check_installation()
+    if options.verify:
+        check_installation()
     if pass_.step_of is not None:
         command, option = pass_.step_of
         remedy = f"run {Call(command, given={option: '...'})}"

@@ -25,6 +25,7 @@ from convrewrite.model_io.extents import contradiction
 from convrewrite.model_io.protofile import marked
 from convrewrite.model_io.protograph import tensors
 from convrewrite.running import runtime
+from convrewrite.running.installed import RuntimeMissing
 
 MOST = 1 << 24
 """Entries of an input that is made up to see whether a model runs."""
@@ -100,7 +101,7 @@ def unloadable(model: Model, *, run: bool = False) -> UsageError | None:
         feeds = _feeds(session.inputs) if run else None
         if feeds is not None:
             session.run(feeds)
-    except runtime.DeviceFailed:
+    except (runtime.DeviceFailed, RuntimeMissing):  # which say nothing of the model
         return None
     except runtime.RunFailed as error:
         return UsageError(error.text)

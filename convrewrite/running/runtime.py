@@ -13,7 +13,6 @@ import contextvars
 import ctypes
 import functools
 import importlib
-import importlib.metadata
 import io
 import os
 import re
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from convrewrite.errors import ConvrewriteError, UsageError
+from convrewrite.running import installed
 from convrewrite.running.unloadable import refuse_missing, unloadable
 from convrewrite.system.board import doing, mine
 from convrewrite.system.leftovers import shown
@@ -37,8 +37,6 @@ from convrewrite.text import as_line, counted, parameter
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 """The providers that can be asked for. "auto" is CUDA where a session really gets it, else the CPU."""
 
-CUDA_REMEDY = f'pip install "convrewrite[cuda]", or use {parameter("provider", "cpu")}'
-
 _DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 _log_is_shown = contextvars.ContextVar("log_is_shown", default=False)
 
@@ -47,7 +45,6 @@ _ORT_NAMES = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
-_PACKAGES = tuple(f"onnxruntime{end}" for end in ("", "-gpu", "-directml", "-openvino", "-training"))
 _DTYPES = {"float": "float32", "double": "float64"} | {
     name: name for name in "float16 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool".split()
 }
@@ -133,7 +130,7 @@ class Session:
         with self._failing():
             binding = self._raw.io_binding()
             values = {
-                name: _onnxruntime().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
+                name: library().OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), device, 0)
                 for name, array in feeds.items()
             }
             for name, value in values.items():
@@ -211,7 +208,7 @@ def open_session(
         raise UsageError(f"unknown provider '{provider}'", remedy=f"choose one of {', '.join(PROVIDERS)}")
     label = label or ("the model" if isinstance(source, bytes) else shown(source))
     verbose = _log_is_shown.get() if verbose is None else verbose
-    ort = _onnxruntime()
+    ort = library()
     wanted = _usable(ort, provider)
     options, levels = ort.SessionOptions(), ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
@@ -261,27 +258,6 @@ def log_shown(shown: bool = True) -> Iterator[None]:
         _log_is_shown.reset(token)
 
 
-def check_installation(installed: Mapping[str, str] | None = None) -> None:
-    """Raise UsageError where two packages of ONNX Runtime share one folder: the last one installed breaks the other.
-
-    Args:
-        installed: version by distribution name, for tests; read from the environment by default.
-    """
-    if installed is None:
-        installed = {}
-        for package in _PACKAGES:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                installed[package] = importlib.metadata.version(package)
-    found = [package for package in _PACKAGES if package in installed]
-    if len(found) < 2:
-        return
-    keep = "onnxruntime-gpu" if "onnxruntime-gpu" in found else found[0]
-    raise UsageError(
-        f"the packages {' and '.join(found)} are both installed and overwrite each other's files",
-        remedy=f"run: pip uninstall -y {' '.join(found)} && pip install {keep}",
-    )
-
-
 def one_line(error: BaseException | str) -> str:
     """What ONNX Runtime says, without its prefixes and source positions, on one line of reasonable length."""
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", as_line(error))
@@ -291,21 +267,22 @@ def one_line(error: BaseException | str) -> str:
 
 
 @functools.cache
-def _onnxruntime() -> ModuleType:
-    """Import ONNX Runtime once, after a look at what is installed."""
-    check_installation()
+def library() -> ModuleType:
+    """ONNX Runtime, of whichever distribution is installed. Raises RuntimeMissing where it cannot be imported."""
     try:
-        return importlib.import_module("onnxruntime")
-    except ImportError as error:
-        raise UsageError(
-            f"ONNX Runtime cannot be imported ({one_line(error)})", remedy="run: pip install convrewrite"
-        ) from None
+        found = importlib.import_module("onnxruntime")
+    except Exception as error:  # of damaged files: ImportError, AttributeError, OSError
+        absent = isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime"
+        raise installed.missing(installed.distributions(), "" if absent else one_line(error)) from None
+    if not hasattr(found, "InferenceSession"):  # a folder of that name, without the files
+        raise installed.missing(installed.distributions())
+    return found
 
 
 @functools.cache
 def _preloaded() -> None:
     """Load CUDA libraries that came as Python packages (best effort: what is missing shows when a session is made)."""
-    ort = _onnxruntime()
+    ort = library()
     if hasattr(ort, "preload_dlls"):
         with _quiet(), contextlib.suppress(Exception):
             ort.preload_dlls()
@@ -341,13 +318,17 @@ def _placement(raw: Any) -> dict[str, tuple[str, ...]]:
 
 def _not_obtained(ort: ModuleType, provider: str, cause: str = "") -> UsageError:
     """The error for a provider that was asked for; finds the cause by loading the library itself."""
+    found, wanted = installed.distributions(), '"convrewrite[cuda]"'
+    install = f"pip install {wanted}"
     if _ORT_NAMES[provider] not in ort.get_available_providers():
-        cause = "the installed ONNX Runtime was built without it"
+        cause = installed.clash(found) or "the installed ONNX Runtime was built without it"
+        install = installed.one_of(found, wanted)
     else:
         cause = _not_loaded(ort, provider) or cause or "no usable NVIDIA GPU was found"
         if (missing := _load_error(_DRIVER)) and _DRIVER not in cause:
             cause += f", and there is no NVIDIA driver ({missing})"
-    remedy = CUDA_REMEDY if provider == "cuda" else CUDA_REMEDY.replace(",", " and TensorRT,", 1)
+    more = " and TensorRT" if provider == "tensorrt" else ""
+    remedy = f"{install}{more}, or use {parameter('provider', 'cpu')}"
     return UsageError(f"provider '{provider}' cannot be used here: {cause}", remedy=remedy)
 
 

@@ -24,8 +24,13 @@ def read(path: Path) -> Any:
         raise ValueError("it is no plain file")
     if path.stat().st_size > LARGEST:
         raise ValueError("it is too large")
+    return parse(path.read_bytes())
+
+
+def parse(content: bytes) -> Any:
+    """What such a file holds, of which the bytes are at hand. Raises ValueError as `read` does."""
     try:
-        data = json.loads(path.read_bytes().decode("utf-8"), object_pairs_hook=_single, parse_constant=_refuse)
+        data = json.loads(content.decode("utf-8"), object_pairs_hook=_single, parse_constant=_refuse)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _refuse_depth(data)

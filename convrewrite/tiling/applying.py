@@ -23,7 +23,8 @@ from convrewrite.model_io import Model
 from convrewrite.model_io.guards import Files
 from convrewrite.options import ApplyOptions
 from convrewrite.pipeline.steps import obtained
-from convrewrite.running import faults, runtime
+from convrewrite.running import faults
+from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
 from convrewrite.system.labels import fitting, read_labels
 from convrewrite.text import parameter
@@ -65,7 +66,7 @@ def apply(
     Raises:
         Refused: tiles cannot give what the whole image gives. UsageError: something does not fit.
     """
-    runtime.check_installation()
+    check_installation()
     model = source if isinstance(source, Model) else model_io.load(source)
     faults.refuse_contradictions(model)
     with faults.blaming([model]), atomic.scratch() as folder:

@@ -12,6 +12,7 @@ import numpy as np
 from convrewrite.errors import UsageError
 from convrewrite.system.atomic import discard, publish, refuse_target, temporary_beside, write_errors
 from convrewrite.text import by, counted, parameter
+from convrewrite.tiling import colours
 from convrewrite.tiling.extra import library
 from convrewrite.tiling.images import PICTURES, TIFFS
 from convrewrite.tiling.store import Target, blocks
@@ -153,10 +154,8 @@ def _png(array: Any, path: Path, only: Target, chosen: int | None) -> None:
 
 def coloured(values: Array, *, whole: bool, nothing: int | None = None) -> Array:
     """Colours [H, W, 3] of classes, black for none of them, or of values from the smallest to the largest."""
-    colormaps = library("matplotlib").colormaps
     if whole:
-        colours = np.asarray(colormaps["tab20"](values % 20, bytes=True)[..., :3])
-        return np.where((values == nothing)[..., None], np.uint8(0), colours)
+        return np.where((values == nothing)[..., None], np.uint8(0), colours.of_classes(values))
     finite = np.where(np.isfinite(values), values, np.nan).astype(np.float64)
     low, high = (np.nanmin(finite), np.nanmax(finite)) if np.isfinite(finite).any() else (0.0, 1.0)
-    return np.asarray(colormaps["inferno"](np.nan_to_num((finite - low) / (high - low or 1.0)), bytes=True)[..., :3])
+    return colours.of_values(np.nan_to_num((finite - low) / (high - low or 1.0)))

@@ -14,5 +14,5 @@ def library(name: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UsageError(
-            f"apply needs {name.split('.', 1)[0]} ({error})", remedy="pip install 'convrewrite[scale]'"
+            f"apply needs {name.split('.', 1)[0]} ({error})", remedy='run: pip install "convrewrite[scale]"'
         ) from None

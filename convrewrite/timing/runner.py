@@ -11,7 +11,7 @@ from typing import Any
 
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted, UsageError
 from convrewrite.options import BenchOptions
-from convrewrite.running import runtime
+from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
 from convrewrite.text import by, counted, parameter
 from convrewrite.timing.process import CellFailed, Event, events
@@ -76,7 +76,7 @@ def bench(a: str | Path, b: str | Path, options: BenchOptions = DEFAULT) -> Benc
     Raises:
         UsageError: the models or the options do not fit, or no session could be made.
     """
-    runtime.check_installation()
+    check_installation()
     pair = Candidate.read(a), Candidate.read(b)
     plans = sorted(_plans(*pair, options), key=lambda plan: plan.elements)
     used = options.threads or cores()

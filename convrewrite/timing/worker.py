@@ -223,10 +223,7 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     try:
         task = Task.from_json(sys.stdin.readline())
-        runtime.check_installation()
-        import onnxruntime
-
-        onnxruntime.set_global_thread_pool_sizes(task.threads, 1)
+        runtime.library().set_global_thread_pool_sizes(task.threads, 1)
         WORK[task.kind](task, emit)
     except ConvrewriteError as error:
         ran = isinstance(error, RunFailed)

@@ -16,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 import convrewrite as cr
+from convrewrite.tiling import colours
 from convrewrite.tiling.checks import _wrong_classes
 from convrewrite.tiling.store import best_class, class_type, no_class
 
@@ -131,3 +132,18 @@ def test_the_check_finds_a_class_where_there_is_none_and_none_where_there_is_one
     want = np.array([[0.1, 0.9], [np.nan, 0.5], [0.1, 0.9], [np.nan, np.nan], [0.2, 0.1]], np.float32)
     got = np.array([1, 0, 255, 255, 7])
     assert _wrong_classes(got, want, 255, 1e-5).tolist() == [False, True, True, False, True]
+
+
+def test_the_colours_are_those_of_matplotlib():
+    """Where it is installed; a picture needs it no more, so what it draws is held here."""
+    colormaps = pytest.importorskip("matplotlib").colormaps
+    values = np.concatenate([np.linspace(0, 1, 5001), [-3.0, 7.0, 1 / 256, np.nextafter(1, 0)]])
+    drawn = colormaps["inferno"](values, bytes=True)[..., :3].astype(int)
+    assert np.abs(colours.of_values(values).astype(int) - drawn).max() <= 1  # releases of matplotlib round otherwise
+    classes = np.arange(60, dtype=np.uint8).reshape(6, 10)
+    assert (colours.of_classes(classes) == colormaps["tab20"](classes % 20, bytes=True)[..., :3]).all()
+
+
+def test_the_ends_of_the_colours():
+    assert colours.of_values(np.array([0.0, 1.0])).tolist() == [[0, 0, 3], [252, 254, 164]]
+    assert colours.of_classes(np.array([0, 21])).tolist() == [[31, 119, 180], [174, 199, 232]]

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from convrewrite.passes import ALL
 from fuzzing.mutations import mutate
 
 REWRITING = {
@@ -22,7 +23,6 @@ REWRITING = {
     "groups": [["--tol", "0.1"], ["--into", "2", "--tol", "0.9"], ["--expand", "branches"], ["--expand", "dense"]],
     "fc-to-conv": [[]],
     "conv-to-fc": [[], ["--size", "16"]],
-    "transform": [["open-batch"]],
 }
 COMMANDS = {
     "fcn": 30,
@@ -35,6 +35,7 @@ COMMANDS = {
     "verify": 8,
     "apply": 3,
 }
+REWRITING["transform"] = [[kind.name] for kind in ALL if kind.step_of is None and kind.name not in COMMANDS]
 SLOW = {"bench": 2, "run": 2}
 """Commands that start processes of their own: only in a long run."""
 

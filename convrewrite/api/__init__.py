@@ -26,8 +26,9 @@ from typing import Any
 from onnx import ModelProto
 from rich.console import Console
 
-from convrewrite import arguments, inspection, model_io, pipeline, plugins, timing
-from convrewrite.arguments import Given, spoken
+from convrewrite import inspection, model_io, pipeline, plugins, timing
+from convrewrite.api import arguments
+from convrewrite.api.arguments import Given, spoken
 from convrewrite.engine.rewrite import Pass, Site
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
