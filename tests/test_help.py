@@ -25,7 +25,7 @@ GROUP: Any = typer.main.get_command(app)
 COMPLETED = {
     "transform f": ["fc-to-conv", "fcn"],
     "transform ": ["conv-to-fc", "fc-to-conv", "fcn", "groups", "open-batch", "separable"],
-    "explain dens": ["dense"],
+    "explain fcn/flat": ["fcn/flat-input"],
     "fcn --provider ": ["auto", "cpu", "cuda", "tensorrt"],
     "separable --form t": ["tucker"],
     "bench --min": ["--min-speedup"],
