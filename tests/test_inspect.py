@@ -320,7 +320,7 @@ def test_toeplitz_is_checked_and_kept(tmp_path: Path) -> None:
         (["--json", "/nonexistent/l.json"], "cannot write"),
         (["--size", "99"], "--size"),
         (["--sort", "colour"], "colour"),
-        (["--tol", "-1"], "is not a tolerance"),
+        (["--tol", "-1"], "--tol needs a number of 0 or more"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

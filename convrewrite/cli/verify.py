@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 PLAIN = ("outputs", "ahead of the final operator")
 """Checks whose name says no more than the output's."""
 
+MANY = 1e6
+"""From so many times the noise on, one digit is enough."""
+
 SHORT = 8
 """Up to so many comparisons are listed without --verbose."""
 
@@ -141,7 +144,7 @@ def _table(cases: Sequence[Case]) -> Table:
         times = case.error / case.noise if case.error is not None and case.noise else None
         apart = None if metrics.cosine is None else max(0.0, 1.0 - metrics.cosine)
         top1 = "-" if metrics.top1_agreement is None else f"{metrics.top1_agreement:.0%}"
-        own = "-" if times is None else f"{times:.1f}"
+        own = "-" if times is None else f"{times:.1f}" if times < MANY else f"{times:.1e}"
         check, _, at = case.name.partition(" at ")
         name = f"{case.output}{at and f' at {at}'}" if check in PLAIN else f"{case.output}, {case.name}"
         ratio, cosine, largest = map(_figure, (metrics.rms_ratio, apart, metrics.max_absolute))

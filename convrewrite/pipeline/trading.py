@@ -337,7 +337,8 @@ def _next(run: _Run, source: str, target: str) -> str:
     parts = []
     if saved is not None and (saved > 0 or run.pass_.judge == "smaller"):
         left = costs.told_uncounted(costs.uncounted(run.model.graph))
-        parts.append("no fewer MACs" if saved <= 0 else f"{saved:.0%} fewer multiply-accumulates")
+        fewer = f"{saved:.0%} fewer multiply-accumulates" if saved > 0 else "no fewer MACs"
+        parts.append(f"{-saved:.0%} more multiply-accumulates" if saved <= -0.005 else fewer)
         parts[-1] += f" ({left})" if left else ""
     if run.pass_.advice():
         parts = [run.pass_.advice()]
