@@ -2,7 +2,7 @@
 
 {{ docstring MODULE }}    what a module says of itself
 {{ help COMMAND }}        what a command prints for --help
-{{ settings }}            the keys of convrewrite.toml with their types and defaults
+{{ settings }}            the keys of convrewrite.toml with their meanings, types and defaults
 {{ starter }}             the file that `convrewrite init` writes
 {{ decisions }}           the pages of docs/adr, with their titles
 {{ refusals }}            every reason to leave something as it is, with its remedy
@@ -113,17 +113,25 @@ def _settings() -> list[str]:
         ("`[[steps]]` with a pass of another package, whose own options are further keys", settings.PluginStep),
         ("`[verification]`", settings.Verification),
         ("`[gates]`", settings.Gates),
+        ("`[baseline]`", settings.Changes),
         ("`[reports]`", settings.Reports),
     ]
     lines = []
     for title, model in parts:
-        lines += [f"### {title}", "", str(model.__doc__ or "").strip(), "", "| key | type | default |", "|---|---|---|"]
+        lines += [
+            f"### {title}",
+            "",
+            str(model.__doc__ or "").strip(),
+            "",
+            "| key | what it says | type | default |",
+            "|---|---|---|---|",
+        ]
         schema = model.model_json_schema(by_alias=True)["properties"]
         for name, field in model.model_fields.items():
             key = field.alias or name
-            lines.append(
-                f"| `{key}` | {_type(schema[key])} | {'needed' if field.is_required() else _default(field.default)} |"
-            )
+            default = "needed" if field.is_required() else _default(field.default)
+            told = (field.description or "").replace("|", "\\|").replace("*", "\\*")
+            lines.append(f"| `{key}` | {told} | {_type(schema[key])} | {default} |")
         lines.append("")
     return lines
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from collections import Counter
@@ -18,7 +19,7 @@ import pytest
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
-VERSION = "0.2.0"
+VERSION: str = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 SYMLINKS = ("convrewrite/passes", "convrewrite/models")
 MODELS = ("lenet5.onnx", "digits_vgg.onnx", "digits_dw7.onnx")
 DATA = (
@@ -132,7 +133,8 @@ def test_the_sdist_holds_each_module_once(tree: Path, dist: Path) -> None:
     modules = [name for name in names if name.endswith(".py") and name.startswith(folders)]
     assert Counter(modules) == Counter(sources(tree).values())
     data = {"convrewrite/py.typed", "convrewrite/pipeline/report.schema.json", *(f"models/{name}" for name in MODELS)}
-    assert data | {"LICENSE", "README.md", "pyproject.toml"} <= set(names)
+    assert data | {"LICENSE", "README.md", "CHANGELOG.md", "pyproject.toml"} <= set(names)
+    assert not [name for name in names if name.startswith("tests/")], "tests that miss what they need"
 
 
 def test_the_content_is_that_of_the_tree(tree: Path, wheel: Path) -> None:

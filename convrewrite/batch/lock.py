@@ -62,6 +62,7 @@ class Facts(_Kept):
     top1_agreement: Finite | None = None
     speedup: Speedup | None = None
     sha256: Hash | None = None
+    source: Hash | None = None
     fingerprint: Fingerprint | None = None
 
 
@@ -137,7 +138,11 @@ class Lock:
         if entry is None:
             return None
         kept = entry.result.fingerprint
-        return {"output": entry.output, "fingerprint": None if kept is None else kept.model_dump()}
+        return {
+            "output": entry.output,
+            "source": entry.result.source,
+            "fingerprint": None if kept is None else kept.model_dump(),
+        }
 
     def forget(self, folder: Path) -> None:
         """Drop the records of models that are gone."""

@@ -187,7 +187,7 @@ def _arrow(before: str, now: str) -> str:
 
 def to_outputs(batch: Batch) -> str:
     """The outputs of a GitHub step: paths of the reports, and the smallest speedup that was measured."""
-    names = {"report": "reports.json", "html": "reports.html"}
+    names = {"report": "reports.json", "html": "reports.html", "markdown": "reports.markdown"}
     lines = [
         text.github_output(name, str(batch.reports[kind])) for name, kind in names.items() if kind in batch.reports
     ]

@@ -334,7 +334,7 @@ def _check_current(last: Path, target: Path, changed: bool, task: Mapping[str, A
     remedy = f"run without {parameter('check')}, and commit the result"
     note = ""
     if task["ignored"]:
-        note = _check_locked(model_io.load(last), task["locked"], facts["fingerprint"], would)
+        note = _check_locked(model_io.load(last), task["locked"], facts, would)
         if not target.is_file():
             return note
     elif not target.is_file():
@@ -352,12 +352,17 @@ def _check_current(last: Path, target: Path, changed: bool, task: Mapping[str, A
 
 
 def _check_locked(made: model_io.Model, locked: Mapping[str, Any] | None, own: Mapping[str, Any], would: str) -> str:
-    """Compare what would be written with what the lock file records. Raises CheckFailed where that is another one."""
+    """Compare what would be written with what the lock file records of the same original, to its last digits.
+
+    Raises:
+        CheckFailed: it is another network, or not recorded.
+    """
     remedy = f"run without {parameter('check')}, and commit the lock file"
     if locked is None:
         raise CheckFailed(f"{would}: git ignores its output, and the lock file does not record it", remedy=remedy)
     if locked["output"] == made.sha256:
         return ""
-    if locked["fingerprint"] is not None and model_io.recognized(locked["fingerprint"], own, ROUNDING):
+    known = locked["fingerprint"] if locked["source"] == own["source"] else None
+    if known is not None and model_io.recognized(known, own["fingerprint"], ROUNDING):
         return "what is written here is what the lock file records, but for the last digits of its weights"
     raise CheckFailed(f"{would}: git ignores its output, and the lock file records another network", remedy=remedy)

@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from convrewrite.cli.options import DebugOption, Line, TellOptions, declared
+from convrewrite.cli.options import Line, TellOptions, declared
 from convrewrite.cli.telling import errors
-from convrewrite.cli.usage import Command
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
-from convrewrite.options import RunOptions
+from convrewrite.options import InitOptions, RunOptions
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -67,19 +66,43 @@ def register(
             answer(to_markdown(batch).splitlines())
         raise typer.Exit(batch.exit_code)
 
-    @app.command(cls=Command)
+    @declared(app, InitOptions, TellOptions, but=("report", "html", "quiet", "verbose"))
     def init(
         config: Annotated[Path, typer.Argument(metavar="[convrewrite.toml]", show_default=False)] = Path(CONFIG),
-        debug: DebugOption = False,
+        *,
+        line: Line,
     ) -> None:
         """Write a settings file for `run`, with a comment on every key."""
         from convrewrite.batch.starter import STARTER
         from convrewrite.system import atomic
 
-        if config.exists():
+        add = line.options(InitOptions).gitignore
+        if config.exists() and not add:
             raise UsageError(f"{config} is there already", remedy="name another file, or delete it first")
-        atomic.write_whole(config, [STARTER.encode()], ".toml")
-        say(f"wrote {config}; edit its 'models', then: convrewrite run{'' if str(config) == CONFIG else f' {config}'}")
+        if not config.exists():
+            atomic.write_whole(config, [STARTER.encode()], ".toml")
+            named = "" if str(config) == CONFIG else f" {config}"
+            say(f"wrote {config}; edit its 'models', then: convrewrite run{named}")
+        for told in _ignoring(config, add):
+            say(told)
+
+
+def _ignoring(config: Path, add: bool) -> list[str]:
+    """Have git ignore the reports, where that is asked for; or say how."""
+    from convrewrite.batch import ignoring, settings
+    from convrewrite.text import terminal
+
+    folder = config.absolute().parent
+    lines = ignoring.missing(settings.read(config), folder)
+    path = os.path.relpath(folder / ignoring.NAME)
+    if add:
+        ignoring.add(lines, folder)
+        return [terminal(f"added to {path}: {' '.join(lines)}" if lines else f"{path} has every report already")]
+    if not lines:
+        return []
+    named = "" if str(config) == CONFIG else f" {config}"
+    told = ["every run writes its reports anew; to have git ignore them:", f"    convrewrite init --gitignore{named}"]
+    return [terminal(line) for line in [*told, f"which adds to {path}:", *(f"    {line}" for line in lines)]]
 
 
 def _lines(batch: Batch, width: int) -> list[Text | str]:
@@ -108,7 +131,7 @@ def _lines(batch: Batch, width: int) -> list[Text | str]:
 def _written(batch: Batch) -> list[str]:
     """A line with the reports that were written."""
     paths = [os.path.relpath(path) for path in batch.reports.values()]
-    return [f"reports are in {', '.join(paths)}"] if paths else []
+    return [f"{'report is' if len(paths) == 1 else 'reports are'} in {', '.join(paths)}"] if paths else []
 
 
 def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:

@@ -3,7 +3,7 @@
 kinds        what an option is, and how each kind of value is read and checked
 checking     how a result is checked: CheckOptions, VerifyOptions
 rewriting    what is made: FcnOptions, SeparableOptions, GroupsOptions, ...
-working      the other commands: BenchOptions, InspectOptions, ApplyOptions, RunOptions, ChangeOptions
+working      the other commands: BenchOptions, InspectOptions, ApplyOptions, RunOptions, ...
 keywords     a function of an options object becomes one that takes them as keywords
 """
 
@@ -23,6 +23,7 @@ from convrewrite.options.working import (
     ApplyOptions,
     BenchOptions,
     ChangeOptions,
+    InitOptions,
     InspectOptions,
     LazyOptions,
     RunOptions,
@@ -36,6 +37,7 @@ __all__ = [
     "CheckOptions",
     "FcnOptions",
     "GroupsOptions",
+    "InitOptions",
     "InspectOptions",
     "LazyOptions",
     "LinearOptions",

@@ -213,6 +213,15 @@ class RunOptions:
 
 
 @option_class
+class InitOptions:
+    """What `init` takes."""
+
+    gitignore: Value[bool] = Flag(
+        False, "Have git ignore the reports: add them to .gitignore, also for a file that is there.", panel=MAKE
+    )
+
+
+@option_class
 class ChangeOptions:
     """How much worse than a baseline a model may become; shares of what it was there."""
 
