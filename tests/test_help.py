@@ -24,7 +24,7 @@ GROUP: Any = typer.main.get_command(app)
 
 COMPLETED = {
     "transform f": ["fc-to-conv", "fcn"],
-    "transform ": ["conv-to-fc", "fc-to-conv", "fcn", "groups", "open-batch", "separable"],
+    "transform ": ["conv-to-fc", "fc-to-conv", "fcn", "groups", "open-batch", "separable", "subpixel-conv"],
     "explain fcn/flat": ["fcn/flat-input"],
     "fcn --provider ": ["auto", "cpu", "cuda", "tensorrt"],
     "separable --form t": ["tucker"],

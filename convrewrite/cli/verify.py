@@ -22,7 +22,6 @@ from convrewrite.layout import Table, folded
 from convrewrite.options import VerifyOptions
 from convrewrite.options.kinds import TELL, FilePath, Value, option_class
 from convrewrite.text import terminal, told
-from convrewrite.verification import leading
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -124,6 +123,8 @@ def _kept(found: Verification, target: str, replay: str) -> str:
 
 def _figures_of(found: Verification, width: int, *, verbose: bool) -> list[Text | str]:
     """The figures that stand in no other place."""
+    from convrewrite.verification import leading
+
     measured = [case for case in leading.ordered(found.cases) if case.metrics is not None]
     lines: list[Text | str] = []
     if measured and (verbose or len(measured) <= SHORT):
