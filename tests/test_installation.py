@@ -254,7 +254,7 @@ def test_an_old_one_is_a_warning(environment: Environment) -> None:
     environment.add("onnxruntime", "1.17.3")
     done = environment.run("fcn", LENET, "out.onnx")
     assert done.returncode == 0
-    told = 'warning: onnxruntime 1.17.3 is older than 1.22, the oldest tested; run: pip install "onnxruntime>=1.22"'
+    told = 'warning: onnxruntime 1.17.3 is older than 1.23, the oldest tested; run: pip install "onnxruntime>=1.23"'
     assert done.stderr.splitlines()[0] == told
 
 
