@@ -257,14 +257,14 @@ def test_an_old_one_is_a_warning(environment: Environment) -> None:
     environment.add("onnxruntime", "1.17.3")
     done = environment.run("fcn", LENET, "out.onnx")
     assert done.returncode == 0
-    told = 'warning: onnxruntime 1.17.3 is older than 1.23, the oldest tested; run: pip install "onnxruntime>=1.23"'
+    told = 'warning: onnxruntime 1.17.3 is older than 1.24, the oldest tested; run: pip install "onnxruntime>=1.24"'
     assert done.stderr.splitlines()[0] == told
 
 
 def test_one_that_cannot_share_threads_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     """As 1.22 is; a session of it is opened all the same."""
     monkeypatch.setattr(runtime, "library", lambda: SimpleNamespace(__version__="1.22.0"))
-    with pytest.raises(UsageError, match=r"ONNX Runtime 1\.22\.0 cannot time .*; install 1\.23 or later"):
+    with pytest.raises(UsageError, match=r"ONNX Runtime 1\.22\.0 cannot time .*; install 1\.24 or later"):
         _share_threads(2)
 
 

@@ -23,8 +23,8 @@ from convrewrite.errors import InstallationWarning, UsageError
 
 PACKAGE = "onnxruntime"
 
-OLDEST = (1, 23)
-"""The oldest version that is tested, as the extras of this package ask for it; older ones share no threads, for one."""
+OLDEST = (1, 24)
+"""The oldest version that is tested, as the extras of this package ask for it; older ones do not tell where nodes run."""
 
 INSTALL = 'run: pip install "convrewrite[cpu]", or "convrewrite[gpu]" for an NVIDIA GPU'
 
