@@ -52,6 +52,11 @@ def _entries() -> tuple[dict[str, EntryPoint], dict[str, UsageError]]:
     return {name: entry for name, entry in found.items() if name not in broken}, broken
 
 
+def names() -> list[str]:
+    """The names of other packages' passes; nothing of them is imported."""
+    return sorted(_entries()[0])
+
+
 def load(name: str) -> type[Pass]:
     """The class of a pass.
 

@@ -36,10 +36,10 @@ import math
 import numbers
 import re
 import secrets
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _SPACING = "\t\n"
@@ -79,8 +79,16 @@ def terminal(text: str) -> str:
 
 def counted(number: int, noun: str) -> str:
     """A number with its noun, in the plural where it is not one: "1 model", "1,000 models", "2 axes", "2 entries"."""
-    many = re.sub("axis$", "axe", re.sub("y$", "ie", noun))
+    many = re.sub("axis$", "axe", re.sub("(ch|sh|ss|x)$", r"\1e", re.sub("y$", "ie", noun)))
     return f"{number:,} {noun if number == 1 else f'{many}s'}"
+
+
+def short(count: int) -> str:
+    """A large number in three digits: "417 k", "1.85 G"."""
+    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if count >= unit:
+            return f"{count / unit:.3g} {letter}"
+    return str(count)
 
 
 def by(extents: Iterable[object], sign: str = "x") -> str:
@@ -189,11 +197,18 @@ def enough(tol: float | None) -> str:
 
 
 class Printed:
-    """Mixin for results whose `str` is a table: notebooks show that table."""
+    """Mixin for results whose `str` is a table.
+
+    Attributes:
+        shown: draws one for a notebook: the summary of its page. The package that knows pages sets it.
+    """
+
+    shown: ClassVar[Callable[[Any], str] | None] = None
 
     def _repr_html_(self) -> str:
-        """What Jupyter shows: the same text, in a fixed font."""
-        return f"<pre>{escape(str(self))}</pre>"
+        """What Jupyter shows."""
+        draw = Printed.shown
+        return f"<pre>{escape(str(self))}</pre>" if draw is None else draw(self)
 
 
 _OPEN, _CLOSE = "\ufdd0", "\ufdd1"  # no characters: Unicode leaves them to a program's own use

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
-GROUND = frozenset({"errors", "system", "text"})
+GROUND = frozenset({"errors", "layout", "system", "text"})
 FILES = GROUND | {"engine", "model_io"}
 PROOFS = FILES | {"options", "running", "verification", "timing", "acceptance"}
 COMMANDS = PROOFS | {"pipeline", "passes", "models"}
@@ -30,6 +30,7 @@ COMMANDS = PROOFS | {"pipeline", "passes", "models"}
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset({"text"}),
     "text": frozenset(),
+    "layout": frozenset({"text"}),
     "options": frozenset({"errors", "text"}),
     "system": frozenset({"errors"}),
     "engine": GROUND,
@@ -47,7 +48,7 @@ ALLOWED: dict[str, frozenset[str]] = {
     "page": COMMANDS | {"inspection"},
     "tiling": COMMANDS,
     "batch": COMMANDS | {"page", "plugins"},
-    "api": COMMANDS | {"inspection", "plugins", "tiling"},
+    "api": COMMANDS | {"inspection", "page", "plugins", "tiling"},
     "cli": COMMANDS | {"batch", "inspection", "page", "plugins", "tiling", "convrewrite"},
     "convrewrite": frozenset({"api", "errors"}),
     "__main__": frozenset({"cli"}),

@@ -282,8 +282,8 @@ def test_a_provider_that_is_not_there_writes_nothing(more: tuple[str, ...], sour
 def test_verify_compares_two_files(source: Path, target: Path, tmp_path: Path) -> None:
     assert run("fcn", source, target).returncode == 0
     result = run("verify", source, target)
-    assert (result.returncode, result.stdout) == (0, b"")
-    assert b"every window of" in result.stderr
+    assert (result.returncode, result.stderr) == (0, b"")
+    assert b"every window of" in result.stdout
     assert run("verify", source, source).returncode == 0
     other = save(plain(opset=12), tmp_path / "other.onnx")
     model = onnx.load(other)
@@ -301,7 +301,7 @@ def test_verify_takes_a_size(source: Path, target: Path) -> None:
     assert run("fcn", source, target).returncode == 0
     result = run("verify", source, target, "--size", "40x40")
     assert result.returncode == 0
-    assert b"every window of 40x40" in result.stderr
+    assert b"every window of 40x40" in result.stdout
 
 
 def test_verify_wants_two_paths(source: Path) -> None:

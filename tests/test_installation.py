@@ -12,13 +12,16 @@ import sys
 import venv
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import onnxruntime
 import pytest
 from processes import HANGS
 
-from convrewrite.running import installed
+from convrewrite.errors import UsageError
+from convrewrite.running import installed, runtime
 from convrewrite.running.installed import OLDEST, distributions
+from convrewrite.timing.worker import _share_threads
 
 ROOT = Path(__file__).resolve().parent.parent
 LENET = ROOT / "models" / "lenet5.onnx"
@@ -254,8 +257,15 @@ def test_an_old_one_is_a_warning(environment: Environment) -> None:
     environment.add("onnxruntime", "1.17.3")
     done = environment.run("fcn", LENET, "out.onnx")
     assert done.returncode == 0
-    told = 'warning: onnxruntime 1.17.3 is older than 1.22, the oldest tested; run: pip install "onnxruntime>=1.22"'
+    told = 'warning: onnxruntime 1.17.3 is older than 1.24, the oldest tested; run: pip install "onnxruntime>=1.24"'
     assert done.stderr.splitlines()[0] == told
+
+
+def test_one_that_cannot_share_threads_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As 1.22 is; a session of it is opened all the same."""
+    monkeypatch.setattr(runtime, "library", lambda: SimpleNamespace(__version__="1.22.0"))
+    with pytest.raises(UsageError, match=r"ONNX Runtime 1\.22\.0 cannot time .*; install 1\.24 or later"):
+        _share_threads(2)
 
 
 def test_the_oldest_is_what_the_extras_ask_for() -> None:

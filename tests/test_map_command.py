@@ -170,7 +170,7 @@ def test_a_fixed_size(tmp_path: Path) -> None:
         (["--opset", "9"], "choose one from 13", 2),
         (["--opset", "99"], "choose one from 13", 2),
         (["--upsample", "cubic"], "cubic", 2),
-        (["--stride", "0"], "is not a size", 2),
+        (["--stride", "0"], "--stride needs S or SxS", 2),
     ],
 )
 def test_bad_words(tmp_path: Path, words: list[str], says: str, code: int) -> None:

@@ -97,7 +97,7 @@ def test_every_other_command_runs(name: str, clone: Path, main_run: subprocess.C
 @pytest.mark.network
 def test_every_window_of_the_canvas_is_compared(clone: Path, main_run: subprocess.CompletedProcess[str]) -> None:
     result = run(block("command", "verify"), clone)
-    line = next(text for text in result.stderr.splitlines() if text.strip().startswith("every window of 256x256"))
+    line = next(text for text in result.stdout.splitlines() if text.strip().startswith("every window of 256x256"))
     error, tolerance, _ = map(float, line.split()[-3:])
     assert error <= tolerance == 1e-5
 

@@ -20,9 +20,11 @@ from convrewrite import models
 from convrewrite.batch import pool
 from convrewrite.batch.results import Result
 from convrewrite.batch.run import exit_code, processes
-from convrewrite.batch.settings import Settings, read
+from convrewrite.batch.settings import SECTIONS, Settings, read
 from convrewrite.batch.starter import STARTER
 from convrewrite.errors import UsageError
+from convrewrite.options import SeparableOptions
+from convrewrite.options.keywords import plain
 from helpers import run as run_model
 
 VGG = """
@@ -390,3 +392,15 @@ def test_the_starter_says_everything_that_may_be_said(tmp_path: Path) -> None:
     assert all(name in STARTER for name in known)
     with pytest.raises(UsageError, match="there is no"):
         read(tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_every_key_says_what_it_means(name: str) -> None:
+    """In the words of the file, which has neither dashes nor markup; from the declaration of the option."""
+    for field in SECTIONS[name].model_fields.values():
+        assert field.description
+        assert field.description.endswith(".")
+        assert "--" not in field.description
+        assert "[/" not in field.description
+    if name == "separable":
+        assert SECTIONS[name].model_fields["tol"].description == plain(SeparableOptions.__dict__["tol"].help)

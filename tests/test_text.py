@@ -25,7 +25,7 @@ from convrewrite import text
 from convrewrite.batch import summary
 from convrewrite.batch.jobs import jobs
 from convrewrite.batch.results import Batch, Result
-from convrewrite.batch.settings import Reports, Settings
+from convrewrite.batch.settings import Settings
 from convrewrite.page import render
 from convrewrite.pipeline import report
 
@@ -194,8 +194,7 @@ def test_the_reports_of_a_run_hold_any_name(name: str, message: str, code: int) 
 
 def test_a_line_break_in_the_name_of_a_report_sets_no_other_output() -> None:
     hostile = "r.json\nspeedup=99\nhtml<<x\ny\nx"
-    settings = Settings(models=["*"], steps=[{"pass": "fcn"}], reports=Reports.model_construct(json_=hostile))
-    content = summary.to_outputs(Batch((), 0), settings, Path("/project"))
+    content = summary.to_outputs(Batch((), 0, {"reports.json": Path("/project") / hostile}))
     assert read_outputs(content) == {"report": f"/project/{hostile}"}
 
 

@@ -279,4 +279,4 @@ def test_text_report_and_page_name_the_part(
     assert case["channel"]["error"] > case["channel"]["tolerance"] >= 9 * case["channel"]["noise"] > 0
     assert case["channel"]["place"][1] == 2
     assert "[:, 2]" in page.read_text()
-    assert f"worst part: {classes().graph.output[0].name}[:, 2]" in capsys.readouterr().err
+    assert f"worst part: {classes().graph.output[0].name}[:, 2]" in capsys.readouterr().out

@@ -167,7 +167,7 @@ def test_the_command_says_so(
 ) -> None:
     report = tmp_path / "r.json"
     assert call(monkeypatch, "verify", *files(tmp_path, network(), network(np.float16)), "--report", report) == 0
-    assert "the tolerance is that of float16" in capsys.readouterr().err
+    assert "the tolerance is that of float16" in capsys.readouterr().out
     assert any("float16" in line for line in json.loads(report.read_text())["verify"]["warnings"])
 
 

@@ -69,7 +69,7 @@ def test_text_report_and_page_name_them(
     pair = (tmp_path / "a.onnx", tmp_path / "a.onnx")
     assert call(monkeypatch, "verify", *pair, "--report", report, "--html", page) == 0
     assert json.loads(report.read_text())["verify"]["constant"] == ["found", "clipped"]
-    assert "outputs found, clipped did not move" in " ".join(capsys.readouterr().err.split())
+    assert "outputs found, clipped did not move" in " ".join(capsys.readouterr().out.split())
     assert "<code>found</code>" in page.read_text()
 
 

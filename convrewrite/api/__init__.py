@@ -55,6 +55,16 @@ from convrewrite.text import PYTHON, Printed, told
 from convrewrite.timing import Bench
 from convrewrite.verification import Verification
 
+
+def _drawn(result: Any) -> str:
+    """The summary of the page, for a notebook."""
+    from convrewrite.page.summary import summary
+
+    return summary(result)
+
+
+Printed.shown = _drawn
+
 __all__ = ["Result", "apply", "bench", "fcn", "groups", "inspect", "load", "separable", "transform", "verify"]
 
 

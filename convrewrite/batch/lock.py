@@ -146,7 +146,7 @@ class Lock:
 
     def forget(self, folder: Path) -> None:
         """Drop the records of models that are gone."""
-        self.entries = {name: entry for name, entry in self.entries.items() if (folder / name).exists()}
+        self.entries = {name: entry for name, entry in self.entries.items() if not _is_gone(folder / name)}
 
     def keep(self, job: Job, wanted: str, result: dict[str, Any]) -> None:
         """Record a model that passed."""
@@ -170,6 +170,17 @@ class Lock:
         text = json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n"
         if not self.path.exists() or self.path.read_text(encoding="utf-8") != text:
             atomic.write_whole(self.path, [text.encode()], ".lock")
+
+
+def _is_gone(path: Path) -> bool:
+    """Whether there is no such file; one that cannot be looked at may be there."""
+    try:
+        path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _plain(fact: Any) -> Any:

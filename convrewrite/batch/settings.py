@@ -27,6 +27,7 @@ from convrewrite.options import (
     TransformOptions,
     kinds,
 )
+from convrewrite.options.keywords import plain
 from convrewrite.options.kinds import TOML, Option, options_of
 from convrewrite.text import as_line
 
@@ -106,7 +107,7 @@ class Section(BaseModel):
 
 
 def key_of(option: Option[Any, Any]) -> tuple[Any, Any]:
-    """An option as a key of the file: its type and its default; what is "" elsewhere is left out here."""
+    """An option as a key of the file: its type, its default and its help; what is "" elsewhere is left out here."""
     kind: Any
     match option:
         case kinds.Sizes():
@@ -127,7 +128,7 @@ def key_of(option: Option[Any, Any]) -> tuple[Any, Any]:
             kind = str
     default = list(option.default) if isinstance(option.default, tuple) else option.default or None
     default = option.default if isinstance(option.default, bool | int | float) else default
-    return (kind if default is not None else kind | None), default
+    return (kind if default is not None else kind | None), Field(default, description=plain(option.help))
 
 
 def keys(title: str, options: type, /, *, but: Collection[str] = (), base: type[Section] = Section, **more: Any) -> Any:
@@ -139,6 +140,8 @@ def keys(title: str, options: type, /, *, but: Collection[str] = (), base: type[
     return create_model(title, __base__=base, **fields)
 
 
+PASS = "The name of the pass."
+
 CHECKED = ("provider", "samples", "seed", "data")
 """What the table [verification] says for all steps."""
 
@@ -146,7 +149,7 @@ CHECKED = ("provider", "samples", "seed", "data")
 class Step(Section):
     """A step: what the options of its command are, but for those that [verification] says."""
 
-    name: str = Field(alias="pass")
+    name: str = Field(alias="pass", description=PASS)
 
     def options(self, kind: type[Made], checked: CheckOptions, **more: Any) -> Made:
         """The options object of that kind, which is `checked` as all are."""
@@ -158,7 +161,9 @@ class Step(Section):
 def _step(name: str, options: type, told: str) -> Any:
     """The table of a command."""
     title = options.__name__.replace("Options", "Step")
-    made = keys(title, options, but=CHECKED, base=Step, name=(Literal[name], Field(name, alias="pass")))
+    made = keys(
+        title, options, but=CHECKED, base=Step, name=(Literal[name], Field(name, alias="pass", description=PASS))
+    )
     made.__doc__ = told
     return made
 
@@ -196,7 +201,10 @@ else:
     ]
 
 
-class Verification(keys("CheckKeys", CheckOptions, size=(Size | None, None))):  # type: ignore[misc]
+SIZE = Field(None, description="Compare at this size, where inputs are open, such as [224, 224].")
+
+
+class Verification(keys("CheckKeys", CheckOptions, size=(Size | None, SIZE))):  # type: ignore[misc]
     """The settings of the check that every written model goes through."""
 
     def options(self, data: Any, path: str | None = None) -> CheckOptions:
@@ -207,14 +215,22 @@ class Verification(keys("CheckKeys", CheckOptions, size=(Size | None, None))):  
 
 
 class Gates(Section):
-    """What every model has to pass, its steps taken together."""
+    """What every model has to pass, its steps taken together; one that does not is not written (exit code 1)."""
 
-    equivalence: Class | None = None
-    max_output_error: Tolerance | None = None
-    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = None
-    max_bytes: Annotated[int, Field(ge=1, lt=2**63)] | None = None
-    min_speedup: Positive | None = None
-    bench_seconds: Positive = 5.0
+    equivalence: Class | None = Field(
+        default=None, description="The loosest class of a result: exact, reassociated (rounding alone) or approximate."
+    )
+    max_output_error: Tolerance | None = Field(
+        default=None, description="The most that max|a-b| / max|b| of an output may be."
+    )
+    min_top1_agreement: Annotated[float, Field(ge=0, le=1)] | None = Field(
+        default=None, description="The least share of samples that keep the original's class."
+    )
+    max_bytes: Annotated[int, Field(ge=1, lt=2**63)] | None = Field(default=None, description="The largest file.")
+    min_speedup: Positive | None = Field(
+        default=None, description="The least speedup over the original, measured on this machine."
+    )
+    bench_seconds: Positive = Field(default=5.0, description="Measure for so long per size, for min_speedup.")
 
 
 class Changes(keys("ChangeKeys", ChangeOptions)):  # type: ignore[misc]
@@ -228,26 +244,48 @@ class Changes(keys("ChangeKeys", ChangeOptions)):  # type: ignore[misc]
 class Reports(Section):
     """The paths of the reports."""
 
-    json_: FilePath | None = Field(None, alias="json")
-    junit: FilePath | None = None
-    markdown: FilePath | None = None
-    html: FilePath | None = None
+    json_: FilePath | None = Field(
+        default=None, alias="json", description="For machines: all that is known of every step."
+    )
+    junit: FilePath | None = Field(
+        default=None, description="For the page of a CI: JUnit XML, one test case per model."
+    )
+    markdown: FilePath | None = Field(default=None, description="For a pull request: the table.")
+    html: FilePath | None = Field(default=None, description="For people: one page with what every step did.")
 
 
 class Settings(Section):
     """The whole file; paths in it are relative to its folder."""
 
-    models: Annotated[list[FilePath], Field(min_length=1)]
-    output: Template = "optimized/{name}.onnx"
-    steps: Annotated[list[AnyStep], Field(min_length=1)]
-    jobs: Count | None = None
-    timeout: Positive = 3600.0
-    allow_refused: bool = False
-    lock: FilePath = "convrewrite.lock"
-    verification: Verification = Verification()
-    gates: Gates = Gates()
-    baseline: Changes = Changes()
-    reports: Reports = Field(default_factory=lambda: Reports.model_validate({}))
+    models: Annotated[list[FilePath], Field(min_length=1)] = Field(
+        description="Globs of the models; ** goes through folders."
+    )
+    output: Template = Field(
+        default="optimized/{name}.onnx",
+        description="Where each goes: {name} is its own without .onnx, {folder} its folder.",
+    )
+    steps: Annotated[list[AnyStep], Field(min_length=1)] = Field(
+        description="What is done, one step after another; a table each."
+    )
+    jobs: Count | None = Field(
+        default=None, description="Models at a time. Left out: one per core, or one where something is timed."
+    )
+    timeout: Positive = Field(
+        default=3600.0, description="Seconds for one model, all steps taken together; then it is ended."
+    )
+    allow_refused: bool = Field(
+        default=False, description="Let a model that cannot be rewritten as asked pass, which is exit code 3 otherwise."
+    )
+    lock: FilePath = Field(
+        default="convrewrite.lock",
+        description="What was done, and the timings that decided it: keep it under version control.",
+    )
+    verification: Verification = Field(default=Verification(), description="How every result is checked.")
+    gates: Gates = Field(default=Gates(), description="What every model has to pass.")
+    baseline: Changes = Field(default=Changes(), description="How much worse than elsewhere a model may become.")
+    reports: Reports = Field(
+        default_factory=lambda: Reports.model_validate({}), description="Where results are written."
+    )
 
 
 SECTIONS: dict[str, type[BaseModel]] = {

@@ -8,6 +8,7 @@ Nothing heavy is imported until a command runs, so that --help comes at once.
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -23,10 +24,13 @@ from convrewrite.cli import inspect as inspect_command
 from convrewrite.cli import rewriting as rewriting_commands
 from convrewrite.cli import run as run_command
 from convrewrite.cli import verify as verify_command
-from convrewrite.cli.options import DebugOption, Line, TellOptions, Words
-from convrewrite.cli.telling import errors, say, settle_output, tell, tell_usage, tell_warnings
+from convrewrite.cli.completion import passes_and_reasons
+from convrewrite.cli.options import DebugOption, Details, Line, TellOptions, Words
+from convrewrite.cli.telling import errors, results, say, settle_output, tell, tell_usage, tell_warnings
+from convrewrite.cli.usage import Command
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
+from convrewrite.layout import folded, show, width_of
 from convrewrite.system.endings import theirs
 
 if TYPE_CHECKING:
@@ -35,11 +39,19 @@ if TYPE_CHECKING:
     from convrewrite.pipeline.outcome import Outcome
     from convrewrite.verification import Progress as Tell
 
+STREAM = "-"
+WORKERS = "starting workers"
+"""The first phase of what other processes do."""
+COMPLETING = "_CONVREWRITE_COMPLETE"
+"""Set by a shell that asks how a line goes on."""
+
+COMPLETION = {"--install-completion", "--show-completion"}
+"""Words that typer answers."""
+
 app = typer.Typer(
     cls=Words,
     name="convrewrite",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Equivalent forms of convolutional networks, for ONNX: proved in ONNX Runtime before they are written.",
@@ -47,26 +59,34 @@ app = typer.Typer(
 )
 
 
-def _version(value: bool) -> None:
-    if value:
-        _answer([f"convrewrite {__version__}"])
-        raise typer.Exit
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[
-        bool, typer.Option("--version", metavar="", callback=_version, is_eager=True, help="Print the version.")
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", metavar="", help="Print the version.")] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", metavar="", help="With --version: all that a report of a fault needs.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", metavar="", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """Nothing to do here: the options above act by themselves."""
+    """Nothing to do here but what the options above ask for."""
+    if version:
+        from convrewrite.cli.version import lines
+
+        _answer(lines() if verbose else [f"convrewrite {__version__}"])
+        raise typer.Exit
+    if verbose:
+        raise UsageError("--verbose belongs to a command, or to --version", remedy="write it behind the command")
+    if context.invoked_subcommand is None:
+        raise UsageError("there is no command", remedy="see convrewrite --help")
 
 
-@app.command()
+@app.command(cls=Command)
 def explain(
     subject: Annotated[
-        str | None, typer.Argument(metavar="PASS|REASON", help="A pass, or a reason such as fcn/flat-input.")
+        str | None,
+        typer.Argument(
+            metavar="PASS|REASON", help="A pass, or a reason such as fcn/flat-input.", autocompletion=passes_and_reasons
+        ),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
@@ -103,30 +123,60 @@ def _documented(pass_: type[Pass]) -> str:
 
 
 def _answer(lines: list[str]) -> None:
-    """Print what was asked for."""
+    """Print what was asked for; on a terminal sentences are folded, but drawings are not."""
     from convrewrite.system.streams import refuse_closed_output
 
     refuse_closed_output()
-    print("\n".join(lines), flush=True)
+    width = width_of(results)
+    print("\n".join(part for text in lines for part in _fitting(text, width)), flush=True)
 
 
-def _run(command: str, line: Line, work: Callable[[Tell | None], Outcome], files: Files) -> None:
+def _fitting(told: str, width: int) -> list[str]:
+    """The lines, those of a sentence in pieces that keep its indent; anything else as it is."""
+    made: list[str] = []
+    open_ = False  # whether the sentence goes on
+    for line in told.split("\n"):
+        words = line.lstrip()
+        prose = bool(words) and "  " not in words and words.isascii()
+        if open_ and prose and line == words and made[-1] == made[-1].lstrip():
+            made[-1] += f" {words}"
+        else:
+            made.append(line)
+        open_ = prose and bool(width) and not words.endswith((".", ":"))
+    fitting: list[str] = []
+    for line in made:
+        words = line.lstrip()
+        indent = " " * (len(line) - len(words))
+        drawn = not width or "  " in words or not words.isascii()
+        fitting += [line] if drawn else [indent + part for part in folded(words, width - len(indent), "")]
+    return fitting
+
+
+def _run(
+    command: str,
+    line: Line,
+    work: Callable[[Tell | None], Outcome],
+    files: Files,
+    details: Details = lambda outcome, width: [],
+) -> None:
     """Do the work, write the reports whatever came of it, print the text, and let an error set the exit code."""
     from convrewrite.pipeline import report
     from convrewrite.pipeline.outcome import Outcome
     from convrewrite.system import board
 
-    told, image = line.options(TellOptions), line.values.get("image")
+    told, image, labels = line.options(TellOptions), line.values.get("image"), line.values.get("labels")
     provider = line.values["provider"] or "auto"
     if told.report is not None:
         report.check_target(told.report, files.writes.get("OUT"))
-    files.reading(image=image).writing(report=told.report, html=told.html).check_targets()
+    files.reading(image=image, labels=labels).writing(report=told.report, html=told.html).check_targets()
     if image is not None and told.html is None:
         raise UsageError("--image is drawn on the page of --html", remedy="name a page with --html")
+    if labels is not None and told.html is None:
+        raise UsageError("--labels names classes on the page of --html", remedy="name a page with --html")
     nothing = Outcome(command, provider, "error")
     board.mine().facts = {"command": command, "provider": provider, "report": told.report, "html": told.html}
     try:
-        with _progress(told.quiet) as tell:
+        with _progress(told.quiet, WORKERS if command == "bench" else "reading the model") as tell:
             outcome = work(tell)
     except ConvrewriteError as error:
         outcome = nothing.stopped(error)
@@ -134,7 +184,9 @@ def _run(command: str, line: Line, work: Callable[[Tell | None], Outcome], files
         outcome = nothing.stopped(Interrupted("interrupted"))
     except MemoryError as error:
         why = " ".join(str(error).split()) or "out of memory"
-        outcome = nothing.stopped(UsageError(f"not enough memory: {why}", remedy="choose a smaller --size"))
+        smaller = "choose a smaller --size, or " if line.values.get("size") or line.values.get("sizes") else "choose "
+        remedy = f"{smaller}a machine with more memory"
+        outcome = nothing.stopped(UsageError(f"not enough memory: {why}", remedy=remedy))
     except Exception as error:  # a fault of ours: the report says so too
         fault = ConvrewriteError(f"{type(error).__name__}: {' '.join(str(error).split())}")
         fault.__cause__ = error
@@ -145,19 +197,34 @@ def _run(command: str, line: Line, work: Callable[[Tell | None], Outcome], files
     if told.report is not None:
         report.write(outcome, told.report)
     if told.html is not None:
-        _write_page(outcome, told.html, image)
+        _write_page(outcome, told.html, image, labels)
     if not told.quiet:
-        report.show(outcome, errors, FLAGS, verbose=told.verbose)
+        try:
+            _show(outcome, told, details)
+        except UsageError as error:  # of standard output: what failed before is more than that
+            if outcome.error is None:
+                raise
+            say(error.text)
     outcome.check()
 
 
-def _write_page(outcome: Outcome, target: str, image: str | None) -> None:
+def _show(outcome: Outcome, told: TellOptions, details: Details) -> None:
+    """Print the text for people; of a command that writes no model it is the result, and goes to standard output."""
+    from convrewrite.pipeline import report
+
+    result = outcome.command in ("verify", "bench") and told.report != STREAM and sys.stdout is not None
+    console = results if result else errors
+    report.show(outcome, console, FLAGS, verbose=told.verbose)
+    show(console, details(outcome, width_of(console)))
+
+
+def _write_page(outcome: Outcome, target: str, image: str | None = None, labels: str | None = None) -> None:
     """The page; what it cannot show must not hide an error of the command itself."""
     from convrewrite import page
     from convrewrite.page.class_map import read_image
 
     try:
-        view = page.outcome_view(outcome, None if image is None else read_image(image))
+        view = page.outcome_view(outcome, None if image is None else read_image(image), labels)
         page.write(text.told(view, FLAGS), target)
     except ConvrewriteError as error:
         if outcome.error is None:
@@ -166,24 +233,24 @@ def _write_page(outcome: Outcome, target: str, image: str | None) -> None:
 
 
 @contextlib.contextmanager
-def _progress(quiet: bool) -> Iterator[Tell | None]:
-    """A bar on standard error, on a terminal only; yields what the verification calls as it goes."""
-    if quiet or not errors.is_terminal:
+def _progress(quiet: bool, first: str = WORKERS) -> Iterator[Tell | None]:
+    """A bar on standard error, on a terminal only: at `first`, until what it yields is called."""
+    if quiet or not width_of(errors) or errors.is_dumb_terminal:
         yield None
         return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
+        TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
         TextColumn("remaining"),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=errors, transient=True) as bar:
-        task = bar.add_task("")
+        task = bar.add_task(first, total=None, count="")
 
         def tell(what: str, done: int, total: int) -> None:
-            bar.update(task, description=text.terminal(what), completed=done, total=total)
+            bar.update(task, description=text.terminal(what), completed=done, total=total, count=f"{done}/{total}")
 
         yield tell
 
@@ -208,6 +275,12 @@ def _command() -> int:
     debug = "--debug" in sys.argv[1:]
     tell_warnings(quiet=bool({"--quiet", "-q"} & set(sys.argv[1:])))
     code: object
+    if COMPLETING in os.environ or COMPLETION & set(sys.argv[1:2]):
+        try:
+            code = app()
+        except SystemExit as end:  # typer answers the shell, and leaves
+            code = end.code
+        return code if isinstance(code, int) else 0
     try:
         code = app(standalone_mode=False)
         if sys.stdout is not None:
@@ -247,5 +320,5 @@ def _died(error: ConvrewriteError, facts: dict[str, Any]) -> None:
         if facts.get("report") is not None:
             report.write(outcome, facts["report"])
         if facts.get("html") is not None:
-            _write_page(outcome, facts["html"], None)
+            _write_page(outcome, facts["html"])
     tell(error)

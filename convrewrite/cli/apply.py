@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from convrewrite.cli.options import Line, TellOptions, declared
+from convrewrite.cli.telling import errors
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 from convrewrite.options import ApplyOptions
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from convrewrite.tiling.engine import Tell
 
 
+LABEL = 11
+"""Columns of the labels."""
+
+
 @option_class
 class ApplyTellOptions(TellOptions):
     """What `apply` tells: a report of another kind."""
@@ -30,6 +35,7 @@ class ApplyTellOptions(TellOptions):
     report: Value[str | None] = FilePath(
         None, "Write what was done as JSON, on failure too.", metavar="F.json", panel=TELL
     )
+    html: Value[str | None] = FilePath(None, "Write a page with the map and its classes.", metavar="F.html", panel=TELL)
 
 
 def register(
@@ -37,7 +43,7 @@ def register(
 ) -> None:
     """Add the command. `say` prints a line for people, `progress` is a bar for them."""
 
-    @declared(app, ApplyOptions, ApplyTellOptions, but=("html", "verbose"))
+    @declared(app, ApplyOptions, ApplyTellOptions, but=("verbose",))
     def apply(
         model: Annotated[str, typer.Argument(metavar="MODEL", help="A fully convolutional ONNX model.")],
         image: Annotated[str, typer.Argument(metavar="IMAGE", help="A Zarr path or address, TIFF, .npy, PNG, JPEG.")],
@@ -47,6 +53,7 @@ def register(
         line: Line,
     ) -> None:
         """Compute the class map of an image of any size, tile by tile: what one pass would give, in little memory."""
+        from convrewrite import layout
         from convrewrite.system import atomic
         from convrewrite.text import json_text
         from convrewrite.tiling import apply as applied
@@ -57,15 +64,22 @@ def register(
             raise UsageError("--original is what --check compares with", remedy="give --check N, too")
         if options.resume and options.overwrite:
             raise UsageError("--resume goes on with what --overwrite would delete", remedy="leave one of them out")
-        files(model, image, target, options.original).writing(report=told.report).check_targets()
+        named = files(model, image, target, options.original, options.labels)
+        named.writing(report=told.report, html=told.html).check_targets()
         with progress(told.quiet) as tell:
-            made = applied(model, image, target, options, tell=None if tell is None else _telling(tell))
+            tiles = None if tell is None else _telling(tell)
+            made = applied(model, image, target, options, tell=tiles, small=told.html is not None)
         made = in_words(made, FLAGS)
         if told.report is not None:
             atomic.write_whole(told.report, [json_text(made.to_dict()).encode()], ".json")
+        if told.html is not None:
+            from convrewrite import page
+
+            page.write(page.applied_view(made.to_dict(), dict(made.maps), model=model, image=image), told.html)
         if not told.quiet and not made.finished.failed:
+            width = layout.width_of(errors)
             for text in str(made).splitlines():
-                say(text)
+                layout.show(errors, layout.folded(text, width, " " * LABEL))
         made.check()
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite.cli.options import Line, TellOptions, declared
+from convrewrite.cli.telling import results
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 from convrewrite.options import InspectOptions
@@ -32,11 +33,13 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
         line: Line,
     ) -> None:
         """List the layers of a model with their cost and receptive fields, and what each pass would do."""
+        from convrewrite import layout
         from convrewrite.inspection import inspect as look
         from convrewrite.inspection import table
         from convrewrite.model_io.guards import Files
         from convrewrite.pipeline.files import load
         from convrewrite.running import faults
+        from convrewrite.system.streams import refuse_closed_output
 
         options, told = line.options(InspectOptions), line.options(TellOptions)
         if options.save is not None and options.toeplitz is None:
@@ -56,7 +59,9 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
 
                 page.write(page.inspection_view(found, model.graph), told.html)
             if options.json != "-" and not told.quiet:
-                answer(table.lines(found, options.sort, FLAGS, verbose=told.verbose))
+                refuse_closed_output()
+                width = layout.width_of(results)
+                layout.show(results, table.lines(found, options.sort, FLAGS, verbose=told.verbose, width=width))
 
 
 def _write_json(found: Inspection, target: str, answer: Callable[[list[str]], None]) -> None:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Protocol, TypeVar, get_args
 import typer
 from typer.core import TyperGroup
 
+from convrewrite.cli.usage import OPTIONS, Command
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.options import kinds
 from convrewrite.options.kinds import CLI, TELL, FilePath, Flag, Option, Value, option_class, options_of
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from convrewrite.model_io.guards import Files
     from convrewrite.pipeline.outcome import Outcome
     from convrewrite.verification import Progress
@@ -172,7 +175,8 @@ def declared(
         del command.__wrapped__
         command.__signature__ = inspect.Signature([*own, *more])  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in (*own, *more)}
-        app.command(name)(command)
+        OPTIONS[name or function.__name__] = {o.name: o for o in every if CLI in o.on and o.name not in but}
+        app.command(name, cls=Command)(command)
 
     return declare
 
@@ -290,7 +294,7 @@ def parse_shape(text: str) -> Many:
     name, _, dims = text.rpartition("=")
     parts = dims.lower().split("x")
     if not name or not all(part.isascii() and part.isdecimal() and 0 < int(part) < 10**9 for part in parts):
-        raise UsageError(f"'{text}' is not a shape", remedy="write --shape NAME=1x3x512x512")
+        raise typer.BadParameter(f"'{text}' is not a shape")
     return Many((name, tuple(int(part) for part in parts)))
 
 
@@ -307,7 +311,20 @@ def _positive(value: float | None) -> float | None:
     return value
 
 
+class Details(Protocol):
+    """What is told of an outcome besides the report's text: lines for that width, 0 for any."""
+
+    def __call__(self, outcome: Outcome, width: int, /) -> Sequence[Text | str]: ...
+
+
 class Run(Protocol):
     """Does the work of a command, writes its report and prints its text."""
 
-    def __call__(self, command: str, line: Line, work: Callable[[Progress | None], Outcome], files: Files) -> None: ...
+    def __call__(
+        self,
+        command: str,
+        line: Line,
+        work: Callable[[Progress | None], Outcome],
+        files: Files,
+        details: Details = ...,
+    ) -> None: ...

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from convrewrite.cli.completion import passes
 from convrewrite.cli.options import In, Line, Out, Run, TellOptions, declared
 from convrewrite.errors import UsageError
 from convrewrite.options import (
@@ -37,6 +38,9 @@ class FcnTellOptions(TellOptions):
     image: Value[str | None] = FilePath(
         None, "Draw the class map of this image on the page.", metavar="F.png", panel=TELL, after="html"
     )
+    labels: Value[str | None] = FilePath(
+        None, "Name the classes on the page: one per line of this file.", metavar="F.txt", panel=TELL
+    )
 
 
 @option_class
@@ -44,7 +48,12 @@ class SetOptions:
     """Options of a pass, as words."""
 
     settings: Globs = Patterns(
-        (), "An option of the pass, such as --set tol=0.1.", flag="--set", metavar="NAME=VALUE", panel=MAKE
+        (),
+        "An option of the pass, such as --set tol=0.1.",
+        flag="--set",
+        metavar="NAME=VALUE",
+        panel=MAKE,
+        example="tol=0.1",
     )
 
 
@@ -88,7 +97,10 @@ def register(app: typer.Typer, run: Run) -> None:
 
     @declared(app, SetOptions, TransformOptions, TellOptions)
     def transform(
-        name: Annotated[str, typer.Argument(metavar="PASS", help="The name of the pass; `explain` lists them.")],
+        name: Annotated[
+            str,
+            typer.Argument(metavar="PASS", help="The name of the pass; `explain` lists them.", autocompletion=passes),
+        ],
         source: In = None,
         target: Out = None,
         *,

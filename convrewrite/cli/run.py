@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from convrewrite.cli.options import Line, TellOptions, declared
+from convrewrite.cli.telling import errors
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
 from convrewrite.options import InitOptions, RunOptions
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from convrewrite.batch.results import Batch
     from convrewrite.batch.settings import Settings
     from convrewrite.verification import Progress
@@ -39,6 +42,7 @@ def register(
         line: Line,
     ) -> None:
         """Optimize the models that a file names, and fail where one of them misses a gate."""
+        from convrewrite import layout
         from convrewrite.batch import settings as file
         from convrewrite.batch.run import run as run_batch
         from convrewrite.batch.summary import to_markdown
@@ -53,8 +57,11 @@ def register(
                 settings, folder, options, config=config, tell=tell or (lambda text, done, total: None), words=FLAGS
             )
         if not quiet:
-            for told in _lines(batch):
-                say(told)
+            for told in (*_lines(batch, layout.width_of(errors)), *_written(batch)):
+                if isinstance(told, str):
+                    say(told)
+                else:
+                    layout.show(errors, [told])
         if options.markdown == "-":
             answer(to_markdown(batch).splitlines())
         raise typer.Exit(batch.exit_code)
@@ -98,15 +105,18 @@ def _ignoring(config: Path, add: bool) -> list[str]:
     return [terminal(line) for line in [*told, f"which adds to {path}:", *(f"    {line}" for line in lines)]]
 
 
-def _lines(batch: Batch) -> list[str]:
-    """One line per model, and the sum."""
+def _lines(batch: Batch, width: int) -> list[Text | str]:
+    """One line per model, and the sum, in at most `width` columns; 0 is no limit."""
     from convrewrite.batch.summary import HEADER, row
     from convrewrite.batch.summary import told as compared
-    from convrewrite.text import columns, counted
+    from convrewrite.layout import Table
+    from convrewrite.text import counted
 
     rows = [row(result) for result in batch.results]
     used = [i for i in range(len(HEADER)) if i < 2 or any(cells[i] for cells in rows)]
-    table = columns([[cells[i] for i in used] for cells in (HEADER, *rows)])
+    named = [[cells[i] for i in used] for cells in (HEADER, *rows)]
+    folds = {used.index(i): least for i, least in ((0, 14), (1, 12), (5, 8), (6, 24)) if i in used}
+    table = Table(named, folds=folds, verdict=1).lines(width)
     codes = [result.exit_code for result in batch.results]
     counts = [counted(len(codes), "model")] + [
         f"{codes.count(code)} {word}" for code, word in ((1, "failed"), (3, "refused")) if code in codes
@@ -116,6 +126,12 @@ def _lines(batch: Batch) -> list[str]:
     cached = sum(result.cached for result in batch.results)
     counts += [f"{cached} not verified again (--check and --force do)"] if cached else []
     return [*table, ", ".join(counts), *batch.notes, *(["", *compared(batch.against)] if batch.against else [])]
+
+
+def _written(batch: Batch) -> list[str]:
+    """A line with the reports that were written."""
+    paths = [os.path.relpath(path) for path in batch.reports.values()]
+    return [f"{'report is' if len(paths) == 1 else 'reports are'} in {', '.join(paths)}"] if paths else []
 
 
 def _plan(settings: Settings, folder: Path, config: Path) -> list[str]:

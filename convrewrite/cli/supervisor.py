@@ -36,6 +36,9 @@ ONE_EVENT = 0.5
 AT_ONCE = {"--help", "-h", "--version"}
 """Words that are answered at once: nothing that could die is loaded for them."""
 
+WORK = {"--verbose", "-v"}
+"""Words that make more of it: `--version -v` loads ONNX Runtime."""
+
 ASKING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 Command = Callable[[], int]
@@ -62,7 +65,7 @@ def supervised(command: Command, died: Died) -> NoReturn:
                 with contextlib.suppress(ValueError, TypeError):  # not in the main thread, or not one of Python's
                     signal.signal(number, handler)
     streams.settle()
-    if not sys.argv[1:] or AT_ONCE & set(sys.argv[1:]):
+    if not sys.argv[1:] or (AT_ONCE & set(sys.argv[1:]) and not WORK & set(sys.argv[1:])):
         sys.exit(command())
     if board.VARIABLE in os.environ:
         _be_the_child(command, board.join(), os.getppid())

@@ -1,4 +1,4 @@
-"""What the command line says to a person, on standard error: one line on what is wrong, and how it ends."""
+"""What the command line says to a person: results on standard output, what is wrong in one line on standard error."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from convrewrite import text
+from convrewrite.cli.usage import wrong_value
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import (
     CheckFailed,
@@ -25,6 +26,7 @@ from convrewrite.errors import (
 )
 
 errors = Console(stderr=True, soft_wrap=True)
+results = Console(soft_wrap=True)
 
 
 def say(line: str) -> None:
@@ -62,7 +64,7 @@ def tell(error: ConvrewriteError) -> None:
 
 def tell_usage(error: typer.TyperException) -> None:
     """What typer says, and where to read more; without any argument, typer has printed the help itself."""
-    what = text.shortened(" ".join(error.format_message().split()))
+    what = text.shortened(" ".join((wrong_value(error) or error.format_message()).split()))
     context = getattr(error, "ctx", None)
     help_of = context.command_path if context is not None else "convrewrite"
     if what:

@@ -14,24 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from convrewrite.cli.options import Line, Run, TellOptions, declared, written
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
+from convrewrite.layout import Table, folded
 from convrewrite.options import VerifyOptions
 from convrewrite.options.kinds import TELL, FilePath, Value, option_class
 from convrewrite.text import terminal, told
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from convrewrite.pipeline.outcome import Outcome
     from convrewrite.verification import Progress, Verification
     from convrewrite.verification.verdicts import Case
 
 PLAIN = ("outputs", "ahead of the final operator")
 """Checks whose name says no more than the output's."""
+
+MANY = 1e6
+"""From so many times the noise on, one digit is enough."""
 
 SHORT = 8
 """Up to so many comparisons are listed without --verbose."""
@@ -74,13 +77,18 @@ def register(app: typer.Typer, run: Run) -> None:
                 raise UsageError("--mean, --std and --layout belong to --images")
             with runtime.log_shown(told.verbose):
                 outcome = pipeline.compare(a, b, options, repeat=_repeat(a, b, options))
-            if outcome.verification is not None:
-                replay = _repeat(a, b, options, keep)
-                _tell(outcome.verification, keep, replay, quiet=told.quiet, verbose=told.verbose)
+            if keep is not None and outcome.verification is not None:
+                kept.append(_kept(outcome.verification, keep, _repeat(a, b, options, keep)))
             return outcome
 
+        def details(outcome: Outcome, width: int) -> Sequence[Text | str]:
+            if outcome.verification is None:
+                return kept
+            return [*_figures_of(outcome.verification, width, verbose=told.verbose), *kept]
+
+        kept: list[str] = []
         files = Files({"A": a, "B": b}, {"--data": data, **listed("--images", images)})
-        run("verify", line, work, files.writing(save_failing=keep))
+        run("verify", line, work, files.writing(save_failing=keep), details)
 
 
 def _images(options: VerifyOptions, samples: int) -> Any:
@@ -105,45 +113,44 @@ def _repeat(a: str, b: str, options: VerifyOptions, kept: str | None = None) -> 
     return shlex.join(["convrewrite", "verify", a, b, *(word for told in words.values() for word in told)])
 
 
-def _tell(found: Verification, save_failing: str | None, replay: str, *, quiet: bool, verbose: bool) -> None:
-    """Keep the failing case, and print the figures that stand in no other place."""
-    console = Console(stderr=True, soft_wrap=True)
-    if not console.is_terminal:
-        console.width = 200
-    measured = [case for case in found.cases if case.metrics is not None]
-    if not quiet and measured and (verbose or len(measured) <= SHORT):
-        console.print(_table(measured))
-    lines = [str(found.divergence)] if found.divergence is not None else []
-    lines += [f"warning: {line}" for line in found.warnings]
+def _kept(found: Verification, target: str, replay: str) -> str:
+    """Keep the failing case; a line that says so."""
+    if found.failing is None:
+        return f"nothing failed: {target} was not written"
+    found.failing.save(Path(target))
+    return terminal(f"the failing inputs are in {target}; replay them with: {replay}")
+
+
+def _figures_of(found: Verification, width: int, *, verbose: bool) -> list[Text | str]:
+    """The figures that stand in no other place."""
+    from convrewrite.verification import leading
+
+    measured = [case for case in leading.ordered(found.cases) if case.metrics is not None]
+    lines: list[Text | str] = []
+    if measured and (verbose or len(measured) <= SHORT):
+        lines += _table(measured).lines(width)
+    facts = [str(found.divergence)] if found.divergence is not None else []
+    facts += [f"warning: {line}" for line in found.warnings]
     if verbose or found.provider != "cpu":
-        lines += [f"nodes of the {model}: {_counts(nodes)}" for model, nodes in found.nodes.items() if nodes]
-    if save_failing is not None and found.failing is not None:
-        found.failing.save(Path(save_failing))
-        lines.append(f"the failing inputs are in {save_failing}; replay them with: {replay}")
-    elif save_failing is not None:
-        lines.append(f"nothing failed: {save_failing} was not written")
-    for line in [] if quiet else told(lines, FLAGS):
-        console.print(terminal(line), markup=False, highlight=False)
+        facts += [f"nodes of the {model}: {_counts(nodes)}" for model, nodes in found.nodes.items() if nodes]
+    return [*lines, *(part for line in told(facts, FLAGS) for part in folded(terminal(line), width))]
 
 
 def _table(cases: Sequence[Case]) -> Table:
     """Further figures of every output; the error in units of the model's own noise first."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("output", no_wrap=True)
-    for column in ("max error", "x own noise", "rms ratio", "1 - cosine", "max absolute", "same class"):
-        table.add_column(column, justify="right", no_wrap=True)
+    rows = [("output", "max error", "x own noise", "rms ratio", "1 - cosine", "max absolute", "same class")]
     for case in cases:
         metrics = case.metrics
         assert metrics is not None
         times = case.error / case.noise if case.error is not None and case.noise else None
         apart = None if metrics.cosine is None else max(0.0, 1.0 - metrics.cosine)
         top1 = "-" if metrics.top1_agreement is None else f"{metrics.top1_agreement:.0%}"
-        figures = [_figure(value) for value in (metrics.rms_ratio, apart, metrics.max_absolute)]
-        first = [_figure(case.error), "-" if times is None else f"{times:.1f}"]
+        own = "-" if times is None else f"{times:.1f}" if times < MANY else f"{times:.1e}"
         check, _, at = case.name.partition(" at ")
         name = f"{case.output}{at and f' at {at}'}" if check in PLAIN else f"{case.output}, {case.name}"
-        table.add_row(escape(terminal(name)), *first, *figures, top1)
-    return table
+        ratio, cosine, largest = map(_figure, (metrics.rms_ratio, apart, metrics.max_absolute))
+        rows.append((name, _figure(case.error), own, ratio, cosine, largest, top1))
+    return Table(rows, right=range(1, 7), folds={0: 20})
 
 
 def _counts(nodes: Mapping[str, int]) -> str:

@@ -31,6 +31,7 @@ from convrewrite.engine.layers import LinearLayer
 from convrewrite.engine.operators import chosen
 from convrewrite.engine.skeletons import held_tensor, is_tensor
 from convrewrite.engine.tensors import producer, subgraphs
+from convrewrite.text import counted
 
 Shape = tuple[int, ...]
 
@@ -201,7 +202,7 @@ def uncounted(graph: gs.Graph) -> int:
 
 def told_uncounted(number: int) -> str:
     """The words for that; empty where there are none."""
-    return "" if not number else f"{number} subgraph{' is' if number == 1 else 's are'} not counted"
+    return "" if not number else f"{counted(number, 'subgraph')} {'is' if number == 1 else 'are'} not counted"
 
 
 def _used(nodes: Sequence[gs.Node]) -> dict[tuple[str, int], int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from rich.text import Text
 
 from convrewrite.engine import costs
 from convrewrite.engine.costs import LayerCost
@@ -12,8 +14,9 @@ from convrewrite.engine.fields import ReceptiveField
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.rewrite import Site
 from convrewrite.inspection import heads
+from convrewrite.layout import Table, folded
 from convrewrite.pipeline.outcome import FileFacts
-from convrewrite.text import PYTHON, Printed, Words, by, columns, counted, enough, parameter, terminal
+from convrewrite.text import PYTHON, Printed, Words, by, counted, enough, parameter, short, terminal
 from convrewrite.text import told as in_words
 
 SCHEMA = "convrewrite.inspection/1"
@@ -24,6 +27,9 @@ NAMES = 40
 """Characters of a name."""
 
 GEOMETRY = ("kernel", "stride", "dilation", "pads", "groups")
+SPARE = (5, 7, 4, 6, 1, 3, 2, 8)
+"""Columns of the table of layers that a narrow terminal does without, the first one first."""
+
 HEADER = ("layer", "op", *GEOMETRY, "in", "out", "parameters", "MACs", "share", "receptive field")
 
 
@@ -100,7 +106,7 @@ class Inspection(Printed):
         return sum(layer.cost.macs or 0 for layer in self.layers)
 
     def __str__(self) -> str:
-        return "\n".join(lines(self))
+        return "\n".join(line.plain for line in lines(self))
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form."""
@@ -117,10 +123,14 @@ class Inspection(Printed):
         }
 
 
-def lines(found: Inspection, sort: str = "order", words: Words = PYTHON, *, verbose: bool = False) -> list[str]:
-    """The table of the layers, the receptive fields of the outputs, and what the passes would do, in these words."""
+def lines(
+    found: Inspection, sort: str = "order", words: Words = PYTHON, *, verbose: bool = False, width: int = 0
+) -> list[Text]:
+    """The table of the layers, the receptive fields of the outputs, and what the passes would do, in these words.
+
+    In at most `width` columns, where that is not 0.
+    """
     found = in_words(found, words)
-    total = found.macs
     layers = [layer for layer in found.layers if verbose or layer.counts]
     keys: dict[str, Callable[[Layer], float]] = {
         "order": lambda layer: 0,
@@ -130,23 +140,42 @@ def lines(found: Inspection, sort: str = "order", words: Words = PYTHON, *, verb
         "field": lambda layer: -max(layer.reach.size if layer.reach and layer.reach.axes else (0,)),
     }
     layers.sort(key=keys[sort])
-    rows = [HEADER, *(_row(layer, total) for layer in layers)]
     facts = found.file
     at = "" if found.size is None else f" at {by(found.size)}{', a size that was tried' if found.assumed else ''}"
     counts = [counted(len(found.layers), "node"), counted(facts.parameters, "parameter"), _macs(found)]
-    told = [f"{facts.path}: {', '.join(counts)}{at}"]
+    told: list[str | Table] = [f"{facts.path}: {', '.join(counts)}{at}"]
     left = costs.told_uncounted(found.uncounted)
     told += [f"{left}: it is not known how often they run", ""] if left else [""]
-    told += columns(rows, right=(9, 10, 11))
+    told += _layers(layers, found.macs, width)
     hidden = len(found.layers) - len(layers)
     told += [f"... and {hidden} without MACs or parameters, shown with {parameter('verbose')}"] if hidden else []
     told += ["", f"head  {heads.told(found.head)}"] if found.head else []
     if found.outputs:
-        told += ["", *columns([("output", "depends on"), *((name, _told(r)) for name, r in found.outputs.items())])]
+        rows = [("output", "depends on"), *((name, _told(r)) for name, r in found.outputs.items())]
+        told += ["", Table(rows, folds={0: 16, 1: 24})]
     if found.sites:
-        rows = [("pass", "site", "outcome", ""), *(_site(site) for site in found.sites)]
-        told += ["", *columns(in_words(rows, words))]
-    return [terminal(line) for line in in_words(told, words)]
+        sites = [("pass", "site", "outcome", ""), *(_site(site) for site in found.sites)]
+        told += ["", Table(in_words(sites, words), folds={0: 9, 1: 12, 3: 30}, verdict=2)]
+    made: list[Text] = []
+    for part in told:
+        if isinstance(part, Table):
+            made += part.lines(width)
+        else:
+            made += map(Text, folded(terminal(in_words(part, words)), width))
+    return made
+
+
+def _layers(layers: Sequence[Layer], total: int, width: int) -> list[str | Table]:
+    """The table of the layers; where it is too wide, in short numbers, and without what matters least."""
+    table = Table([HEADER, *(_row(layer, total) for layer in layers)], right=(9, 10, 11))
+    if not width or max(line.cell_len for line in table.lines()) <= width:
+        return [table]
+    rows = [(*HEADER[:9], "params", "MACs", "share", "field"), *(_short_row(layer, total) for layer in layers)]
+    plain = [i for i in (4, 6, 5) if {row[i] for row in rows[1:]} <= {"-", "1", "1x1", "0x0", "1x1x1", "0x0x0", "0"}]
+    table = Table(rows, right=(9, 10, 11), folds={0: 12}, spare=[*plain, *(i for i in SPARE if i not in plain)])
+    gone = [name for name in table.dropped(width) if HEADER.index(name) not in plain] if table.spare else []
+    whole = f"{parameter('json', 'F.json')} and {parameter('html', 'F.html')} show all"
+    return [table, *([f"left out at this width: {', '.join(gone)}; {whole}"] if gone else [])]
 
 
 def _macs(found: Inspection) -> str:
@@ -154,10 +183,10 @@ def _macs(found: Inspection) -> str:
     unknown = sum(layer.cost.macs is None and layer.cost.op in costs.WEIGHTED for layer in found.layers)
     if unknown and not found.macs:
         return f"MACs unknown; give {parameter('size')}" if found.needs_size else "MACs unknown"
-    without = f" without those of {unknown} layer{'' if unknown == 1 else 's'} of unknown shape" if unknown else ""
+    without = f" without those of {counted(unknown, 'layer')} of unknown shape" if unknown else ""
     remedy = f"; give {parameter('size')}" if unknown and found.needs_size else ""
     outside = " outside of subgraphs" if found.uncounted else ""
-    return f"{found.macs:,} MACs{outside}{without}{remedy}"
+    return f"{counted(found.macs, 'MAC')}{outside}{without}{remedy}"
 
 
 def _row(layer: Layer, total: int) -> tuple[str, ...]:
@@ -173,6 +202,14 @@ def _row(layer: Layer, total: int) -> tuple[str, ...]:
     group = "-" if layer.group is None else str(layer.group)
     field = "-" if layer.reach is None else _told(layer.reach)
     return _short(cost.name), cost.op, *geometry, group, *shape, f"{cost.parameters:,}", macs, share, field
+
+
+def _short_row(layer: Layer, total: int) -> tuple[str, ...]:
+    cost, reach = layer.cost, layer.reach
+    field = "-" if reach is None else by(reach.size) if reach.axes else "?"
+    macs = "?" if cost.macs is None else short(cost.macs)
+    *told, _, _, share, _ = _row(layer, total)
+    return *told, short(cost.parameters), macs, share, field
 
 
 def _told(reach: ReceptiveField) -> str:

@@ -91,8 +91,12 @@ class VerifyOptions(CheckOptions):
         on=(CLI,),
         after="data",
     )
-    mean: Value[str] = Text("0", "Of the images' channels, on 0..1. Left out: 0.", metavar="M,M,M", on=(CLI,))
-    std: Value[str] = Text("1", "Of the images' channels, on 0..1. Left out: 1.", metavar="S,S,S", on=(CLI,))
+    mean: Value[str] = Text(
+        "0", "Of the images' channels, on 0..1. Left out: 0.", metavar="M,M,M", on=(CLI,), example="0.485,0.456,0.406"
+    )
+    std: Value[str] = Text(
+        "1", "Of the images' channels, on 0..1. Left out: 1.", metavar="S,S,S", on=(CLI,), example="0.229,0.224,0.225"
+    )
     layout: Value[str] = Text("", "The axes of the image input, where they are not plain.", metavar="NCHW", on=(CLI,))
     reference: Word[Reference] = Choice(
         "onnxruntime", "Take what onnxruntime, or onnx (slow), makes of A as right.", of=Reference

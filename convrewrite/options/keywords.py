@@ -76,13 +76,13 @@ def _spread(options: Any, function: Callable[..., R]) -> Callable[..., R]:
 
 def documented(text: str, options: list[Option[Any, Any]]) -> str:
     """A docstring whose list of arguments goes on with the options."""
-    told = [f"    {option.name}: {_plain(option.help)}" for option in options]
+    told = [f"    {option.name}: {plain(option.help)}" for option in options]
     before, raises, after = inspect.cleandoc(text).partition("\n\nRaises:")
     arguments = "" if "\nArgs:" in before else "\n\nArgs:"
     return "\n".join([f"{before}{arguments}", *told]) + raises + after
 
 
-def _plain(text: str) -> str:
-    """The help of an option in Python's words: parameters in the place of what is written on the command line."""
+def plain(text: str) -> str:
+    """The help of an option outside of the command line: names in the place of what is written there, no markup."""
     named = re.sub(r"--([a-z-]+)", lambda found: f"`{found[1].replace('-', '_')}`", text)
     return re.sub(r"\[/?\w*\]", "", named)

@@ -42,7 +42,7 @@ class Option(ABC, Generic[Given, Kept]):
         metavar: what stands for the value in --help. panel: the heading that it stands under there.
         flag: its name on the command line, where that is not its own. on: where it can be given.
         after: the inherited option that it, and what is declared below it, follows in --help.
-        shown: whether --help shows the default.
+        shown: whether --help shows the default. example: a value, where that of its kind would not do.
     """
 
     name: str
@@ -58,8 +58,9 @@ class Option(ABC, Generic[Given, Kept]):
         on: Sequence[str] = EVERYWHERE,
         after: str = "",
         shown: bool = True,
+        example: str = "",
     ) -> None:
-        self.default, self.help, self.metavar, self.panel = default, help, metavar, panel
+        self.default, self.help, self.metavar, self.panel, self.example = default, help, metavar, panel, example
         self.flags = (flag,) if isinstance(flag, str) else flag
         self.on, self.after, self.shown = on, after, shown
 

@@ -67,6 +67,7 @@ class FcnOptions(RewriteOptions):
         "Give a cell every S pixels, where the network's strides multiply to more: later layers are dilated.",
         metavar="S|SxS",
         panel=MAKE,
+        example="4",
     )
     dense: Value[bool] = Flag(False, "The same as --stride 1.", panel=MAKE, on=(CLI,))
     upsample: Word[Upsample | Literal[""]] = Choice(

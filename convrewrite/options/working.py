@@ -95,6 +95,7 @@ class InspectOptions:
         None,
         "Build the doubly block Toeplitz matrix T of one Conv, and check that conv(x) = T x.",
         metavar="LAYER",
+        example="conv1",
         on=(CLI,),
     )
     save: Value[str | None] = FilePath(
@@ -108,16 +109,25 @@ class LazyOptions:
     """What `apply` takes where the image is an array: how pixels are prepared, and what is computed."""
 
     layout: Value[str] = Text(
-        "", "Name the axes of the image, where the file and the model leave it open.", metavar="HWC|CHW|HW", panel=IMAGE
+        "",
+        "Name the axes of the image, where the file and the model leave it open.",
+        metavar="HWC|CHW|HW",
+        panel=IMAGE,
+        example="HWC",
     )
     channels: Option[Iterable[int] | None, tuple[int, ...] | None] = ManyNumbers(
-        None, "Take these channels, in this order.", of=int, metavar="0,1,2", panel=IMAGE
+        None, "Take these channels, in this order.", of=int, metavar="N,...", panel=IMAGE
     )
     scale: Value[float | None] = Number(None, "Divide pixels by S first, such as 255.", metavar="S", panel=IMAGE)
     mean: Numbers = ManyNumbers(None, "Then take off M, one number or one per channel.", metavar="M,...", panel=IMAGE)
     std: Numbers = ManyNumbers(None, "Then divide by D, one number or one per channel.", metavar="D,...", panel=IMAGE)
     outputs: Globs = Patterns(
-        (), "Compute this output of the model; may be given several times.", flag="--output", metavar="NAME", panel=MAKE
+        (),
+        "Compute this output of the model; may be given several times.",
+        flag="--output",
+        metavar="NAME",
+        panel=MAKE,
+        example="probabilities",
     )
     top1: Value[bool] = Flag(False, "Keep the best class of each cell.", panel=MAKE)
     tile: Extents = Sizes(None, "Choose tiles of so many cells instead.", metavar="HxW", panel=RUN)
@@ -131,24 +141,35 @@ class ApplyOptions(LazyOptions):
     """
 
     array: Value[str] = Text(
-        "", "Choose an array of a Zarr group, or a series of a TIFF.", metavar="NAME", panel=IMAGE, after="layout"
+        "",
+        "Choose an array of a Zarr group, or a series of a TIFF.",
+        metavar="NAME",
+        panel=IMAGE,
+        after="layout",
+        example="0",
     )
     chosen: Value[int | None] = Whole(
         None, "Draw this class in a PNG.", at_least=0, flag="--class", metavar="K", panel=MAKE, after="top1"
+    )
+    labels: Value[str | None] = FilePath(
+        None, "Name the classes: one per line of this file, in the model's order.", metavar="F.txt", panel=TELL
     )
     resume: Value[bool] = Flag(False, "Go on with what a stopped run has left.", panel=MAKE)
     overwrite: Value[bool] = Flag(False, "Replace an OUT that is there.", panel=MAKE)
     memory: Value[str] = Text(
         MEMORY,
         "Choose tiles such that all processes fit into this; 4GB if left out.",
-        metavar="4GB",
+        metavar="SIZE",
+        example="4GB",
         panel=RUN,
     )
     workers: Value[int | None] = Whole(
         None, "Use N processes; one per core, or per GPU, if left out.", at_least=1, panel=RUN, after="tile"
     )
     threads: Value[int | None] = Whole(None, "Give each N threads.", at_least=1, panel=RUN)
-    scheduler: Value[str | None] = Text(None, "Use the Dask cluster at this address.", metavar="ADDRESS", panel=RUN)
+    scheduler: Value[str | None] = Text(
+        None, "Use the Dask cluster at this address.", metavar="ADDRESS", panel=RUN, example="tcp://10.0.0.1:8786"
+    )
     provider: Word[Provider] = Choice(
         "auto", "Run the model on [bold]auto[/], cpu, cuda or tensorrt.", of=Provider, panel=RUN
     )
@@ -156,7 +177,7 @@ class ApplyOptions(LazyOptions):
         0, "Compute N random places once more, and compare.", at_least=0, panel=CHECK, shown=False
     )
     original: Value[str | None] = FilePath(
-        None, "With --check, compare with this classifier on their crops.", metavar="MODEL"
+        None, "With --check, compare with this classifier on their crops.", metavar="MODEL", example="classifier.onnx"
     )
     seed: Value[int] = Whole(0, "Draw the places from this seed.", at_least=0, shown=False)
     tolerance: Value[float | None] = Tolerance(

@@ -13,6 +13,6 @@ charts     numbers to places in a drawing
 from __future__ import annotations
 
 from convrewrite.page.render import write
-from convrewrite.page.views import inspection_view, outcome_view, run_view
+from convrewrite.page.views import applied_view, inspection_view, outcome_view, run_view
 
-__all__ = ["inspection_view", "outcome_view", "run_view", "write"]
+__all__ = ["applied_view", "inspection_view", "outcome_view", "run_view", "write"]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.model_io import Model
 from convrewrite.running import runtime
 from convrewrite.system import atomic
+from convrewrite.system.labels import fitting, read_labels
 from convrewrite.text import counted
 
 Array = np.ndarray[Any, Any]
@@ -74,11 +75,20 @@ def read_image(path: str | Path) -> Array:
     return np.asarray(image)
 
 
-def class_map(model: Model, window: Window, data: Mapping[str, Array] | None, image: Array | None) -> dict[str, Any]:
+def class_map(
+    model: Model,
+    window: Window,
+    data: Mapping[str, Array] | None,
+    image: Array | None,
+    labels: str | None = None,
+) -> dict[str, Any]:
     """Run the model once, and draw what it says; `{"why": ...}` where there is nothing to draw.
 
+    Args:
+        labels: the path of a file with the names of the classes.
+
     Raises:
-        UsageError: the given image does not fit the model.
+        UsageError: the given image, or the names, do not fit the model.
     """
     name = next((name for name, grid in window.outputs.items() if "".join(grid.layout) in ("NC", "C")), None)
     if len(window.size) != 2 or name is None:
@@ -101,7 +111,8 @@ def class_map(model: Model, window: Window, data: Mapping[str, Array] | None, im
         return {"why": error.text}
     if scores.ndim != 4 or scores.shape[1] < 2:
         return {"why": f"output '{name}' holds no scores of classes"}
-    drawn = _drawn(sample, scores[0].argmax(axis=0), window, name)
+    names = () if labels is None else fitting(read_labels(labels), scores.shape[1], name, labels)
+    drawn = _drawn(sample, scores[0].argmax(axis=0), window, name, names)
     if UPSAMPLED_KEY in model.metadata:
         drawn["place"] = {"left": 0, "top": 0, "width": 100, "height": 100}
     return {**drawn, "pixels": UPSAMPLED_KEY in model.metadata}
@@ -162,20 +173,40 @@ def _arranged(image: Array, axes: str, shape: Mapping[str, Any]) -> Array:
     return np.repeat(np.expand_dims(arranged, axes.index("N")), batch, axis=axes.index("N"))
 
 
-def _drawn(sample: Sample, classes: Array, window: Window, output: str) -> dict[str, Any]:
+def legend_of(counts: Mapping[int, int], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The classes with the most cells, each with its name, its share of all cells and its colour."""
+    order = sorted(counts, key=lambda number: -counts[number])[: len(COLOURS)]
+    total = sum(counts.values())
+    return [
+        {
+            "name": number,
+            "label": names[number] if 0 <= number < len(names) else "",
+            "share": counts[number] / total,
+            "colour": colour,
+        }
+        for number, colour in zip(order, COLOURS, strict=False)
+    ]
+
+
+def painted(classes: Array, legend: Sequence[Mapping[str, Any]], strong: int = STRONG) -> Array:
+    """Colours [H, W, 4] of classes; those that the legend does not name are grey."""
+    colour = {entry["name"]: entry["colour"] for entry in legend}
+    found = np.unique(classes)
+    palette = np.array([(*bytes.fromhex(colour.get(int(c), OTHER)[1:]), strong) for c in found], np.uint8)
+    made: Array = palette[np.searchsorted(found, classes)]
+    return made
+
+
+def _drawn(sample: Sample, classes: Array, window: Window, output: str, names: Sequence[str] = ()) -> dict[str, Any]:
     height, width = sample.image.shape[1:]
     rows, columns = classes.shape
     found, counts = np.unique(classes, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    legend: list[dict[str, Any]] = [
-        {"name": int(found[k]), "share": float(counts[k] / classes.size), "colour": COLOURS[i]}
-        for i, k in enumerate(order[: len(COLOURS)])
-    ]
+    legend = legend_of(dict(zip(found.tolist(), counts.tolist(), strict=True)), names)
     rest = 1 - sum(entry["share"] for entry in legend)
-    colour = {entry["name"]: entry["colour"] for entry in legend}
     faint = counts.max() > classes.size / 2  # such as a background
-    palette = np.array([(*bytes.fromhex(colour.get(int(c), OTHER)[1:]), STRONG) for c in found], np.uint8)
-    palette[order[0], 3] = FAINT if faint else STRONG
+    colours = painted(classes, legend)
+    if faint:
+        colours[classes == legend[0]["name"], 3] = FAINT
     longest = max(height, width)
     scale = LARGEST / longest if longest > LARGEST else max(1, 320 // longest)
     step = window.stride
@@ -185,8 +216,8 @@ def _drawn(sample: Sample, classes: Array, window: Window, output: str) -> dict[
         "output": output,
         "size": [height, width],
         "cells": [rows, columns],
-        "image": _png(_grey(sample.image)),
-        "map": _png(palette[np.searchsorted(found, classes)]),
+        "image": png(_grey(sample.image)),
+        "map": png(colours),
         "width": round(width * scale),
         "height": round(height * scale),
         "legend": legend,
@@ -209,7 +240,7 @@ def _grey(image: Array) -> Array:
     return np.asarray(np.round(255 * (picture - low) / max(high - low, 1e-12)), np.uint8)
 
 
-def _png(pixels: Array) -> str:
+def png(pixels: Array) -> str:
     """A picture as text that a page can hold."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", optimize=True)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from rich.filesize import decimal
@@ -25,6 +26,11 @@ def render(view: View) -> str:
     return _environment().get_template(f"{view['kind']}.html.j2").render(view=view)
 
 
+def fragment(name: str, view: Mapping[str, Any]) -> str:
+    """A piece of HTML for a page of somebody else's, such as a notebook."""
+    return _environment().get_template(f"{name}.html.j2").render(view=view)
+
+
 @functools.cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.PackageLoader("convrewrite.page", "templates")
@@ -40,6 +46,7 @@ def _environment() -> jinja2.Environment:
         "by": by,
         "pads": pads,
         "count": lambda value: "?" if value is None else f"{value:,}",
+        "counted": text.counted,
         "bytes": decimal,
         "percent": lambda value: f"{value:.1%}",
         "small": lambda value: "-" if value is None else f"{value:.1e}",

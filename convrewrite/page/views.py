@@ -12,13 +12,15 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine import costs
 from convrewrite.engine.rewrite import Site
-from convrewrite.page import charts
+from convrewrite.page import applied_map, charts
 from convrewrite.page.class_map import class_map
 from convrewrite.page.spectra import spectra
 from convrewrite.page.surgery import SHOWN, Surgery, surgeries
 from convrewrite.pipeline import report
 from convrewrite.pipeline.outcome import ModelPair, Outcome
 from convrewrite.text import counted
+from convrewrite.verification import leading
+from convrewrite.verification.verdicts import inputs_of
 
 if TYPE_CHECKING:
     from convrewrite.inspection import Inspection
@@ -35,23 +37,25 @@ TITLES = {
 }
 
 
-def outcome_view(outcome: Outcome, image: np.ndarray[Any, Any] | None = None) -> View:
+def outcome_view(outcome: Outcome, image: np.ndarray[Any, Any] | None = None, labels: str | None = None) -> View:
     """The page of a command.
 
     Args:
         outcome: of `fcn`, `separable`, `groups`, `verify` or `bench`. image: for the class map of `fcn`.
+        labels: the path of a file with the names of its classes.
 
     Raises:
-        UsageError: the image does not fit the model.
+        UsageError: the image, or the names, do not fit the model.
     """
     data = report.to_dict(outcome)
     ends = outcome.ends
     view: View = {
         **data,
         "kind": "outcome",
-        "title": TITLES.get(outcome.status, outcome.status),
+        "title": _title(outcome),
         "advice": outcome.advice,
-        "checks": _checks(data["verify"]),
+        "ran": _ran(outcome),
+        "checks": _checks(data["verify"], outcome),
         "speeds": _speeds(data["bench"]),
         "layers": [],
         "map": None,
@@ -63,10 +67,22 @@ def outcome_view(outcome: Outcome, image: np.ndarray[Any, Any] | None = None) ->
         view["layers"] = _costs(ends, graphs)
         view["sites"] = _sites(outcome.sites, graphs, spectra(ends.before.graph, outcome.sites))
         if outcome.window is not None and outcome.exit_code == 0:
-            view["map"] = class_map(ends.after, outcome.window, ends.data, image)
+            view["map"] = class_map(ends.after, outcome.window, ends.data, image, labels)
     else:
         view["sites"] = _sites(outcome.sites, {}, {})
     return view
+
+
+def _title(outcome: Outcome) -> str:
+    """What came of it; of a benchmark its verdict, which is what it was for."""
+    timed = outcome.bench.verdict if outcome.command == "bench" and outcome.bench is not None else None
+    return timed if timed is not None and outcome.exit_code == 0 else TITLES.get(outcome.status, outcome.status)
+
+
+def _ran(outcome: Outcome) -> str:
+    """Where models were run; "" where none was."""
+    measured = [part.provider for part in (outcome.verification, outcome.bench) if part is not None]
+    return next(filter(None, measured), "")
 
 
 def inspection_view(found: Inspection, graph: gs.Graph) -> View:
@@ -85,6 +101,26 @@ def inspection_view(found: Inspection, graph: gs.Graph) -> View:
         "total": found.macs,
         "passes": list(dict.fromkeys(site.pass_name for site in found.sites)),
         "sites": _sites(found.sites, {}, spectra(graph, found.sites)),
+    }
+
+
+def applied_view(facts: Mapping[str, Any], maps: Mapping[str, Any], *, model: str, image: str) -> View:
+    """The page of `apply`.
+
+    Args:
+        facts: what its report says. maps: by output a `tiling.overview.Overview`, or None where there is no picture.
+        model, image: as they were named.
+    """
+    attributes = facts["attributes"]
+    drawn = [applied_map.drawn(name, found, attributes.get(name, {})) for name, found in maps.items()]
+    return {
+        **facts,
+        "kind": "applied",
+        "title": "a check failed" if any(check["status"] == "failed" for check in facts["checks"]) else "applied",
+        "versions": report.versions(),
+        "model": model,
+        "source": image,
+        "maps": drawn,
     }
 
 
@@ -155,11 +191,21 @@ def _name(node: gs.Node) -> str:
     return str(node.outputs[0].name) if node.outputs else ""
 
 
-def _checks(verify: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The cases, each with its places on one logarithmic scale per metric."""
-    if verify is None:
+def _checks(verify: Mapping[str, Any] | None, outcome: Outcome) -> dict[str, Any] | None:
+    """The cases, each with its places on one logarithmic scale per metric; what others hide comes ahead of them."""
+    found = outcome.verification
+    if verify is None or found is None:
         return None
-    cases = [dict(case) for case in verify["cases"]]
+    cases = [
+        {
+            **case.to_dict(),
+            "hidden": leading.ahead(case, found.cases) is not None,
+            "note": inputs_of(case, named=False) if case.error is not None else case.note,
+        }
+        for case in leading.ordered(found.cases)
+    ]
+    seeds = {case["seed"] for case in cases if case["error"] is not None}
+    verify = {**verify, "seed": seeds.pop() if len(seeds) == 1 and not found.given else None}
     scales = {}
     for metric in dict.fromkeys(case["metric"] for case in cases):
         of = [case for case in cases if case["metric"] == metric]

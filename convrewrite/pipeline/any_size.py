@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 from convrewrite import model_io, verification
 from convrewrite.engine import costs
 from convrewrite.engine.graph import infer_shapes
+from convrewrite.engine.image_axes import image_input, spatial_dims
 from convrewrite.engine.rewrite import Lifting, Site, run_pass
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
@@ -149,7 +150,7 @@ def _fcn(source: str, target: str, options: FcnOptions, log: Log) -> None:
     if idle and not steps and not run.opened and not run.upgraded:
         asked = "; no stride is larger than was asked for" if options.stride is not None else ""
         asked += "; its batch is open already" if options.dynamic_batch else ""
-        log.note(advice=f"nothing to do: {idle}{asked}; copied byte for byte")
+        log.note(advice=f"nothing to do: {idle}{asked}{_fixed(original)}; copied byte for byte")
         return copied(original, source, target, log)
     done = (site for step in steps for site in step.sites)
     log.note(sites=(*run.opened, *log.outcome.sites, *done), window=run.cells_window)
@@ -182,6 +183,15 @@ def _idle_or_converted(run: _Run) -> str:
     run.log.note(window=window, input=_with_macs(run.log.outcome.input, run.original.graph, window))
     run.model = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
     return ""
+
+
+def _fixed(model: Model) -> str:
+    """What a copy of the model still takes, where that is one size alone."""
+    shapes = {tensor.name: tuple(tensor.shape or ()) for tensor in model.graph.inputs}
+    image = image_input(model.graph, shapes)
+    extents = [] if image is None else [shapes[image][dim] for dim in spatial_dims(model.graph, shapes, image)]
+    known = bool(extents) and all(isinstance(extent, int) for extent in extents)
+    return f"; it still takes only {by(extents)}" if known else ""
 
 
 def _upsampled(run: _Run) -> Upsampled:

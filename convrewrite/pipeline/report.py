@@ -7,7 +7,7 @@
     wrote     out.onnx (248.7 kB, 61,706 parameters)
     next      run it on a larger image
 
-On a terminal the text is folded at its width, beside the labels; elsewhere each fact is one line, whole.
+On a terminal the text fits its width, beside the labels; elsewhere each fact is one line, whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import importlib.metadata
 import json
 import math
 import platform
-import textwrap
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,26 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
-from convrewrite import text
+from convrewrite import layout, text
 from convrewrite.engine.rewrite import Site
 from convrewrite.engine.windows import Window
 from convrewrite.errors import UsageError
+from convrewrite.layout import Table
 from convrewrite.pipeline.outcome import STREAM, FileFacts, Outcome
 from convrewrite.running.installed import distributions
 from convrewrite.system import atomic
 from convrewrite.system.atomic import write_errors
 from convrewrite.system.streams import refuse_closed_output
 from convrewrite.text import Words, counted, parameter, told
+from convrewrite.verification import leading
 from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 
 SCHEMA = "convrewrite.report/1"
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 PACKAGES = ("convrewrite", "onnx", "onnx-graphsurgeon", "numpy")
+
+SATURATED = "saturated"
+"""Of an output whose error says little, since its final operator hides what lies ahead of it."""
 
 LABEL = 11
 """Columns of the labels."""
@@ -129,25 +133,28 @@ def show(outcome: Outcome, console: Console, words: Words = text.PYTHON, *, verb
         words: how that person calls parameters.
     """
     outcome = outcome.told(words)
+    width = layout.width_of(console)
     if outcome.bench is not None:
-        console.print(str(outcome.bench), markup=False, highlight=False)
-    width = console.width if console.is_terminal else 0
-    for label, lines in _sections(outcome, words, verbose):
+        layout.show(console, outcome.bench.lines(width))
+    room = width - LABEL if width > 2 * LABEL else 0
+    for label, parts in _sections(outcome, words, verbose):
         first = label
-        for line in lines:
-            line = text.terminal(line)
-            for part in _folded(line, width - LABEL) if width > 2 * LABEL else [line]:
-                styled = Text.assemble((first.ljust(LABEL), STYLES.get(label, "bold")), part)
-                console.print(styled, soft_wrap=True, highlight=False)
-                first = ""
+        for line in _lines(parts, room):
+            styled = Text.assemble((first.ljust(LABEL), STYLES.get(label, "bold")), line)
+            layout.show(console, [styled])
+            first = ""
 
 
-def _folded(line: str, width: int) -> list[str]:
-    """The line in pieces of at most that width, where its words allow it; the later ones are indented."""
-    return textwrap.wrap(line, width, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False) or [""]
+def _lines(parts: Sequence[str | Table], width: int) -> Iterator[Text | str]:
+    """Tables and facts as lines of at most that width."""
+    for part in parts:
+        if isinstance(part, Table):
+            yield from part.lines(width)
+        else:
+            yield from layout.folded(text.terminal(part), width)
 
 
-def _sections(outcome: Outcome, words: Words, verbose: bool) -> Iterator[tuple[str, list[str]]]:
+def _sections(outcome: Outcome, words: Words, verbose: bool) -> Iterator[tuple[str, Sequence[str | Table]]]:
     """Labels with their lines."""
     done = outcome.status in ("rewritten", "compared")
     judged = [site for site in outcome.sites if site.reason.startswith("accept/")]
@@ -169,7 +176,7 @@ def _sections(outcome: Outcome, words: Words, verbose: bool) -> Iterator[tuple[s
         yield ("unchanged" if outcome.status == "unchanged" else "next"), [outcome.advice]
 
 
-def _site_lines(sites: Sequence[Site], words: Words, verbose: bool) -> Iterator[tuple[str, list[str]]]:
+def _site_lines(sites: Sequence[Site], words: Words, verbose: bool) -> Iterator[tuple[str, Sequence[str | Table]]]:
     first = [site for site in sites if site.outcome == "rewritten"]
     rest = [site for site in sites if site.outcome != "rewritten"]
     room = len(sites) if verbose or len(sites) <= SHOWN else max(SHOWN - 1 - len(first), 3)
@@ -179,7 +186,8 @@ def _site_lines(sites: Sequence[Site], words: Words, verbose: bool) -> Iterator[
         if rows:
             more = len([site for site in sites if site.outcome == outcome]) - len(rows)
             tail = [f"... and {more} more, shown with {told(parameter('verbose'), words)}"] if more else []
-            yield "rewrote" if outcome == "rewritten" else outcome, [*text.columns(rows), *tail]
+            table = Table(rows, folds={0: 14, 1: 24, 2: 14}, headed=False)
+            yield "rewrote" if outcome == "rewritten" else outcome, [table, *tail]
 
 
 def _kind(site: Site) -> str:
@@ -190,7 +198,7 @@ def _kind(site: Site) -> str:
     return f"approximate: the kernel is off by {site.error:.1e}{fitted}"
 
 
-def _needs(outcome: Outcome, words: Words) -> Iterator[tuple[str, list[str]]]:
+def _needs(outcome: Outcome, words: Words) -> Iterator[tuple[str, Sequence[str | Table]]]:
     """Where nothing was worth it: the sites that would need the smallest tolerances, and what they would save."""
     known = [s for s in outcome.sites if s.tol_pays is not None and s.reason in ("accept/not-smaller", NO_STRUCTURE)]
     known.sort(key=lambda site: (site.tol_halves or math.inf, site.tol_pays, site.anchor))
@@ -204,10 +212,10 @@ def _needs(outcome: Outcome, words: Words) -> Iterator[tuple[str, list[str]]]:
         half = macs - macs // 2
         share = f" ({half / total:.1%})" if total else ""
         halves = "-" if site.tol_halves is None else text.enough(site.tol_halves)
-        saved = "-" if site.tol_halves is None else f"{half:,} MACs{share}"
+        saved = "-" if site.tol_halves is None else f"{counted(half, 'MAC')}{share}"
         rows.append((_short(site.anchor), text.enough(site.tol_pays), halves, saved))
     more = [f"... and {len(known) - BEST} more, in the report"] if len(known) > BEST else []
-    yield "would need", [*text.columns(rows, right=(1, 2, 3)), *more]
+    yield "would need", [Table(rows, right=(1, 2, 3), folds={0: 14, 3: 16}), *more]
 
 
 def _short(name: str) -> str:
@@ -228,16 +236,18 @@ def _window_lines(window: Window) -> list[str]:
     ]
 
 
-def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) -> list[str]:
+def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) -> Sequence[str | Table]:
     """One row per check with its worst output; every output of every check where verbose."""
     rows: list[tuple[str, ...]] = []
     notes: list[str] = []
-    for name in dict.fromkeys(case.name for case in found.cases):
-        group = [case for case in found.cases if case.name == name]
+    cases = leading.ordered(found.cases)
+    for name in dict.fromkeys(case.name for case in cases):
+        group = [case for case in cases if case.name == name]
         ran = [case for case in group if case.error is not None]
         for metric in dict.fromkeys(case.metric for case in ran):
             worst = max((c for c in ran if c.metric == metric), key=lambda c: (c.status == "failed", c.badness))
-            rows.append(_case_row(worst, name if metric != MISMATCHES else f"{name}, whole numbers"))
+            hidden = leading.ahead(worst, cases) is not None
+            rows.append(_case_row(worst, name if metric != MISMATCHES else f"{name}, whole numbers", hidden=hidden))
         part = max((case for case in ran if case.channel is not None), key=_by_part, default=None)
         if part is not None:
             rows.append(_part_row(part))
@@ -252,7 +262,7 @@ def _verification_lines(outcome: Outcome, found: Verification, verbose: bool) ->
     if not rows:
         return notes
     header = (f"on {outcome.provider}", "max error", "tolerance", "own noise", "")
-    return [*text.columns([header, *rows], right=(1, 2, 3)), *notes]
+    return [Table([header, *rows], right=(1, 2, 3), folds={0: 24, 4: 12}, verdict=4), *notes]
 
 
 def _by_part(case: Case) -> tuple[bool, float]:
@@ -269,14 +279,18 @@ def _part_row(case: Case) -> tuple[str, ...]:
     return f"  worst part: {case.output}{part}", f"{part.error:.1e}", tolerance, noise, status
 
 
-def _case_row(case: Case, name: str) -> tuple[str, ...]:
+def _case_row(case: Case, name: str, hidden: bool = False) -> tuple[str, ...]:
+    """One comparison; `hidden` where the output is saturated, and what lies ahead of it says more."""
+    told = [SATURATED] if hidden else []
     figure = "{:.2%}" if case.metric == MISMATCHES else "{:.1e}"
     noise = "-" if case.noise is None else figure.format(case.noise)
     if case.status != "stated":
         status = "" if case.status == "passed" else case.status.upper()
+        status = status or "".join(told)
         return name, figure.format(case.error), figure.format(case.tolerance or 0.0), noise, status
     same = None if case.metrics is None else case.metrics.top1_agreement
-    return name, figure.format(case.error), "-", noise, "" if same is None else f"same class in {same:.0%}"
+    told += [] if same is None else [f"same class in {same:.0%}"]
+    return name, figure.format(case.error), "-", noise, ", ".join(told)
 
 
 def _file_line(facts: FileFacts, window: Window | None) -> str:

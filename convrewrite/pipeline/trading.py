@@ -28,6 +28,7 @@ from convrewrite.model_io import Model
 from convrewrite.options import (
     BenchOptions,
     TradeOptions,
+    TransformOptions,
     VerifyOptions,
 )
 from convrewrite.pipeline import fixing
@@ -45,6 +46,7 @@ from convrewrite.pipeline.native import Native, check_known, native
 from convrewrite.pipeline.outcome import STREAM, Log, ModelPair, Outcome
 from convrewrite.pipeline.responses import Collected
 from convrewrite.pipeline.steps import OTHERWISE, again, check_patterns, check_provider, meaning, obtained, refusal
+from convrewrite.pipeline.worth import dearer, helpful
 from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
 from convrewrite.text import Call, by, parameter
@@ -211,6 +213,7 @@ def _trade(source: str, target: str, pass_: Pass, options: TradeOptions, *, log:
             result = run.result()
         finally:
             decisions.save()  # what was timed is kept, also where Ctrl-C ends the rest
+        result = replace(result, sites=tuple(helpful(site, pass_) for site in result.sites))
         log.note(sites=result.sites)
         _check_refused(pass_, result)
         if not result.changed:
@@ -262,7 +265,7 @@ def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
     after = replace(run.model, graph=result.graph, metadata={**run.model.metadata, **result.metadata})
     run.log.note(ends=ModelPair(run.model, after, run.at.inputs, run.options.data))
-    run.log.note(warnings=fixed_defaults(run.model, after))
+    run.log.note(warnings=(*fixed_defaults(run.model, after), *dearer(result)))
     path = run.folder / "rewritten.onnx" if target == STREAM else Path(target)
     with model_io.staged(after, path) as staged:
         facts = replace(output_facts(after, staged.path, target), macs=run.at.macs(after.graph))
@@ -334,10 +337,13 @@ def _next(run: _Run, source: str, target: str) -> str:
     parts = []
     if saved is not None and (saved > 0 or run.pass_.judge == "smaller"):
         left = costs.told_uncounted(costs.uncounted(run.model.graph))
-        parts.append("no fewer MACs" if saved <= 0 else f"{saved:.0%} fewer multiply-accumulates")
+        fewer = f"{saved:.0%} fewer multiply-accumulates" if saved > 0 else "no fewer MACs"
+        parts.append(f"{-saved:.0%} more multiply-accumulates" if saved <= -0.005 else fewer)
         parts[-1] += f" ({left})" if left else ""
     if run.pass_.advice():
         parts = [run.pass_.advice()]
+    if isinstance(run.options, TransformOptions) and run.options.accept == "always":
+        parts.append(f"whatever could be rewritten was ({parameter('accept', 'smaller')} asks whether it is worth it)")
     stated = [c for c in outcome.verification.cases if c.status == "stated"] if outcome.verification else []
     error = max((case.error or 0.0 for case in stated if case.metric == RELATIVE), default=None)
     changed = any(case.error for case in stated if case.metric == MISMATCHES)

@@ -213,7 +213,8 @@ def open_session(
     options, levels = ort.SessionOptions(), ort.GraphOptimizationLevel
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if optimize else levels.ORT_DISABLE_ALL
     options.log_severity_level = 2 if verbose else 4
-    options.use_per_session_threads = not shared_threads
+    if shared_threads:  # which ONNX Runtime below 1.23 cannot
+        options.use_per_session_threads = False
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
     options.intra_op_num_threads = threads or 0
     if profile is not None:

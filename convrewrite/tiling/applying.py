@@ -26,10 +26,12 @@ from convrewrite.pipeline.steps import obtained
 from convrewrite.running import faults
 from convrewrite.running.installed import check_installation
 from convrewrite.system import atomic
+from convrewrite.system.labels import fitting, read_labels
 from convrewrite.text import parameter
 from convrewrite.tiling import checks, engine, exports, images, memory
 from convrewrite.tiling.engine import Finished, Job, Tell
 from convrewrite.tiling.images import Source
+from convrewrite.tiling.overview import overview
 from convrewrite.tiling.preparing import Preparation, prepared
 from convrewrite.tiling.recipe import Recipe
 from convrewrite.tiling.result import Applied
@@ -47,12 +49,19 @@ MOST_TILES = 1_000_000
 
 
 def apply(
-    source: str | Path | Model, image: str, target: str, options: ApplyOptions = DEFAULT, *, tell: Tell | None = None
+    source: str | Path | Model,
+    image: str,
+    target: str,
+    options: ApplyOptions = DEFAULT,
+    *,
+    tell: Tell | None = None,
+    small: bool = False,
 ) -> Applied:
     """Compute the cells of a whole image. What fails is in the result; its `check` raises it.
 
     Args:
         source: the model. image: path or address. target: OUT: a Zarr group, .npy, .tif or .png.
+        small: look at what is stored once more, for a small map and the cells of each class.
 
     Raises:
         Refused: tiles cannot give what the whole image gives. UsageError: something does not fit.
@@ -61,10 +70,12 @@ def apply(
     model = source if isinstance(source, Model) else model_io.load(source)
     faults.refuse_contradictions(model)
     with faults.blaming([model]), atomic.scratch() as folder:
-        return _Run(model, image, target.removeprefix("file://"), options, folder=Path(folder)).done(tell)
+        return _Run(model, image, target.removeprefix("file://"), options, folder=Path(folder), small=small).done(tell)
 
 
-def files(model: str | Path | None, image: str, target: str, original: str | None = None) -> Files:
+def files(
+    model: str | Path | None, image: str, target: str, original: str | None = None, labels: str | None = None
+) -> Files:
     """What is read and written; an image that is a folder is read whole, and OUT may be a folder that is replaced."""
     replaced = {"OUT": target}
     if exports.kind_of(target) != "zarr":
@@ -72,7 +83,7 @@ def files(model: str | Path | None, image: str, target: str, original: str | Non
     whole = "://" not in image and os.path.isdir(image)
     return Files(
         {"MODEL": model, parameter("original"): original},
-        {} if whole else {"IMAGE": image},
+        {parameter("labels"): labels, **({} if whole else {"IMAGE": image})},
         {"IMAGE": image} if whole else {},
         replaces=replaced,
     )
@@ -117,10 +128,11 @@ class _Run:
     target: str
     options: ApplyOptions
     folder: Path
+    small: bool = False
 
     def done(self, tell: Tell | None) -> Applied:
         options, kind = self.options, exports.kind_of(self.target)
-        files(self.model.path, self.image, self.target, options.original).keep_apart()
+        files(self.model.path, self.image, self.target, options.original, options.labels).keep_apart()
         rank, channels = outline(self.model)
         preparation = prepared(self.model.metadata, options).fitting(channels)
         bytes_ = memory.parse_bytes(options.memory)
@@ -135,7 +147,8 @@ class _Run:
         _refuse_many(math.prod(seen.geometry.counts(step)))
         with _sized():
             seen.geometry.check(step)
-        store = self._store(url, seen, step)
+        names = self._names(seen)
+        store = self._store(url, seen, step, names)
         exports.check(kind, self.target, store.targets, options.chosen)
         plan = self._plan(seen, source, preparation, step, threads=threads, provider=provider)
         resumed = self._begin(store, plan, before, kind)
@@ -179,10 +192,18 @@ class _Run:
             )
             result = replace(result, checks=tuple(compared))
             result = replace(result, written=kind == "zarr" or not result.failed)
+        return self._handed_over(result, store, kind)
+
+    def _handed_over(self, result: Applied, store: Store, kind: str) -> Applied:
+        """The result with its small maps; what is no Zarr group becomes the file that was asked for."""
+        group = store.open()
+        if self.small:
+            maps = {name: overview(group[of.name], of) for name, of in store.targets.items()}
+            result = replace(result, maps=maps)
         if kind != "zarr" and not result.failed:
             only = next(iter(store.targets.values()))
-            exports.export(kind, store.open()[only.name], self.target, only, chosen=options.chosen)
-            shutil.rmtree(url)
+            exports.export(kind, group[only.name], self.target, only, chosen=self.options.chosen)
+            shutil.rmtree(store.url)
         return result
 
     def _compare(self, job: Job, ready: Sequence[engine.Place], client: Any) -> None:
@@ -221,7 +242,19 @@ class _Run:
         bytes_ = memory.parse_bytes(self.options.memory)
         return memory.choose_step(seen, bytes_, workers, np.dtype(source.dtype).itemsize)
 
-    def _store(self, url: str, seen: Survey, step: Sequence[int]) -> Store:
+    def _names(self, seen: Survey) -> Mapping[str, Sequence[str]]:
+        """The names of the classes by output. Raises UsageError where they fit none."""
+        path = self.options.labels
+        if path is None:
+            return {}
+        names = read_labels(path)
+        fits = {name: names for name, values in seen.values.items() if values == len(names)}
+        if not fits:
+            output, values = next(iter(seen.values.items()))
+            fitting(names, values, output, path)
+        return fits
+
+    def _store(self, url: str, seen: Survey, step: Sequence[int], names: Mapping[str, Sequence[str]]) -> Store:
         window = seen.window
         attributes = {
             name: {
@@ -230,6 +263,7 @@ class _Run:
                 "offset": [0] * len(axes) if window is None else list(window.offset),
                 "window": None if window is None else list(window.size),
                 "receptive_field": None if window is None else list(window.receptive_field),
+                **({"classes": list(names[name])} if name in names else {}),
             }
             for name, axes in seen.geometry.outputs.items()
         }

@@ -16,7 +16,7 @@ import onnx_graphsurgeon as gs
 from convrewrite.engine import memory
 from convrewrite.engine.graph import infer_shapes
 from convrewrite.errors import UsageError
-from convrewrite.text import parameter
+from convrewrite.text import counted, parameter
 from convrewrite.tiling.survey import Survey
 
 SLACK = 1.5
@@ -92,9 +92,11 @@ def choose_step(survey: Survey, memory: float, workers: int, itemsize: int) -> t
     needs = tile_bytes(survey, step(1), itemsize)
     if needs > share:
         least = OVERHEAD + workers * needs
+        takes = f"{counted(workers, 'worker')} {'takes' if workers == 1 else 'take'} {least / 1e9:.1f} GB"
+        fewer = f", or fewer {parameter('workers')}" if workers > 1 else ""
         raise UsageError(
-            f"{workers} workers need {least / 1e9:.1f} GB, and {parameter('memory')} is {memory / 1e9:.1f} GB",
-            remedy=f"give {parameter('memory', f'{math.ceil(least / 1e8) / 10}GB')}, or fewer {parameter('workers')}",
+            f"{takes}, and {parameter('memory')} is {memory / 1e9:.1f} GB",
+            remedy=f"give {parameter('memory', f'{math.ceil(least / 1e8) / 10}GB')}{fewer}",
         )
     while low < high:
         middle = (low + high + 1) // 2

@@ -11,6 +11,7 @@ from convrewrite.errors import CheckFailed
 from convrewrite.text import Printed, counted, parameter, terminal
 from convrewrite.tiling.checks import Check
 from convrewrite.tiling.engine import Finished
+from convrewrite.tiling.overview import Overview
 
 STATED = "stated, no fault: a crop sees padding where the image has pixels"
 
@@ -27,7 +28,7 @@ class Applied(Printed):
         useful: share of the pixels read that tiles do not share. rate: pixels of the image per second.
         finished, workers, provider: how it was done. checks: comparisons. attributes: what cells mean, by output.
         written: whether the target is there; tiles that were computed are kept otherwise. without_class: of each output
-            whose best classes are stored, cells that have none.
+            whose best classes are stored, cells that have none. maps: of each output what a page shows, if asked for.
     """
 
     target: str
@@ -45,6 +46,7 @@ class Applied(Printed):
     attributes: Mapping[str, Any] = field(default_factory=dict)
     written: bool = True
     without_class: Mapping[str, int] = field(default_factory=dict)
+    maps: Mapping[str, Overview | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def failed(self) -> list[str]:

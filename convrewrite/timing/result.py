@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from rich.text import Text
+
 from convrewrite.errors import ConvrewriteError
-from convrewrite.text import Printed, by, columns, counted, terminal
+from convrewrite.layout import Table, folded
+from convrewrite.text import Printed, by, counted, short, terminal
 from convrewrite.timing.statistics import MIN_SETS, Comparison, Estimate
 
 HEADER = (
@@ -23,6 +26,9 @@ HEADER = (
     "verdict",
 )
 RIGHT = frozenset(range(11)) - {0, 2, 10}
+COSTS = 8
+"""Columns of what each model costs; those of how they compare follow."""
+
 PROFILED = 5
 """Nodes that the text lists per model."""
 
@@ -182,25 +188,44 @@ class Bench(Printed):
         }
 
     def __str__(self) -> str:
-        """The table, and what belongs below it."""
-        lines = columns([HEADER, *(row for cell in self.cells for row in _rows(cell))], RIGHT) if self.cells else []
+        return "\n".join(line.plain for line in self.lines())
+
+    def lines(self, width: int = 0) -> list[Text]:
+        """The table, and what belongs below it, in at most `width` columns; 0 is no limit."""
+        lines = self._tables(width) if self.cells else []
+        facts: list[str | Table] = []
         for cell in self.cells:
             if cell.windows:
                 limit = "not known" if cell.limit is None else f"{cell.limit:.1f}x"
-                lines.append(
+                facts.append(
                     f"{by(cell.size)}: one pass against {counted(cell.windows, 'window')} in batches of {cell.batch}, "
                     f"the fastest; limit by FLOPs {limit}"
                 )
             if cell.comparison.sets < MIN_SETS:
-                lines.append(
+                facts.append(
                     f"{cell.label}: stopped after {counted(cell.comparison.sets, 'set')}, too few for a verdict"
                 )
             elif not cell.complete:
-                lines.append(f"{cell.label}: stopped after {counted(cell.comparison.sets, 'set')}")
-            lines += _profile(cell)
-        lines += [f"not measured: {missed.label}: {missed.reason}" for missed in self.missed]
-        lines += [f"warning: {warning}" for warning in self.warnings]
-        return "\n".join(map(terminal, [*lines, self._legend()] if self.cells else lines))
+                facts.append(f"{cell.label}: stopped after {counted(cell.comparison.sets, 'set')}")
+            facts += _profile(cell)
+        facts += [f"not measured: {missed.label}: {missed.reason}" for missed in self.missed]
+        facts += [f"warning: {warning}" for warning in self.warnings]
+        facts += [self._legend()] if self.cells else []
+        for fact in facts:
+            lines += fact.lines(width) if isinstance(fact, Table) else map(Text, folded(terminal(fact), width))
+        return lines
+
+    def _tables(self, width: int) -> list[Text]:
+        """One table; where it does not fit, how they compare comes first, and below it what each costs."""
+        rows = [HEADER, *(row for cell in self.cells for row in _rows(cell))]
+        whole = Table(rows, RIGHT, verdict=len(HEADER) - 1)
+        lines = whole.lines()
+        if not width or max(line.cell_len for line in lines) <= width:
+            return lines
+        speed = [(*_place(cell), *_rows(cell)[1][COSTS:]) for cell in self.cells]
+        compared = Table([(*HEADER[:2], *HEADER[COSTS:]), *speed], {1, 2, 3}, verdict=4)
+        costs = Table([row[:COSTS] for row in rows], RIGHT & set(range(COSTS)))
+        return [*compared.lines(width), Text(), *costs.lines(width)]
 
     def _legend(self) -> str:
         where = f"{self.provider}, {counted(self.threads, 'thread')}" if self.provider == "cpu" else self.provider
@@ -213,11 +238,15 @@ class Bench(Printed):
         )
 
 
+def _place(cell: Cell) -> tuple[str, str]:
+    return by(cell.size) or "-", str(cell.batch)
+
+
 def _rows(cell: Cell) -> list[tuple[str, ...]]:
     found = cell.comparison
     spread = f"{found.control.low:.2f} to {found.control.high:.2f}"
     return [
-        (by(cell.size) or "-", str(cell.batch), "A", *_figures(cell.a), "", "", ""),
+        (*_place(cell), "A", *_figures(cell.a), "", "", ""),
         ("", "", "B", *_figures(cell.b), found.speedup.text(), spread, found.verdict),
     ]
 
@@ -227,21 +256,14 @@ def _figures(cost: Cost) -> tuple[str, ...]:
     return (
         f"{cost.seconds * 1e3:.3g}" if cost.seconds < 1 else f"{cost.seconds * 1e3:.0f}",
         f"{cost.images_per_second:.3g}" if cost.images_per_second < 1000 else f"{cost.images_per_second:.0f}",
-        "-" if cost.macs is None else _engineering(cost.macs),
+        "-" if cost.macs is None else short(cost.macs),
         "-" if rate is None else f"{rate:.3g}",
         "-" if cost.memory is None else f"{cost.memory / 2**20:.0f}",
     )
 
 
-def _engineering(count: int) -> str:
-    for unit, letter in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if count >= unit:
-            return f"{count / unit:.3g} {letter}"
-    return str(count)
-
-
-def _profile(cell: Cell) -> list[str]:
-    lines = []
+def _profile(cell: Cell) -> list[str | Table]:
+    lines: list[str | Table] = []
     for name, cost in (("A", cell.a), ("B", cell.b)):
         total = sum(node["seconds"] for node in cost.nodes)
         if cost.nodes:
@@ -249,5 +271,8 @@ def _profile(cell: Cell) -> list[str]:
                 (f"  {n['seconds'] * 1e3:.3g} ms", f"{n['seconds'] / total:.0%}", n["op"], n["name"])
                 for n in cost.nodes[:PROFILED]
             ]
-            lines += [f"most expensive nodes of {name} at {cell.label}:", *columns(rows, right=(0, 1))]
+            lines += [
+                f"most expensive nodes of {name} at {cell.label}:",
+                Table(rows, right=(0, 1), folds={3: 16}, headed=False),
+            ]
     return lines

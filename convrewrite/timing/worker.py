@@ -24,6 +24,7 @@ import numpy as np
 
 from convrewrite.errors import ConvrewriteError, UsageError
 from convrewrite.running import runtime
+from convrewrite.running.installed import OLDEST
 from convrewrite.running.runtime import BoundRun, RunFailed, Session
 from convrewrite.running.sampling import InputSpec, Scale, random_array
 from convrewrite.system import children
@@ -223,7 +224,7 @@ def main() -> None:
         Path("/proc/self/oom_score_adj").write_text("1000", encoding="utf-8")
     try:
         task = Task.from_json(sys.stdin.readline())
-        runtime.library().set_global_thread_pool_sizes(task.threads, 1)
+        _share_threads(task.threads)
         WORK[task.kind](task, emit)
     except ConvrewriteError as error:
         ran = isinstance(error, RunFailed)
@@ -232,6 +233,17 @@ def main() -> None:
         emit("error", exit_code=2, message="out of memory", remedy=None, ran=True)
     except (BrokenPipeError, KeyboardInterrupt):
         os._exit(1)  # the parent is gone, or going
+
+
+def _share_threads(threads: int) -> None:
+    """Let all sessions of this process share that many threads. Raises UsageError where ONNX Runtime is too old."""
+    ort = runtime.library()
+    if not hasattr(ort, "set_global_thread_pool_sizes"):
+        raise UsageError(
+            f"ONNX Runtime {ort.__version__} cannot time models that share their threads",
+            remedy=f"install {'.'.join(map(str, OLDEST))} or later",
+        )
+    ort.set_global_thread_pool_sizes(threads, 1)
 
 
 def _claim_stdout() -> TextIO:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from convrewrite.errors import CheckFailed, ConvrewriteError, Interrupted
 from convrewrite.text import Call, Printed, counted, parameter
+from convrewrite.verification import leading
 from convrewrite.verification.channels import Channel
 from convrewrite.verification.failing import Failing
 from convrewrite.verification.metrics import Metrics
@@ -158,15 +159,16 @@ class Divergence:
         if not self.compared:
             return f"where: the models have no tensor of one name and shape{left_out}"
         if not self.tensor:
-            return f"where: all {self.compared} tensors that both models have agree{left_out}"
+            which = "the one tensor" if self.compared == 1 else f"all {self.compared} tensors"
+            return f"where: {which} that both models have {'agrees' if self.compared == 1 else 'agree'}{left_out}"
         maker = f"{self.op} '{self.node}'" if self.node else self.op
         error = "NaN or Inf" if self.error is None or math.isinf(self.error) else f"error {self.error:.1e}"
         told = f"{error}, tolerance {self.tolerance or 0.0:.1e}"
         if self.part:
             told = f"by {self.part}, although only {self.error or 0.0:.1e} of the largest of all"
         return (
-            f"where: '{self.tensor}' ({maker}) is the first that differs: {told}; {self.agreeing} of the "
-            f"{self.compared} tensors that both have agree ahead of it{left_out}"
+            f"where: '{self.tensor}' ({maker}) is the first that differs: {told}; of the "
+            f"{counted(self.compared, 'tensor')} that both have, {self.agreeing} ahead of it agree{left_out}"
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -287,7 +289,7 @@ class Verification(Printed):
     def summary(self) -> list[str]:
         """Lines for a person: the worst case of every check, what was skipped, the deviation."""
         lines = []
-        for name in dict.fromkeys(case.name for case in self.cases):
+        for name in dict.fromkeys(case.name for case in leading.ordered(self.cases)):
             group = [case for case in self.cases if case.name == name]
             ran = [case for case in group if case.status not in ("skipped",)]
             if ran:
@@ -318,7 +320,7 @@ class Verification(Printed):
                 f"{f'of the {self.given}; give others' if self.given else SEEDED}{self.otherwise}"
             )
         if self.verdict == "failed" and self.worst is not None:
-            return _failure(self.worst) + repeat
+            return _failure(self.worst, named=not repeat) + repeat
         return ""
 
     def check(self) -> None:
@@ -351,13 +353,13 @@ def _unique(lines: Iterable[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(lines))
 
 
-def _failure(case: Case) -> str:
+def _failure(case: Case, named: bool) -> str:
     """One line on a failed case: output, place, both figures, the error and the inputs."""
     if case.figures is not None and not math.isfinite(case.figures[1]):
         at = ",".join(map(str, case.place))
         return (
             f"the original itself gives {case.figures[1]:g} at [{at}] of output {case.output}, {case.name} "
-            f"({_inputs(case)}): no rewrite of it can be verified; repair its weights, or give the "
+            f"({inputs_of(case, named)}): no rewrite of it can be verified; repair its weights, or give the "
             f"inputs that it was made for with {parameter('data', 'F.npz')}"
         )
     text = f"not equivalent at {case.name}"
@@ -374,19 +376,21 @@ def _failure(case: Case) -> str:
         text += f": by {case.part}, although only {case.error or 0.0:.1e} of the largest of all"
     elif case.error is not None:
         text += f", error {case.error:.2e} ({case.metric}), tolerance {case.tolerance or 0.0:.1e}"
-    return f"{text} ({_inputs(case)})"
+    return f"{text} ({inputs_of(case, named)})"
 
 
-def _inputs(case: Case) -> str:
-    """Which inputs a case is of: a seed of their own is told by where they stand among those of the seed to give."""
+def inputs_of(case: Case, named: bool) -> str:
+    """Which inputs a case is of, by where they stand among those of the seed to give; that one where it is `named`."""
 
     def place(found: re.Match[str]) -> str:
         index = int(found[1]) - case.seed
-        return f"inputs {index + 1} of seed {case.seed}" if 0 <= index < OWN_SEEDS else f"from seed {case.seed}"
+        if not 0 <= index < OWN_SEEDS:
+            return f"from seed {case.seed}" if named else "random inputs"
+        return f"inputs {index + 1}{f' of seed {case.seed}' if named else ''}"
 
     if "seed " in case.note:
         return re.sub(r"seed (\d+)", place, case.note)
-    return f"{case.note}, seed {case.seed}" if case.note else f"seed {case.seed}"
+    return ", ".join(part for part in (case.note, f"seed {case.seed}" if named else "") if part) or "random inputs"
 
 
 def _number(value: float | None) -> float | None:

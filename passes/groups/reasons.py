@@ -51,7 +51,7 @@ REASONS = {
         Reason(
             "groups/unknown-shape",
             "how the channels run through a neighbouring operator is not known, for want of its shapes",
-            f"fix the shape of the model's input, as with {parameter('size')}",
+            "export the model with an input of one size, or fix that in its file",
         ),
         Reason(
             "groups/dead-in-padding",

@@ -207,7 +207,7 @@ BAD: dict[str, tuple[list[str], bytes]] = {
     "channels": (["im.npy", "o.zarr", "--channels", "3"], b"--channels 3: the image has 1"),
     "mean": (["im.npy", "o.zarr", "--mean", "1,2"], b"--mean has 2 numbers, the model 1 channel"),
     "std": (["im.npy", "o.zarr", "--std", "0"], b"cannot be divided by zero"),
-    "numbers": (["im.npy", "o.zarr", "--mean", "a"], b"'a' is no list of numbers"),
+    "numbers": (["im.npy", "o.zarr", "--mean", "a"], b"--mean needs M,..., for example 0.485,0.456,0.406, not 'a'"),
     "output": (["im.npy", "o.zarr", "--output", "nope"], b"no output 'nope'"),
     "scheduler": (["im.npy", "o.zarr", "--scheduler", "tcp://127.0.0.1:1"], b"no Dask scheduler answers"),
     "original": (["im.npy", "o.zarr", "--original", LENET], b"give --check N, too"),
