@@ -186,7 +186,7 @@ class _Axis:
     end: int
 
     @classmethod
-    def of(cls, taps: int, stride: int, dilation: int, crop: int, gain: int) -> _Axis:
+    def of(cls, taps: int, stride: int, dilation: int, *, crop: int, gain: int) -> _Axis:
         """The axis of a kernel with so many taps, for an output of  extent x stride + gain  cells, any extent."""
         begins = 0, crop % stride
         found = [cls._from(begin, taps, stride, dilation, crop=crop, gain=gain) for begin in begins]
@@ -227,7 +227,7 @@ def _axes(site: ConvSite, extents: Extents) -> tuple[_Axis, ...] | None:
         return None
     steps, gains = spread.strides, [spread.output[axis] - at[axis] * spread.strides[axis] for axis in rank]
     parts = zip(site.kernel, steps, spread.dilations, spread.begin, gains, strict=True)
-    return tuple(_Axis.of(taps, s, d, crop, gain) for taps, s, d, crop, gain in parts)
+    return tuple(_Axis.of(taps, s, d, crop=crop, gain=gain) for taps, s, d, crop, gain in parts)
 
 
 def _phases(site: ConvSite, axes: tuple[_Axis, ...]) -> tuple[Array, Array | None]:

@@ -106,7 +106,7 @@ def read(given: str, settings: Settings, folder: Path, config: Path | None) -> B
             f"{parameter('baseline', given)} is a git ref, and a file as well",
             remedy=f"write ./{given} for the file, or the whole name of the ref, such as refs/heads/{given}",
         )
-    return _of_file(given, file) if commit is None else _of_commit(given, commit, settings, folder, config)
+    return _of_file(given, file) if commit is None else _of_commit(given, commit, settings, folder, config=config)
 
 
 def _unknown(given: str, folder: Path, advice: str) -> UsageError:
@@ -138,7 +138,7 @@ def _of_file(given: str, path: Path) -> Baseline:
 
 
 def _of_commit(
-    given: str, commit: repository.Commit, settings: Settings, folder: Path, config: Path | None
+    given: str, commit: repository.Commit, settings: Settings, folder: Path, *, config: Path | None
 ) -> Baseline:
     """The lock file of that commit, which is under version control; a JSON report that is, where there is none."""
     for name in (settings.lock, settings.reports.json_):

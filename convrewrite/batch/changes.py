@@ -148,12 +148,12 @@ def compare(name: str, facts: Mapping[str, Any], before: Figures | None, allowed
     notes = _notes(before, now)
     # a message of the baseline itself has made this one fail: that is what it stands for
     if now.exit_code and not any(change.verdict == "worse" for change in changes):
-        return Comparison(name, "failed", changes, steps, notes)
+        return Comparison(name, "failed", changes, steps, notes=notes)
     if before.exit_code:
-        return Comparison(name, "not compared", (), (), ("it failed there",))
+        return Comparison(name, "not compared", notes=("it failed there",))
     verdicts = {change.verdict for change in changes}
     standing: Standing = next((verdict for verdict in ORDER if verdict in verdicts), "not compared")
-    return Comparison(name, standing, changes, steps, notes)
+    return Comparison(name, standing, changes, steps, notes=notes)
 
 
 def _plain(fact: Any) -> Any:
@@ -168,7 +168,7 @@ def _growth(figure: str, option: str) -> Callable[[Figures, Figures, ChangeOptio
         old, new = getattr(before, figure), getattr(now, figure)
         if old is None or new is None:
             return None
-        return _made(figure, old, new, _more(old, new), option, allowed)
+        return _made(figure, old, new, by=_more(old, new), option=option, allowed=allowed)
 
     return change
 
@@ -180,21 +180,23 @@ def _left(before: Figures, now: Figures, allowed: ChangeOptions) -> Change | Non
     if before.macs_left is None or now.macs_left is None or not _one_original(before, now):
         return None
     by = _more(before.macs_left, now.macs_left)
-    return _made("macs_left", before.macs_left, now.macs_left, by, "max_more_macs", allowed)
+    return _made("macs_left", before.macs_left, now.macs_left, by=by, option="max_more_macs", allowed=allowed)
 
 
 def _error(before: Figures, now: Figures, allowed: ChangeOptions) -> Change | None:
     if before.output_error is None or now.output_error is None:
         return None
     by = _more(max(before.output_error, ROUNDING), max(now.output_error, ROUNDING))
-    return _made("output_error", before.output_error, now.output_error, by, "max_more_error", allowed)
+    return _made("output_error", before.output_error, now.output_error, by=by, option="max_more_error", allowed=allowed)
 
 
 def _agreement(before: Figures, now: Figures, allowed: ChangeOptions) -> Change | None:
     if before.top1_agreement is None or now.top1_agreement is None:
         return None
     by = before.top1_agreement - now.top1_agreement
-    return _made("top1_agreement", before.top1_agreement, now.top1_agreement, by, "max_less_agreement", allowed)
+    return _made(
+        "top1_agreement", before.top1_agreement, now.top1_agreement, by=by, option="max_less_agreement", allowed=allowed
+    )
 
 
 def _speed(before: Figures, now: Figures, allowed: ChangeOptions) -> Change | None:
@@ -204,7 +206,7 @@ def _speed(before: Figures, now: Figures, allowed: ChangeOptions) -> Change | No
     old, new = before.speedup, now.speedup
     least, most = old.low / new.high, old.high / new.low  # of time now over time before
     by = least - 1 if least > 1 else most - 1 if most < 1 else 0.0
-    return _made("speedup", old.median, new.median, by, "max_slowdown", allowed)
+    return _made("speedup", old.median, new.median, by=by, option="max_slowdown", allowed=allowed)
 
 
 _FIGURES = (
@@ -218,12 +220,12 @@ _FIGURES = (
 )
 
 
-def _made(figure: str, before: float, now: float, by: float, option: str, allowed: ChangeOptions) -> Change:
+def _made(figure: str, before: float, now: float, *, by: float, option: str, allowed: ChangeOptions) -> Change:
     limit = getattr(allowed, option)
     if abs(by) <= SAME:
-        return Change(figure, before, now, 0.0, limit, option, "same")
+        return Change(figure, before, now, 0.0, limit=limit, option=option, verdict="same")
     verdict: Verdict = "better" if by < 0 else "worse" if by > limit * (1 + SAME) else "allowed"
-    return Change(figure, before, now, by, limit, option, verdict)
+    return Change(figure, before, now, by, limit=limit, option=option, verdict=verdict)
 
 
 def _more(before: float, now: float) -> float:

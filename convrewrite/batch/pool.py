@@ -64,7 +64,7 @@ def run_all(
         started(index)
         began = time.monotonic()
         task = tasks[index]
-        facts = _run(task, threads, limit, running, lambda told: publish(judge(index, told), task["target"]))
+        facts = _run(task, threads, limit, running, finish=lambda told: publish(judge(index, told), task["target"]))
         return {**facts, "seconds": round(time.monotonic() - began, 3)}
 
     with ThreadPoolExecutor(jobs) as pool:
@@ -83,6 +83,7 @@ def _run(
     threads: int,
     limit: float,
     running: set[subprocess.Popen[bytes]],
+    *,
     finish: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> dict[str, Any]:
     with atomic.scratch() as scratch, contextlib.ExitStack() as files:

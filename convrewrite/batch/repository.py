@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -46,7 +46,7 @@ def _is_tracked(path: Path) -> bool:
     if not path.parent.is_dir():
         return False
     try:
-        return bool(_git(path.parent, "--literal-pathspecs", "ls-files", "-z", "--", path.name).stdout)
+        return bool(_git(path.parent, ["--literal-pathspecs", "ls-files", "-z", "--", path.name]).stdout)
     except GitMissing:
         return path.exists() and _inside(path.parent)
 
@@ -57,7 +57,7 @@ def ignored(paths: Collection[Path]) -> set[Path]:
     for path in paths:
         folder = next(parent for parent in path.parents if parent.is_dir())
         try:
-            done = _git(folder, "check-ignore", "-q", "--", os.path.join(".", os.path.relpath(path, folder)))
+            done = _git(folder, ["check-ignore", "-q", "--", os.path.join(".", os.path.relpath(path, folder))])
         except GitMissing:
             continue
         found |= {path} if done.returncode == 0 else set()
@@ -93,7 +93,7 @@ class Commit:
         path = os.path.normpath(self.prefix / name).replace(os.sep, "/")
         try:
             listed = _git(
-                self.folder, "--literal-pathspecs", "ls-tree", "-z", "-l", "--full-tree", self.sha, "--", path
+                self.folder, ["--literal-pathspecs", "ls-tree", "-z", "-l", "--full-tree", self.sha, "--", path]
             )
             if not listed.stdout:
                 return None
@@ -102,7 +102,7 @@ class Commit:
                 raise UsageError(f"'{path}' of {self.sha[:10]} is no plain file")
             if size.isdigit() and int(size) > LARGEST:
                 raise UsageError(f"'{path}' of {self.sha[:10]} is too large")
-            content = _git(self.folder, "cat-file", "blob", blob.decode())
+            content = _git(self.folder, ["cat-file", "blob", blob.decode()])
         except GitMissing as missing:
             raise UsageError(f"git cannot be asked: {missing}") from None
         if content.returncode:
@@ -121,14 +121,14 @@ def commit(folder: Path, ref: str) -> Commit | None:
         UsageError: the folder lies in no repository, or git cannot be asked.
     """
     try:
-        where = _git(folder, "rev-parse", "--show-prefix")
+        where = _git(folder, ["rev-parse", "--show-prefix"])
         if where.returncode:
             raise UsageError(f"{folder} cannot be looked up in git: {_said(where)}")
         if (
             ref.startswith("-") or not ref.isprintable() or len(ref) > LONGEST
         ):  # no name of a commit, and it might be an option
             return None
-        found = _git(folder, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+        found = _git(folder, ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}"])
     except GitMissing as missing:
         raise UsageError(f"git cannot be asked: {missing}") from None
     sha = found.stdout.decode("ascii", "replace").strip()
@@ -140,12 +140,12 @@ def commit(folder: Path, ref: str) -> Commit | None:
 def is_shallow(folder: Path) -> bool:
     """Whether a part of the history is not here, as in the clones of a CI."""
     try:
-        return _git(folder, "rev-parse", "--is-shallow-repository").stdout.strip() == b"true"
+        return _git(folder, ["rev-parse", "--is-shallow-repository"]).stdout.strip() == b"true"
     except GitMissing:
         return False
 
 
-def _git(folder: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
+def _git(folder: Path, words: Sequence[str]) -> subprocess.CompletedProcess[bytes]:
     """Ask git. Raises GitMissing where it is not there, or will not look at this repository."""
     environment = {name: value for name, value in os.environ.items() if name not in OF_A_HOOK}
     environment |= {"GIT_TERMINAL_PROMPT": "0", "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}

@@ -56,7 +56,7 @@ def run(
             over another file, a damaged lock file, a report that cannot be written. What concerns one is in its result.
     """
     every = jobs(settings, folder)
-    paths.refuse(settings, folder, every, config, options)
+    paths.refuse(settings, folder, every, config, options=options)
     if options.reports is not None:
         settings = _with_page(settings)
     lock = Lock.read(folder / settings.lock)
@@ -95,7 +95,7 @@ def run(
     facts = {job.name: found[job.name].facts for job in every}
     against = None if known is None else changes.against(known, facts, allowed)
     code = exit_code(results, settings.allow_refused)
-    batch = Batch(results, code, reports, tuple(told(notes, words)), against)
+    batch = Batch(results, code, reports, tuple(told(notes, words)), against=against)
     _write_reports(batch)
     return batch
 

@@ -123,7 +123,7 @@ def _do(task: Mapping[str, Any], finding: Finding) -> None:
     elif too_large := _too_large(settings.gates, finding):
         raise CheckFailed(too_large[0])
     if task["check"]:
-        finding.note(note=_check_current(last, target, changed, task, finding.facts))
+        finding.note(note=_check_current(last, target, changed, task, facts=finding.facts))
     else:
         finding.note(made=str(last))
     finding.note(status="rewritten" if changed else "unchanged", exit_code=0)
@@ -321,7 +321,9 @@ def _option_of_a_step(settings: Settings, finding: Finding, limit: float) -> str
     return ""
 
 
-def _check_current(last: Path, target: Path, changed: bool, task: Mapping[str, Any], facts: Mapping[str, Any]) -> str:
+def _check_current(
+    last: Path, target: Path, changed: bool, task: Mapping[str, Any], *, facts: Mapping[str, Any]
+) -> str:
     """Compare the output that is there with what would be written; returns what is to be said of it, if anything.
 
     Where git ignores the output, whoever has just cloned the project has none: what is under version control is the

@@ -157,6 +157,7 @@ def _run(
     line: Line,
     work: Callable[[Tell | None], Outcome],
     files: Files,
+    *,
     details: Details = lambda outcome, width: [],
 ) -> None:
     """Do the work, write the reports whatever came of it, print the text, and let an error set the exit code."""

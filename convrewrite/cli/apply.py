@@ -64,7 +64,7 @@ def register(
             raise UsageError("--original is what --check compares with", remedy="give --check N, too")
         if options.resume and options.overwrite:
             raise UsageError("--resume goes on with what --overwrite would delete", remedy="leave one of them out")
-        named = files(model, image, target, options.original, options.labels)
+        named = files(model, image, target, original=options.original, labels=options.labels)
         named.writing(report=told.report, html=told.html).check_targets()
         with progress(told.quiet) as tell:
             tiles = None if tell is None else _telling(tell)

@@ -326,5 +326,6 @@ class Run(Protocol):
         line: Line,
         work: Callable[[Progress | None], Outcome],
         files: Files,
+        *,
         details: Details = ...,
     ) -> None: ...

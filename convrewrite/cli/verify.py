@@ -88,7 +88,7 @@ def register(app: typer.Typer, run: Run) -> None:
 
         kept: list[str] = []
         files = Files({"A": a, "B": b}, {"--data": data, **listed("--images", images)})
-        run("verify", line, work, files.writing(save_failing=keep), details)
+        run("verify", line, work, files.writing(save_failing=keep), details=details)
 
 
 def _images(options: VerifyOptions, samples: int) -> Any:

@@ -80,6 +80,7 @@ def class_map(
     window: Window,
     data: Mapping[str, Array] | None,
     image: Array | None,
+    *,
     labels: str | None = None,
 ) -> dict[str, Any]:
     """Run the model once, and draw what it says; `{"why": ...}` where there is nothing to draw.
@@ -112,7 +113,7 @@ def class_map(
     if scores.ndim != 4 or scores.shape[1] < 2:
         return {"why": f"output '{name}' holds no scores of classes"}
     names = () if labels is None else fitting(read_labels(labels), scores.shape[1], name, labels)
-    drawn = _drawn(sample, scores[0].argmax(axis=0), window, name, names)
+    drawn = _drawn(sample, scores[0].argmax(axis=0), window, name, names=names)
     if UPSAMPLED_KEY in model.metadata:
         drawn["place"] = {"left": 0, "top": 0, "width": 100, "height": 100}
     return {**drawn, "pixels": UPSAMPLED_KEY in model.metadata}

@@ -67,7 +67,7 @@ def outcome_view(outcome: Outcome, image: np.ndarray[Any, Any] | None = None, la
         view["layers"] = _costs(ends, graphs)
         view["sites"] = _sites(outcome.sites, graphs, spectra(ends.before.graph, outcome.sites))
         if outcome.window is not None and outcome.exit_code == 0:
-            view["map"] = class_map(ends.after, outcome.window, ends.data, image, labels)
+            view["map"] = class_map(ends.after, outcome.window, ends.data, image, labels=labels)
     else:
         view["sites"] = _sites(outcome.sites, {}, {})
     return view

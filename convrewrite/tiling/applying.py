@@ -74,7 +74,7 @@ def apply(
 
 
 def files(
-    model: str | Path | None, image: str, target: str, original: str | None = None, labels: str | None = None
+    model: str | Path | None, image: str, target: str, *, original: str | None = None, labels: str | None = None
 ) -> Files:
     """What is read and written; an image that is a folder is read whole, and OUT may be a folder that is replaced."""
     replaced = {"OUT": target}
@@ -132,7 +132,8 @@ class _Run:
 
     def done(self, tell: Tell | None) -> Applied:
         options, kind = self.options, exports.kind_of(self.target)
-        files(self.model.path, self.image, self.target, options.original, options.labels).keep_apart()
+        named = files(self.model.path, self.image, self.target, original=options.original, labels=options.labels)
+        named.keep_apart()
         rank, channels = outline(self.model)
         preparation = prepared(self.model.metadata, options).fitting(channels)
         bytes_ = memory.parse_bytes(options.memory)

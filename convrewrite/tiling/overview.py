@@ -65,7 +65,7 @@ def overview(array: Any, target: Target) -> Overview | None:
         kept = part[-i % step :: step, -j % step :: step]
         row, column = -(-i // step), -(-j // step)
         small[row : row + kept.shape[0], column : column + kept.shape[1]] = kept
-    return Overview((rows, columns), target.values, small, counts, step)
+    return Overview((rows, columns), target.values, small, counts, step=step)
 
 
 def _planes(array: Any) -> Iterable[tuple[slice, ...]]:
