@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -86,6 +87,24 @@ def test_external_data_cannot_come_through_a_pipe(source: Path, target: Path) ->
     assert (result.returncode, result.stdout) == (2, b"")
     assert b"give the model's path" in result.stderr
     assert run("fcn", target, "-").returncode == 0
+
+
+def test_the_facts_of_a_model_with_external_data_are_those_of_all_of_its_files(target: Path, tmp_path: Path) -> None:
+    """On a file they name the second one, and the size is of both; on a stream they are of what was written."""
+    model = onnx.load(LENET)
+    onnx.save(model, target, save_as_external_data=True, size_threshold=0, location="weights.data")
+    report = tmp_path / "report.json"
+
+    result = run("fcn", target, "-", "--report", report)
+    facts = json.loads(report.read_text())["output"]
+    assert facts["bytes"] == len(result.stdout)
+    assert facts["sha256"] == hashlib.sha256(result.stdout).hexdigest()
+
+    written = tmp_path / "any-size.onnx"
+    result = run("fcn", target, written, "--report", report)
+    (data,) = tmp_path.glob("any-size-*.data")
+    assert json.loads(report.read_text())["output"]["bytes"] == written.stat().st_size + data.stat().st_size
+    assert f"its weights are in {data.name}, which has to lie beside it".encode() in result.stderr
 
 
 def test_over_2_gb_cannot_go_to_standard_output(

@@ -11,6 +11,7 @@ from convrewrite.model_io.model import Model, Origin
 from convrewrite.model_io.reading import data_files, load
 from convrewrite.model_io.writing import (
     Staged,
+    content,
     content_sha256,
     copy_bytes,
     fingerprint,
@@ -25,6 +26,7 @@ __all__ = [
     "Model",
     "Origin",
     "Staged",
+    "content",
     "content_sha256",
     "copy_bytes",
     "data_files",

@@ -192,12 +192,18 @@ def _refuse_own_data(model: Model, target: Path) -> None:
             )
 
 
-def content_sha256(model: Model) -> str:
-    """A hash of the model as it is now: of the bytes that a file with all of its weights would have."""
-    digest = hashlib.sha256()
+def content(model: Model) -> tuple[int, str]:
+    """Number and SHA-256 of the bytes that a file with all of the weights of the model, as it is now, would have."""
+    digest, size = hashlib.sha256(), 0
     for chunk in chunks(_segments(*export(model))):
         digest.update(chunk)
-    return digest.hexdigest()
+        size += memoryview(chunk).nbytes
+    return size, digest.hexdigest()
+
+
+def content_sha256(model: Model) -> str:
+    """A hash of the model as it is now: of the bytes that a file with all of its weights would have."""
+    return content(model)[1]
 
 
 def same_network(a: Model, b: Model, tolerance: float) -> bool:

@@ -212,7 +212,7 @@ def _publish(run: _Run) -> None:
         folder = Path(stack.enter_context(atomic.scratch()))
         path = folder / "rewritten.onnx" if run.target == STREAM else Path(run.target)
         staged = stack.enter_context(model_io.staged(after, path))
-        facts = _with_macs(output_facts(after, staged.path, run.target), after.graph, window)
+        facts = _with_macs(output_facts(after, staged, run.target), after.graph, window)
         if run.options.verify:
             found = _proved(run, staged.path, folder)
             log.note(verification=found, provider=found.provider)

@@ -12,7 +12,7 @@ from typing import BinaryIO
 from convrewrite import model_io
 from convrewrite.engine import costs
 from convrewrite.errors import UsageError
-from convrewrite.model_io import Model
+from convrewrite.model_io import Model, Staged
 from convrewrite.pipeline.outcome import STREAM, FileFacts, Log
 from convrewrite.running import faults
 from convrewrite.system.streams import refuse_closed_output
@@ -76,13 +76,15 @@ def input_facts(model: Model, path: str) -> FileFacts:
     return FileFacts(path, lambda: model.sha256, model.nbytes, parameters=costs.parameters(model.graph), macs=None)
 
 
-def output_facts(model: Model, staged: Path, target: str) -> FileFacts:
+def output_facts(model: Model, staged: Staged, target: str) -> FileFacts:
     """Path, hash, size and costs of a model that is written but not published, under its final name."""
-    size, parameters = staged.stat().st_size, costs.parameters(model.graph)
-    if target != STREAM:
-        return FileFacts(target, lambda: _digest(Path(target)), size, parameters=parameters, macs=None)
-    found = _digest(staged)  # it is gone once the stream has it
-    return FileFacts(target, lambda: found, size, parameters=parameters, macs=None)
+    parameters = costs.parameters(model.graph)
+    if target == STREAM:  # which takes the weights too, wherever they lie
+        size, digest = model_io.content(model)
+        return FileFacts(target, lambda: digest, size, parameters=parameters, macs=None)
+    size = sum(path.stat().st_size for path in (staged.path, *staged.data))
+    data = tuple(path.name for path in staged.data.values())
+    return FileFacts(target, lambda: _digest(Path(target)), size, parameters=parameters, macs=None, data=data)
 
 
 def fixed_defaults(before: Model, after: Model) -> tuple[str, ...]:

@@ -34,6 +34,7 @@ class FileFacts:
 
     Attributes:
         digest: computes the hash of the file, which takes as long as reading it: only a report asks.
+        bytes: of the file and of those with its external data. data: their names, where the model was written.
     """
 
     path: str
@@ -41,6 +42,7 @@ class FileFacts:
     bytes: int
     parameters: int
     macs: int | None
+    data: tuple[str, ...] = ()
 
     @property
     def sha256(self) -> str:

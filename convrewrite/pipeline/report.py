@@ -167,7 +167,8 @@ def _sections(outcome: Outcome, words: Words, verbose: bool) -> Iterator[tuple[s
         yield outcome.verification.verdict, _verification_lines(outcome, outcome.verification, verbose)
     if outcome.status == "rewritten" and outcome.output is not None:
         label = "wrote" if outcome.output.path else "made"
-        yield label, [_file_line(outcome.output, outcome.window), *_replaced(outcome)]
+        beside = [f"its weights are in {name}, which has to lie beside it" for name in outcome.output.data]
+        yield label, [_file_line(outcome.output, outcome.window), *beside, *_replaced(outcome)]
     if outcome.status == "unchanged":
         yield from _needs(outcome, words)
     if outcome.warnings and done:

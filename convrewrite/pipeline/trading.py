@@ -268,7 +268,7 @@ def _publish(run: _Run, result: PassResult, source: str, target: str) -> None:
     run.log.note(warnings=(*fixed_defaults(run.model, after), *dearer(result)))
     path = run.folder / "rewritten.onnx" if target == STREAM else Path(target)
     with model_io.staged(after, path) as staged:
-        facts = replace(output_facts(after, staged.path, target), macs=run.at.macs(after.graph))
+        facts = replace(output_facts(after, staged, target), macs=run.at.macs(after.graph))
         if run.options.verify:
             found = replace(
                 run.verified(result, staged.path), command=_repeat(run, source, target), otherwise=OTHERWISE
