@@ -198,3 +198,13 @@ def test_a_notebook_shows_the_summary_of_the_page() -> None:
 def test_a_summary_is_safe() -> None:
     found = Verification((Case("outputs", "<b>x</b>", error=0.0, tolerance=1.0),), provider="cpu")
     assert "<b>" not in found._repr_html_()
+
+
+@pytest.mark.parametrize("how", ["", "bilinear"])
+def test_pixels_between_cells_are_not_called_windows(how: str) -> None:
+    result = cr.fcn(LENET, upsample=how, verify=False, provider="cpu")
+    told = str(result)
+    assert ("every output equals the original on its window" in told) is (how == "")
+    assert ("interpolated between cells" in told) is (how != "")
+    (named,) = re.findall(r"metadata (convrewrite\.\w+)", told)
+    assert named in result.model.metadata

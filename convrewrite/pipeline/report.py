@@ -27,7 +27,7 @@ from rich.text import Text
 
 from convrewrite import layout, text
 from convrewrite.engine.rewrite import Site
-from convrewrite.engine.windows import Window
+from convrewrite.engine.windows import METADATA_KEY, UPSAMPLED_KEY, Window
 from convrewrite.errors import UsageError
 from convrewrite.layout import Table
 from convrewrite.pipeline.outcome import STREAM, FileFacts, Outcome
@@ -162,7 +162,8 @@ def _sections(outcome: Outcome, words: Words, verbose: bool) -> Iterator[tuple[s
     if verbose or done or told:
         yield from _site_lines(outcome.sites, words, verbose)
     if outcome.window is not None and done:
-        yield "window", _window_lines(outcome.window)
+        upsampled = outcome.ends is not None and UPSAMPLED_KEY in outcome.ends.after.metadata
+        yield "window", _window_lines(outcome.window, upsampled=upsampled)
     if outcome.verification is not None:
         yield outcome.verification.verdict, _verification_lines(outcome, outcome.verification, verbose)
     if outcome.status == "rewritten" and outcome.output is not None:
@@ -224,11 +225,15 @@ def _short(name: str) -> str:
     return name if len(name) <= NAMES else f"{name[: NAMES // 2]}...{name[-NAMES // 2 + 3 :]}"
 
 
-def _window_lines(window: Window) -> list[str]:
+def _window_lines(window: Window, *, upsampled: bool) -> list[str]:
+    """The windows, and what is claimed of them; what lies between two of them is interpolated, not claimed."""
     size, stride, field = (
         "x".join(map(str, values)) for values in (window.size, window.stride, window.receptive_field)
     )
-    lines = [f"{size} pixels, one every {stride} (receptive field {field}); metadata convrewrite.window"]
+    key = UPSAMPLED_KEY if upsampled else METADATA_KEY
+    lines = [f"{size} pixels, one every {stride} (receptive field {field}); metadata {key}"]
+    if window.equivalence == "windows" and upsampled:
+        return [*lines, "windows: the outputs are interpolated between cells, each equal to the original on its window"]
     if window.equivalence == "windows":
         return [*lines, "windows: every output equals the original on its window of the image"]
     return [
