@@ -382,3 +382,4 @@ def test_a_gitignore_that_is_no_file_of_lines(
         (tmp_path / ".gitignore").write_bytes(b"x" * (2 << 20))
     assert call(monkeypatch, "init", "--gitignore") == 2
     assert "is no plain file of lines" in capfd.readouterr().err
+    assert not (tmp_path / "convrewrite.toml").exists()

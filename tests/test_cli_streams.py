@@ -351,3 +351,11 @@ def test_ctrl_c_that_reaches_both_processes_is_one(source: Path, target: Path) -
         text = process.stderr.read()
     assert (process.returncode, text) == (130, "interrupted\n")
     assert snapshot(source.parent) == before
+
+
+@pytest.mark.parametrize("columns", ["0", "00", "", "-5", "abc", "1"])
+def test_a_terminal_without_a_width_hides_nothing(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    result = run("fcn", "there-is-none.onnx", "out.onnx")
+    assert result.returncode == 2
+    assert b"there-is-none.onnx" in b"".join(result.stderr.split())

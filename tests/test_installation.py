@@ -360,3 +360,27 @@ def test_the_real_one_is_found() -> None:
     for name, version in found.items():
         assert importlib.metadata.version(name) == version
     installed.check_installation()
+
+
+def test_a_distribution_whose_metadata_is_damaged_counts_for_nothing(environment: Environment) -> None:
+    environment.link_the_package()
+    environment.add("onnxruntime")
+    broken = environment.site / "onnxruntime_x-1.dist-info"
+    broken.mkdir()
+    (broken / "METADATA").write_bytes(b"\xff\xfe\0\0garbage")
+    done = environment.run("--version", "-v")
+    assert done.returncode == 0, done.stderr
+    assert "(onnxruntime 1.30.0)" in done.stdout
+
+
+@pytest.mark.parametrize("content", ["raise SystemExit(5)", "x = 1 / 0", ""])
+def test_a_folder_of_that_name_in_the_way_is_named(environment: Environment, content: str) -> None:
+    other = environment.site / "elsewhere"
+    environment.add("onnxruntime")
+    (environment.folder / "onnxruntime").mkdir()
+    (environment.folder / "onnxruntime" / "__init__.py").write_text(content)
+    other.mkdir()
+    done = environment.run("verify", LENET, LENET)
+    assert str(environment.folder / "onnxruntime") in line(done)
+    assert "rename it" in done.stderr
+    assert environment.run("--version", "-v").returncode == 0

@@ -49,6 +49,12 @@ def test_names_that_are_equal_can_be_told_apart(tmp_path: Path) -> None:
     assert read_labels(tmp_path / "l.txt") == ("crane (0)", "cat", "crane (2)", "line\u2028end")
 
 
+@pytest.mark.parametrize("names", [["a (1)", "a", "a", "b"], ["a", "a", "a (0)"], ["a (0)", "a (0)"]])
+def test_names_that_look_numbered_can_be_told_apart(tmp_path: Path, names: list[str]) -> None:
+    (tmp_path / "l.txt").write_text("\n".join(names), encoding="utf-8")
+    assert len(set(read_labels(tmp_path / "l.txt"))) == len(names)
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -56,6 +62,9 @@ def test_names_that_are_equal_can_be_told_apart(tmp_path: Path) -> None:
         (b"\n\n", "names no classes"),
         (b"cat\n\ndog\n", "line 2 of"),
         (b"\xff\x00\xfe", "is no text in UTF-8"),
+        (b"\xff\xfea", "is no text in UTF-8 or UTF-16"),
+        ("cat\ndog\n".encode("utf-16-le"), "is no text in UTF-8"),
+        ("cat\ndog\n".encode("utf-32"), "is no text in UTF-8"),
     ],
 )
 def test_what_is_no_list_of_names(tmp_path: Path, content: bytes, says: str) -> None:

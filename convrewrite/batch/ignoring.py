@@ -10,6 +10,7 @@ from convrewrite.batch import repository
 from convrewrite.batch.settings import Settings
 from convrewrite.errors import UsageError
 from convrewrite.system import atomic
+from convrewrite.text import parameter
 
 NAME = ".gitignore"
 
@@ -40,6 +41,12 @@ def _line(name: str) -> str:
     return "/" + re.sub(" +$", lambda spaces: "\\ " * len(spaces[0]), plain)
 
 
+def check(folder: Path) -> None:
+    """Raise UsageError where the .gitignore of a folder cannot be read, or could not be written."""
+    _read(folder / NAME)
+    atomic.check_target(folder / NAME, parameter("gitignore"), ())
+
+
 def add(lines: list[str], folder: Path) -> None:
     """Append lines to .gitignore, in the way its own lines end. Raises UsageError where it cannot be written."""
     if not lines:
@@ -58,7 +65,7 @@ def _read(path: Path) -> bytes:
         if not path.exists():
             return b""
         if not path.is_file() or path.stat().st_size > LARGEST:
-            raise UsageError(f"{path} is no plain file of lines")
+            raise UsageError(f"{path} is no plain file of lines", remedy="move it away")
         return path.read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror or error}") from None

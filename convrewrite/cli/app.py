@@ -268,6 +268,8 @@ def main() -> None:
     """The console script: the command in a process of its own."""
     from convrewrite.cli import supervisor
 
+    if not os.environ.get("COLUMNS", "").strip("0"):  # nothing could be printed in a width of 0
+        os.environ.pop("COLUMNS", None)
     supervisor.supervised(_command, _died)
 
 

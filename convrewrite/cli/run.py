@@ -73,12 +73,15 @@ def register(
         line: Line,
     ) -> None:
         """Write a settings file for `run`, with a comment on every key."""
+        from convrewrite.batch import ignoring
         from convrewrite.batch.starter import STARTER
         from convrewrite.system import atomic
 
         add = line.options(InitOptions).gitignore
         if config.exists() and not add:
             raise UsageError(f"{config} is there already", remedy="name another file, or delete it first")
+        if add:
+            ignoring.check(config.absolute().parent)
         if not config.exists():
             atomic.write_whole(config, [STARTER.encode()], ".toml")
             named = "" if str(config) == CONFIG else f" {config}"

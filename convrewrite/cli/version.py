@@ -45,6 +45,10 @@ def _runtime() -> list[tuple[str, str]]:
         if error.name == "onnxruntime":
             return [("ONNX Runtime", "not installed")]
         return [("ONNX Runtime", f"does not load: {error} ({told})")]
-    except Exception as error:  # whatever a broken installation raises is what somebody wants to read here
-        return [("ONNX Runtime", f"does not load: {' '.join(str(error).split())} ({told})")]
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # what a broken installation raises is to be read here
+        why = " ".join(str(error).split()) or type(error).__name__
+        return [("ONNX Runtime", f"does not load: {why} ({told})")]
     return [("ONNX Runtime", f"{version} ({told})"), ("providers", ", ".join(providers))]

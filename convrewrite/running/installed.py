@@ -49,9 +49,10 @@ def distributions() -> dict[str, str]:
             for entry in os.listdir(folder or "."):
                 if _CANDIDATE.fullmatch(entry):
                     one = Distribution.at(Path(folder, entry))
-                    name = re.sub(r"[-_.]+", "-", str(one.metadata["Name"] or "")).lower()
-                    if _brings(one, name):
-                        found.setdefault(name, one.version)
+                    with contextlib.suppress(UnicodeDecodeError):  # damaged: then it says nothing of itself
+                        name = re.sub(r"[-_.]+", "-", str(one.metadata["Name"] or "")).lower()
+                        if _brings(one, name):
+                            found.setdefault(name, one.version)
     return dict(sorted(found.items()))
 
 
@@ -78,6 +79,11 @@ def missing(installed: Mapping[str, str], why: str = "") -> RuntimeMissing:
     if not installed:
         said = f"ONNX Runtime cannot be imported ({why})" if why else "ONNX Runtime is not installed"
         return RuntimeMissing(said, remedy=INSTALL)
+    if (place := _elsewhere()) is not None:
+        return RuntimeMissing(
+            f"{place} is imported in the place of ONNX Runtime{f': {why}' if why else ''}",
+            remedy="rename it, or work in another folder",
+        )
     if len(installed) > 1:
         return RuntimeMissing(
             f"ONNX Runtime cannot be imported: {clash(installed)}", remedy=f"run: {one_of(installed)}"
@@ -86,6 +92,17 @@ def missing(installed: Mapping[str, str], why: str = "") -> RuntimeMissing:
     cause = why or "its folder has lost files, as when another distribution of it is uninstalled"
     remedy = f"run: pip install --force-reinstall --no-deps {name}=={version}"
     return RuntimeMissing(f"{name} {version} is installed, but cannot be imported: {cause}", remedy=remedy)
+
+
+def _elsewhere() -> Path | None:
+    """The package that would be imported, where it lies beside no distribution of ONNX Runtime."""
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        spec = importlib.util.find_spec(PACKAGE)
+        if spec is not None and spec.origin is not None:
+            place = Path(spec.origin).parent if spec.submodule_search_locations else Path(spec.origin)
+            if not any(_CANDIDATE.fullmatch(entry) for entry in os.listdir(place.parent)):
+                return place
+    return None
 
 
 def clash(installed: Mapping[str, str]) -> str:

@@ -272,7 +272,7 @@ def library() -> ModuleType:
     """ONNX Runtime, of whichever distribution is installed. Raises RuntimeMissing where it cannot be imported."""
     try:
         found = importlib.import_module("onnxruntime")
-    except Exception as error:  # of damaged files: ImportError, AttributeError, OSError
+    except (Exception, SystemExit) as error:  # of damaged files: ImportError, AttributeError, OSError
         absent = isinstance(error, ModuleNotFoundError) and error.name == "onnxruntime"
         raise installed.missing(installed.distributions(), "" if absent else one_line(error)) from None
     if not hasattr(found, "InferenceSession"):  # a folder of that name, without the files

@@ -33,7 +33,9 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     try:
         text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError:
-        raise UsageError(f"{path} is no text in UTF-8", remedy=EXAMPLE) from None
+        raise UsageError(f"{path} is no text in UTF-8 or UTF-16", remedy=EXAMPLE) from None
+    if "\0" in text:  # UTF-16 without its mark, UTF-32, or no text at all
+        raise UsageError(f"{path} is no text in UTF-8", remedy=EXAMPLE)
     names = [line.strip() for line in text.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     while names and not names[-1]:
         names.pop()
@@ -42,7 +44,10 @@ def read_labels(path: str | Path) -> tuple[str, ...]:
     if "" in names:
         raise UsageError(f"line {names.index('') + 1} of {path} is empty", remedy="each class needs a name")
     times = Counter(names)
-    return tuple(name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(names))
+    told = [name if times[name] == 1 else f"{name} ({number})" for number, name in enumerate(names)]
+    if len(set(told)) < len(told):  # a name looks like one that has its number
+        told = [f"{name} ({number})" for number, name in enumerate(names)]
+    return tuple(told)
 
 
 def fitting(names: Sequence[str], classes: int, output: str, path: str) -> Sequence[str]:
