@@ -131,7 +131,7 @@ def test_a_planted_fault_fails(tmp_path, options, plant):
     with pytest.raises(CheckFailed) as caught:
         result.check()
     assert caught.value.exit_code == 1
-    assert "seed 0" in str(caught.value)
+    assert "seed=0" in str(caught.value)
     assert "convrewrite.verify(a, b, seed=0, samples=3" in str(caught.value)
     assert "--seed 0 --samples 3" in told(caught.value.text, FLAGS)
     json.dumps(result.to_dict(), allow_nan=False)
@@ -147,7 +147,7 @@ def test_a_failure_names_output_place_and_figures(tmp_path):
     assert worst.figures is not None
     assert worst.figures[0] - worst.figures[1] == pytest.approx(9, abs=1e-4)
     assert "output prob is" in result.message()
-    assert "seed 4" in result.message()
+    assert "'seed': 4" in result.message()
 
 
 def same_interface(options: dict, plant: Callable[[onnx.ModelProto], onnx.ModelProto]) -> tuple:
