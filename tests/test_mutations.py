@@ -214,7 +214,8 @@ def test_the_message_says_where_and_how_to_repeat_it(
     (output,) = (info.name for info in onnx.load(model).graph.output)
     match = re.fullmatch(
         r"failed: not equivalent at [^:]+: output (\S+) is (\S+) instead of (\S+) at \[([\d,]+)\], "
-        r"error (\S+) \(max\|a-b\|/max\|b\|\), tolerance (\S+) \(.* seed 11\); repeat it with: (.+)",
+        r"error (\S+) \(max\|a-b\|/max\|b\|\), tolerance (\S+) "
+        r"\((?:window at pixel \(\d+, \d+\); )?\S+, (?:random inputs|inputs \d+)\); repeat it with: (.+ --seed 11 .+)",
         message,
     )
     assert match, message

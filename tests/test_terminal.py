@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -26,8 +27,10 @@ VGG = str(models.trained_path("digits_vgg"))
 @pytest.fixture(scope="module")
 def dense(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Shown]:
     """A model with many rewritten sites and checks, and what its making looked like."""
-    path = tmp_path_factory.mktemp("dense") / "dense.onnx"
-    return path, on_terminal("fcn", "--dense", LENET, str(path))
+    folder = tmp_path_factory.mktemp("dense")
+    shutil.copy(LENET, folder)
+    with contextlib.chdir(folder):  # a path is not folded, however long the temporary folder's is
+        return folder / "dense.onnx", on_terminal("fcn", "--dense", Path(LENET).name, "dense.onnx")
 
 
 def test_a_conversion_fits(dense: tuple[Path, Shown]) -> None:
@@ -61,12 +64,8 @@ def test_every_command_fits(dense: tuple[Path, Shown], name: str) -> None:
             shutil.copy(model, folder)
     words = [word.format(dense="dense.onnx", folder=".") for word in COMMANDS[name]]
     words = [Path(word).name if word in (LENET, VGG) else word for word in words]
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
+    with contextlib.chdir(folder):
         shown = on_terminal(*words)
-    finally:
-        os.chdir(before)
     assert shown.code == (1 if name == "verify where" else 0), shown.raw
     told = [line for line in shown.lines if not line.startswith("failed: ")]  # one line, to be copied
     assert max(map(len, told)) <= 80, [line for line in told if len(line) > 80]
