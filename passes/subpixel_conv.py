@@ -24,8 +24,8 @@ Requires a constant weight of float16, float32 or float64, and finite numbers in
 It holds at any size of the map; with `output_shape` the crop is that of one size, which has to be fixed: by the file,
 or by `size`, and then in the file that is written, too.
 Refuses maps with one or three spatial axes, since DepthToSpace takes two; weights that are fed, or stored as integers;
-an auto_pad of SAME that the standard and ONNX Runtime do not read alike; strides so far beyond the kernel that almost
-all of the result is zeros.
+an auto_pad of SAME with output_padding, which ONNX and ONNX Runtime do not read alike; strides so far beyond the kernel
+that almost all of the result is zeros.
 Sources: Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016, arXiv:1609.07009; the ONNX
 operator pages of ConvTranspose, Conv and DepthToSpace.
 """
@@ -88,7 +88,7 @@ REASONS = {
         ),
         Reason(
             "subpixel-conv/auto-pad",
-            "the standard and ONNX Runtime do not give the same extents to this auto_pad of SAME",
+            "ONNX and ONNX Runtime do not give the same extents to an auto_pad of SAME with this output_padding",
             "write pads in its place",
         ),
     )
@@ -132,7 +132,7 @@ class SubpixelConv(Pass):
         known = context.shapes.get(node.inputs[0].name, ())[2:]
         cells = site.cells if not known else site.cells * math.prod(block.cells(known)) // max(1, math.prod(known))
         made = described("Conv", (len(block.weight), site.channels[1]), block.weight.shape[2:], site.group)
-        text = f"{site} -> {', '.join([made, *block.steps(context.graph.opset)])}"
+        text = f"{site} -> {', '.join([made, *block.told(context.graph.opset)])}"
         text += f", the input fixed at {parameter('size')}" if fixes else ""
         rewritten = Site(
             self.name,
@@ -217,14 +217,14 @@ class _Axis:
 
 
 def _axes(site: ConvSite, extents: Extents) -> tuple[_Axis, ...] | None:
-    """Both axes; None where an auto_pad of SAME is read differently by the standard and by ONNX Runtime."""
+    """Both axes; None where an auto_pad of SAME with output_padding has two meanings."""
     at = tuple(extent or 1 for extent in extents)  # any will do: only an output_shape depends on it
     spread, rank = Spreading.read(site.attrs, site.kernel, at), range(len(at))
     same = (site.attrs.get("auto_pad") or "").startswith("SAME") and not site.attrs.get("output_shape")
     more = site.attrs.get("output_padding") or (0,) * len(at)
-    beyond = [(k - 1) * d + 1 - s for k, d, s in zip(spread.kernel, spread.dilations, spread.strides, strict=True)]
-    if same and any(beyond[axis] + more[axis] < 0 or (more[axis] and beyond[axis] + more[axis] > 0) for axis in rank):
-        return None
+    reach = [(k - 1) * d + 1 for k, d in zip(spread.kernel, spread.dilations, strict=True)]
+    if same and any(more[axis] and reach[axis] + more[axis] > spread.strides[axis] for axis in rank):
+        return None  # ONNX Runtime crops what output_padding adds, and shape inference does not
     steps, gains = spread.strides, [spread.output[axis] - at[axis] * spread.strides[axis] for axis in rank]
     parts = zip(site.kernel, steps, spread.dilations, spread.begin, gains, strict=True)
     return tuple(_Axis.of(taps, s, d, crop=crop, gain=gain) for taps, s, d, crop, gain in parts)
@@ -261,12 +261,16 @@ class _Block:
         """Extents of what the Conv gives on a map of these."""
         return [axis.cells(extent) for axis, extent in zip(self.axes, extents, strict=True)]
 
-    def steps(self, opset: int) -> list[str]:
-        """What follows the Conv, in words."""
+    def moves(self, opset: int) -> list[str]:
+        """The operators that follow the Conv; Reshape stands for the three."""
         one = opset >= 11 and len(set(self.strides)) == 1
-        moved = [f"DepthToSpace {self.strides[0]}" if one else f"Reshape {by(self.strides)}"]
-        cut = any(axis.begin or axis.end for axis in self.axes)
-        return [*(moved if max(self.strides) > 1 else []), *(["Slice"] if cut else [])]
+        moved = [] if max(self.strides) == 1 else ["DepthToSpace" if one else "Reshape"]
+        return [*moved, *(["Slice"] if any(axis.begin or axis.end for axis in self.axes) else [])]
+
+    def told(self, opset: int) -> list[str]:
+        """The same in words."""
+        sizes = {"DepthToSpace": f" {self.strides[0]}", "Reshape": f" {by(self.strides)}"}
+        return [move + sizes.get(move, "") for move in self.moves(opset)]
 
     def put(self, graph: gs.Graph) -> None:
         """Make the change in the graph."""
@@ -286,13 +290,15 @@ class _Block:
             "group": self.group,
         }
         map_ = emit("Conv", "phases", inputs, **attrs)
-        for step in self.steps(graph.opset):
-            if step.startswith("DepthToSpace"):
-                map_ = emit("DepthToSpace", "blocks", [map_], blocksize=self.strides[0], mode="CRD")
-            else:
-                map_ = self._cut(emit, map_) if step == "Slice" else self._spread(emit, map_)
+        make = {"DepthToSpace": self._shuffled, "Reshape": self._spread, "Slice": self._cut}
+        for move in self.moves(graph.opset):
+            map_ = make[move](emit, map_)
         emit.nodes[-1].outputs[0] = result
         graph.nodes[place:place] = emit.nodes
+
+    def _shuffled(self, emit: Emitter, map_: gs.Tensor) -> gs.Tensor:
+        """[N, M s s, h, w] as [N, M, h s, w s]."""
+        return emit("DepthToSpace", "blocks", [map_], blocksize=self.strides[0], mode="CRD")
 
     def _spread(self, emit: Emitter, map_: gs.Tensor) -> gs.Tensor:
         """[N, M s t, h, w] as [N, M, h s, w t]; a Reshape finds out one extent that is not known, and no second."""

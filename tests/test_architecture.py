@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("convrewrite", "passes", "models")
 MAX_LINES = 400
 
-GROUND = frozenset({"errors", "layout", "system", "text"})
+GROUND = frozenset({"errors", "system", "text"})
 FILES = GROUND | {"engine", "model_io"}
 PROOFS = FILES | {"options", "running", "verification", "timing", "acceptance"}
 COMMANDS = PROOFS | {"pipeline", "passes", "models"}
@@ -30,7 +30,6 @@ COMMANDS = PROOFS | {"pipeline", "passes", "models"}
 ALLOWED: dict[str, frozenset[str]] = {
     "errors": frozenset({"text"}),
     "text": frozenset(),
-    "layout": frozenset({"text"}),
     "options": frozenset({"errors", "text"}),
     "system": frozenset({"errors"}),
     "engine": GROUND,

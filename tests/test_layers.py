@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 import pytest
 from onnx import TensorProto, helper
 
-from convrewrite.engine.layers import ConvLayer, LinearLayer, PoolLayer, Sliding, TransposedLayer
+from convrewrite.engine.layers import ConvLayer, LinearLayer, PoolLayer, Sliding, Spreading, TransposedLayer
 from helpers import Net, session
 
 GEOMETRIES = [
@@ -139,6 +139,24 @@ def test_transposed_layer(attrs: dict[str, Any]) -> None:
     want = net.shape(net.ConvTranspose("x", net.ints(6, 2, 3, 5), group=2, **attrs))
     layer = TransposedLayer.from_node(gs.Node("ConvTranspose", attrs={"group": 2, **attrs}), (6, 2, 3, 5), (9, 12))
     assert (layer.out_channels, *layer.spreading.output) == want[1:]
+
+
+SAME = [
+    (k, s, d, more)
+    for k, s, d, more in itertools.product((1, 2, 3, 4), (1, 2, 3, 4), (1, 2), (0, 1, 2))
+    if more < s or not more
+]
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+@pytest.mark.parametrize(("kernel", "stride", "dilation", "more"), SAME)
+def test_an_auto_pad_of_a_transposed_layer(kernel: int, stride: int, dilation: int, more: int, auto_pad: str) -> None:
+    """A kernel that reaches less far than its stride leaves less than extent x stride: nothing is added."""
+    net = Net(1, 2, 5, 4)
+    attrs: dict[str, Any] = {"strides": [stride, 1], "dilations": [dilation, 1], "auto_pad": auto_pad}
+    attrs |= {"output_padding": [more, 0]} if more else {}
+    want = net.shape(net.ConvTranspose("x", net.ints(2, 3, kernel, 1), **attrs))
+    assert Spreading.read(attrs, (kernel, 1), (5, 4)).output == want[2:]
 
 
 X = np.arange(6.0).reshape(2, 3)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from convrewrite import layout
-from convrewrite.layout import Table
+from convrewrite.text import layout
+from convrewrite.text.layout import Table
 
 ROWS = [
     ("layer", "max error", "what came of it"),

@@ -30,8 +30,8 @@ from convrewrite.cli.telling import errors, results, say, settle_output, tell, t
 from convrewrite.cli.usage import Command
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
-from convrewrite.layout import folded, show, width_of
 from convrewrite.system.endings import theirs
+from convrewrite.text.layout import folded, show, width_of
 
 if TYPE_CHECKING:
     from convrewrite.engine.rewrite import Pass

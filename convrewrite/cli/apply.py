@@ -53,9 +53,8 @@ def register(
         line: Line,
     ) -> None:
         """Compute the class map of an image of any size, tile by tile: what one pass would give, in little memory."""
-        from convrewrite import layout
         from convrewrite.system import atomic
-        from convrewrite.text import json_text
+        from convrewrite.text import json_text, layout
         from convrewrite.tiling import apply as applied
         from convrewrite.tiling.applying import files
 

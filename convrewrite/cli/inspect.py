@@ -33,13 +33,13 @@ def register(app: typer.Typer, answer: Callable[[list[str]], None]) -> None:
         line: Line,
     ) -> None:
         """List the layers of a model with their cost and receptive fields, and what each pass would do."""
-        from convrewrite import layout
         from convrewrite.inspection import inspect as look
         from convrewrite.inspection import table
         from convrewrite.model_io.guards import Files
         from convrewrite.pipeline.files import load
         from convrewrite.running import faults
         from convrewrite.system.streams import refuse_closed_output
+        from convrewrite.text import layout
 
         options, told = line.options(InspectOptions), line.options(TellOptions)
         if options.save is not None and options.toeplitz is None:

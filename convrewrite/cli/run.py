@@ -42,10 +42,10 @@ def register(
         line: Line,
     ) -> None:
         """Optimize the models that a file names, and fail where one of them misses a gate."""
-        from convrewrite import layout
         from convrewrite.batch import settings as file
         from convrewrite.batch.run import run as run_batch
         from convrewrite.batch.summary import to_markdown
+        from convrewrite.text import layout
 
         settings, options, quiet = file.read(config), line.options(RunOptions), line.options(TellOptions).quiet
         folder = config.absolute().parent
@@ -112,8 +112,8 @@ def _lines(batch: Batch, width: int) -> list[Text | str]:
     """One line per model, and the sum, in at most `width` columns; 0 is no limit."""
     from convrewrite.batch.summary import HEADER, row
     from convrewrite.batch.summary import told as compared
-    from convrewrite.layout import Table
     from convrewrite.text import counted
+    from convrewrite.text.layout import Table
 
     rows = [row(result) for result in batch.results]
     used = [i for i in range(len(HEADER)) if i < 2 or any(cells[i] for cells in rows)]

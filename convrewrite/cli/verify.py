@@ -18,10 +18,10 @@ import typer
 from convrewrite.cli.options import Line, Run, TellOptions, declared, written
 from convrewrite.cli.words import FLAGS
 from convrewrite.errors import UsageError
-from convrewrite.layout import Table, folded
 from convrewrite.options import VerifyOptions
 from convrewrite.options.kinds import TELL, FilePath, Value, option_class
 from convrewrite.text import terminal, told
+from convrewrite.text.layout import Table, folded
 
 if TYPE_CHECKING:
     from rich.text import Text

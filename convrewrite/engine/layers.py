@@ -148,10 +148,10 @@ class Spreading:
         pads = tuple(attrs.get("pads") or (0,) * (2 * rank))
         auto_pad = attrs.get("auto_pad") or "NOTSET"
         wanted = tuple(attrs.get("output_shape") or ())[-rank:]
-        if not wanted and auto_pad.startswith("SAME"):
-            wanted = tuple(n * s for n, s in zip(size, strides, strict=True))
         quads = zip(size, kernel, strides, dilations, more, strict=True)
         whole = [(n - 1) * s + a + (k - 1) * d + 1 for n, k, s, d, a in quads]
+        if not wanted and auto_pad.startswith("SAME"):  # it crops, and adds nothing where a kernel reaches less far
+            wanted = tuple(min(n * s, w) for n, s, w in zip(size, strides, whole, strict=True))
         if wanted:
             crops = [max(0, w - out) for w, out in zip(whole, wanted, strict=True)]
             begin = tuple(c // 2 if auto_pad == "SAME_UPPER" else c - c // 2 for c in crops)

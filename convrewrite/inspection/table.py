@@ -14,10 +14,10 @@ from convrewrite.engine.fields import ReceptiveField
 from convrewrite.engine.layers import Sliding
 from convrewrite.engine.rewrite import Site
 from convrewrite.inspection import heads
-from convrewrite.layout import Table, folded
 from convrewrite.pipeline.outcome import FileFacts
 from convrewrite.text import PYTHON, Printed, Words, by, counted, enough, parameter, short, terminal
 from convrewrite.text import told as in_words
+from convrewrite.text.layout import Table, folded
 
 SCHEMA = "convrewrite.inspection/1"
 

@@ -25,17 +25,17 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.text import Text
 
-from convrewrite import layout, text
+from convrewrite import text
 from convrewrite.engine.rewrite import Site
 from convrewrite.engine.windows import METADATA_KEY, UPSAMPLED_KEY, Window
 from convrewrite.errors import UsageError
-from convrewrite.layout import Table
 from convrewrite.pipeline.outcome import STREAM, FileFacts, Outcome
 from convrewrite.running.installed import distributions
 from convrewrite.system import atomic
 from convrewrite.system.atomic import write_errors
 from convrewrite.system.streams import refuse_closed_output
-from convrewrite.text import Words, counted, parameter, told
+from convrewrite.text import Words, counted, layout, parameter, told
+from convrewrite.text.layout import Table
 from convrewrite.verification import leading
 from convrewrite.verification.verdicts import MISMATCHES, Case, Verification
 

@@ -8,8 +8,8 @@ from typing import Any
 from rich.text import Text
 
 from convrewrite.errors import ConvrewriteError
-from convrewrite.layout import Table, folded
 from convrewrite.text import Printed, by, counted, short, terminal
+from convrewrite.text.layout import Table, folded
 from convrewrite.timing.statistics import MIN_SETS, Comparison, Estimate
 
 HEADER = (

@@ -121,18 +121,18 @@ EXAMPLES = (
         "subpixel-conv/auto-pad",
         SUBPIXEL,
         """
-        decoder (float[1, 2, 8, 8] map) => (float[1, 3, 16, 16] image)
-        <float[2, 3, 1, 3] w = {}>
+        decoder (float[1, 2, 8, 8] map) => (float[1, 3, H, W] image)
+        <float[2, 3, 3, 3] w = {}>
         {
-            image = ConvTranspose <strides = [2, 2], auto_pad = "SAME_UPPER"> (map, w)
+            image = ConvTranspose <strides = [2, 2], auto_pad = "SAME_UPPER", output_padding = [1, 1]> (map, w)
         }""",
         other="""
-        decoder (float[1, 2, 8, 8] map) => (float[1, 3, 15, 16] image)
-        <float[2, 3, 1, 3] w = {}>
+        decoder (float[1, 2, 8, 8] map) => (float[1, 3, 16, 16] image)
+        <float[2, 3, 3, 3] w = {}>
         {
-            image = ConvTranspose <strides = [2, 2], pads = [0, 0, 0, 1]> (map, w)
+            image = ConvTranspose <strides = [2, 2], pads = [1, 1, 1, 1], output_padding = [1, 1]> (map, w)
         }""",
         works=OTHER,
-        note="The kernel has one row for a stride of two; how many rows that gives is read in two ways.",
+        note="ONNX Runtime crops the rows and columns that output_padding adds, and shape inference keeps them.",
     ),
 )
