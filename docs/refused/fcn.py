@@ -294,6 +294,36 @@ EXAMPLES = (
         works=WORKS,
     ),
     Example(
+        "fcn/whole-map-statistic",
+        FCN,
+        """
+        classifier (float[1, 2, 9, 9] image) => (float[1, 4] scores)
+        <float[3, 2, 3, 3] w = {}, float three = {3}, float[4, 3] fc = {}>
+        {
+            map = Conv (image, w)
+            mean = GlobalAveragePool (map)
+            away = Sub (map, mean)
+            cube = Pow (away, three)
+            moment = GlobalAveragePool (cube)
+            flat = Flatten (moment)
+            scores = Gemm <transB = 1> (flat, fc)
+        }""",
+        other="""
+        classifier (float[1, 2, 9, 9] image) => (float[1, 4] scores)
+        <float[3, 2, 3, 3] w = {}, float two = {2}, float[4, 3] fc = {}>
+        {
+            map = Conv (image, w)
+            mean = GlobalAveragePool (map)
+            away = Sub (map, mean)
+            square = Pow (away, two)
+            variance = GlobalAveragePool (square)
+            flat = Flatten (variance)
+            scores = Gemm <transB = 1> (flat, fc)
+        }""",
+        works=WORKS,
+        note="Of a mean, a variance or a standard deviation there is one per window; of a third moment there is not.",
+    ),
+    Example(
         "fcn/stride-mismatch",
         FCN,
         """

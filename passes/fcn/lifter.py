@@ -30,6 +30,8 @@ class Lifter:
         native: shapes of all its tensors at the native size. constants: folds them on demand.
         global_pools: anchors of the whole-map pools that stay global.
         period: pixels by which the image may grow where a map is upsampled later, per spatial letter.
+        statistics: which tensors of the original are a "mean" of the whole map, a "deviation" from it, a "power" of
+            such a deviation, or a "moment", the mean of that.
         trim: drop trailing pads that no native window sees. new_size: extents to fix, or None for symbols.
     """
 
@@ -49,6 +51,7 @@ class Lifter:
     spans: bool = False
     period: dict[str, int] = field(default_factory=dict)
     sites: list[Site] = field(default_factory=list)
+    statistics: dict[str, str] = field(default_factory=dict)
     progress: int = 0
 
     def __post_init__(self) -> None:

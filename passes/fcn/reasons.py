@@ -95,6 +95,12 @@ REASONS = {
             "bring the branches to one stride ahead of the place where they meet",
         ),
         Reason(
+            "fcn/whole-map-statistic",
+            "the head is made of statistics that are taken about the mean of the whole map, such as a third moment; of "
+            "means, variances and deviations there is one per window, of these there is not",
+            "cut the model ahead of the statistic, and take it of every window of the map",
+        ),
+        Reason(
             "fcn/opset-too-old",
             "operator sets below 7 broadcast by an attribute and are not read here",
             "convert the model with onnx.version_converter to opset 7 or later",

@@ -25,7 +25,7 @@ from convrewrite.passes.fcn.channels import reduce_channels
 from convrewrite.passes.fcn.hollow import without_hollow_axes
 from convrewrite.passes.fcn.joining import join
 from convrewrite.passes.fcn.lifter import Lifter
-from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View
+from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, behind
 from convrewrite.text import by
 
 POOLS_OF_REDUCTIONS = {
@@ -230,13 +230,9 @@ def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
     view = join(lifter, node, states[0]) if isinstance(states[0], Parts) else states[0]
     if not isinstance(view, View):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} reduces over axes that depend on an input")
-    rank = len(view.axes)
-    given = lifter.parameter(node, "axes", 1)
-    if given is not None and not np.size(given):
-        given = None
-    if given is None and node.attrs.get("noop_with_empty_axes", 0):
+    axes = reduced_axes(lifter, node, view)
+    if axes is None:
         return [view]
-    axes = sorted(int(a) % rank for a in (range(rank) if given is None else np.atleast_1d(given)))
     removed = atoms(view.axes[axis] for axis in axes)
     if lifter.mixes_samples(removed):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} reduces over the batch")
@@ -247,22 +243,39 @@ def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
         return reduced_globally(lifter, node, view, axes)
     if node.op not in POOLS_OF_REDUCTIONS:
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} over the map has no pool that does the same")
-    pooled = _pool_of_reduction(lifter, node, view, {a.letter for a in removed if a.spatial})
-    if any(a.letter == "C" and a.extent > 1 for a in removed):
-        if node.op in ("ReduceL2", "ReduceSumSquare"):
-            raise Refuse("fcn/no-rule", f"{lifter.label(node)} runs over channels and positions at once")
-        return [reduce_channels(lifter, node, pooled, axes, keepdims=keepdims, again=True)]
+    mixed = any(a.letter == "C" and a.extent > 1 for a in removed)
+    if mixed and node.op in ("ReduceL2", "ReduceSumSquare"):
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} runs over channels and positions at once")
+    spatial = {a.letter for a in removed if a.spatial}
+    return [reduced(lifter, node, view, axes, spatial, keepdims=keepdims, again=mixed)]
+
+
+def reduced_axes(lifter: Lifter, node: gs.Node, view: View) -> list[int] | None:
+    """The axes that a reduction removes, in order; None where it removes none."""
+    rank = len(view.axes)
+    given = lifter.parameter(node, "axes", 1)
+    if given is not None and not np.size(given):
+        given = None
+    if given is None and node.attrs.get("noop_with_empty_axes", 0):
+        return None
+    return sorted(int(a) % rank for a in (range(rank) if given is None else np.atleast_1d(given)))
+
+
+def reduced(
+    lifter: Lifter, node: gs.Node, view: View, axes: Sequence[int], letters: set[str], *, keepdims: bool, again: bool
+) -> View:
+    """The view pooled over windows along those letters, and over the channels among the axes with `again`."""
+    pooled = _pool_of_reduction(lifter, node, view, letters) if letters else view
+    if again:
+        return reduce_channels(lifter, node, pooled, axes, keepdims=keepdims, again=True)
     left = tuple(() if i in axes else axis for i, axis in enumerate(pooled.axes) if keepdims or i not in axes)
-    return [replace(pooled, axes=left)]
+    return replace(pooled, axes=left)
 
 
 def _pool_of_reduction(lifter: Lifter, node: gs.Node, view: View, letters: set[str]) -> View:
     """The pool that reduces a window over those spatial axes."""
     anchor = node.outputs[0].name
-    batch = tuple(a for a in atoms(view.base) if a.letter == "N")
-    channel = tuple(a for a in atoms(view.base) if a.letter == "C")
-    layout: Layout = (batch, channel, *((view.spatial(letter),) for letter in view.letters))
-    flat = replace(lifter.emitter.bring(view, layout), axes=layout)
+    flat = lifter.emitter.as_map(view)
     size = size_of(flat)
     kernel = tuple(n if letter in letters else 1 for n, letter in zip(size, letters_of(flat), strict=True))
     ones, zeros = (1,) * len(size), (0,) * len(size)
@@ -279,10 +292,7 @@ def _pool_of_reduction(lifter: Lifter, node: gs.Node, view: View, letters: set[s
     if node.op == "ReduceMin":
         back = lifter.emitter.emit("Neg", [pooled.tensor], output=f"{anchor}/lifted", dtype=tensor.dtype)
         pooled = replace(pooled, tensor=back)
-    kept = set(atoms(pooled.base))
-    old = {atom: (pooled.spatial(atom.letter),) for atom in atoms(view.axes) if atom.spatial}
-    axes = tuple(tuple(a for b in axis for a in old.get(b, (b,)) if a in kept) for axis in view.axes)
-    return replace(pooled, axes=axes)
+    return replace(pooled, axes=behind(view, pooled))
 
 
 def reduced_globally(lifter: Lifter, node: gs.Node, view: View, axes: Sequence[int]) -> list[State]:

@@ -109,7 +109,25 @@ class Parts:
     rank: int
 
 
-State = Static | Fixed | View | Parts
+@dataclass(frozen=True)
+class Centred:
+    """A map less one number per window (`square`: the square of that), which has no map of its own.
+
+    Attributes:
+        data, centre: the map, and what is taken off. letters: spatial letters over which the centre is one number.
+        plain: the centre is the mean of the map over those letters. scales: Mul and Div by scalars, put off until the
+            statistic is made.
+    """
+
+    data: View
+    centre: View
+    letters: frozenset[str]
+    plain: bool
+    square: bool = False
+    scales: tuple[tuple[str, gs.Tensor], ...] = ()
+
+
+State = Static | Fixed | View | Parts | Centred
 
 
 def _real(axis: Sequence[Atom]) -> tuple[Atom, ...]:
@@ -160,6 +178,13 @@ class Layouts(Emitter):
             tensor = self.emit("Transpose", [tensor], {"perm": order}, output=f"{name}/turned", dtype=tensor.dtype)
             tensor = self._reshape(tensor, turned, target, name)
         return replace(view, tensor=tensor, base=target)
+
+    def as_map(self, view: View) -> View:
+        """The view as a map [N, C, *spatial]."""
+        batch = tuple(a for a in atoms(view.base) if a.letter == "N")
+        channel = tuple(a for a in atoms(view.base) if a.letter == "C")
+        layout: Layout = (batch, channel, *((view.spatial(letter),) for letter in view.letters))
+        return replace(self.bring(view, layout), axes=layout)
 
     def split_off(self, view: View, axis: Axis, *, last: bool = False, letters: Sequence[str] = ()) -> tuple[View, int]:
         """Bring a view into a layout in which the channel atoms of `axis` have an axis of their own.
@@ -259,6 +284,13 @@ class Layouts(Emitter):
         real = self.emit("Cast", [view.tensor], {"to": np.float32}, output=f"{name}/float", dtype=np.dtype(np.float32))
         kept = self.emit("MaxPool", [real], attrs, output=f"{name}/kept", dtype=np.dtype(np.float32))
         return view, self.emit("Cast", [kept], {"to": np.dtype(dtype).type}, output=name, dtype=dtype)
+
+
+def behind(view: View, pooled: View) -> Layout:
+    """The axes of a view behind a pool of its map: those that were pooled have one entry."""
+    kept = set(atoms(pooled.base))
+    old = {atom: (pooled.spatial(atom.letter),) for atom in atoms(view.axes) if atom.spatial}
+    return tuple(tuple(a for b in axis for a in old.get(b, (b,)) if a in kept) for axis in view.axes)
 
 
 def _order(layout: Layout) -> tuple[Atom, ...]:

@@ -21,10 +21,10 @@ from convrewrite.engine.axes import Atom, atoms, large, letters
 from convrewrite.engine.graph import live_nodes, subgraph_tensors, unique_name
 from convrewrite.engine.operators import chosen, ruled
 from convrewrite.engine.windows import CutTensor, Field
-from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding
+from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding, statistics
 from convrewrite.passes.fcn.lifter import Lifter, known_dtype
 from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
-from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View
+from convrewrite.passes.fcn.views import Centred, Fixed, Parts, Refuse, State, Static, View
 
 Rule = Callable[[Lifter, gs.Node, Sequence[State]], list[State]]
 
@@ -66,6 +66,7 @@ def lift(lifter: Lifter) -> Lifted:
     for node in live_nodes(lifter.graph):
         _step(lifter, node)
         lifter.progress += 1
+    statistics.check_outputs(lifter)
     return finish(lifter, inputs)
 
 
@@ -97,10 +98,11 @@ def _symbol(lifter: Lifter, wanted: str) -> str:
 
 def _step(lifter: Lifter, node: gs.Node) -> None:
     states = [lifter.state(tensor) for tensor in node.inputs]
-    if any(isinstance(lifter.state(t), View | Parts) for t in subgraph_tensors(node)):
+    if any(isinstance(lifter.state(t), View | Parts | Centred) for t in subgraph_tensors(node)):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} reads the image inside a subgraph")
-    if not any(isinstance(state, View | Parts) for state in states):
+    if not any(isinstance(state, View | Parts | Centred) for state in states):
         _step_aside(lifter, node, states)
+        statistics.note(lifter, node, states, [lifter.state(t) for t in node.outputs if t.name])
         return
     if node.op in INTEGER_OPERATORS or REFUSED.get(node.op) == "fcn/integer-operator":
         raise Refuse("fcn/integer-operator", f"{lifter.label(node)} computes with integers")
@@ -110,7 +112,10 @@ def _step(lifter: Lifter, node: gs.Node) -> None:
         return
     if node.op not in RULES:
         raise Refuse(REFUSED.get(node.op, "fcn/no-rule"), f"{lifter.label(node)} has no rule")
-    results = RULES[node.op](lifter, node, states)
+    results = statistics.lift_statistic(lifter, node, states)
+    if results is None:
+        results = RULES[node.op](lifter, node, states)
+        statistics.note(lifter, node, states, results)
     for tensor, result in zip(node.outputs, results, strict=False):
         if tensor.name:
             _check_shape(lifter, node, tensor, result)
@@ -172,7 +177,7 @@ def _aside(lifter: Lifter, node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
     if not tensor.name or isinstance(tensor, gs.Constant) or not lifter.constants.depends_on_shape(tensor):
         return lifter.static(tensor)
     if node.op != "Reshape":
-        raise Refuse("fcn/dynamic-shape", f"{lifter.label(node)} computes with '{tensor.name}', a size of the image")
+        return _recomputed(lifter, node, tensor, {})
     target, given = lifter.shape(node.outputs[0]), lifter.shape(node.inputs[0])
     batch = [a.extent for a in atoms(_image_axes(lifter)) if a.letter == "N"]
     dims = [
@@ -180,6 +185,32 @@ def _aside(lifter: Lifter, node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
         for place, size in enumerate(target)
     ]
     return lifter.emitter.ints(f"{tensor.name}/native", dims)
+
+
+def _recomputed(lifter: Lifter, node: gs.Node, tensor: gs.Tensor, made: dict[str, gs.Tensor]) -> gs.Tensor:
+    """What the original computes from the size of a map, computed from that of the new one: a count of its cells."""
+    if tensor.name in made:
+        return made[tensor.name]
+    if not tensor.name or isinstance(tensor, gs.Constant) or not lifter.constants.depends_on_shape(tensor):
+        return lifter.static(tensor)
+    source = tensor.inputs[0]
+    if source.op in EXTENTS:
+        state = lifter.state(source.inputs[0])
+        seen = state.data if isinstance(state, Centred) else state
+        seen = lifter.as_it_is(source, seen) if isinstance(seen, View) else seen
+        if not isinstance(seen, Fixed) and not (isinstance(seen, View) and seen.natural):
+            raise Refuse(
+                "fcn/dynamic-shape", f"{lifter.label(node)} computes with '{tensor.name}', a size of the image"
+            )
+        inputs: list[gs.Tensor] = [seen.tensor]
+    else:
+        inputs = [_recomputed(lifter, node, t, made) for t in source.inputs]
+    outputs = [gs.Variable(unique_name(f"{t.name}/new-size", lifter.taken), known_dtype(t)) for t in source.outputs]
+    lifter.emitter.nodes.append(
+        gs.Node(source.op, source.name, dict(source.attrs), inputs, outputs=outputs, domain=source.domain)
+    )
+    made.update((old.name, new) for old, new in zip(source.outputs, outputs, strict=True))
+    return made[tensor.name]
 
 
 def _image_axes(lifter: Lifter) -> tuple[tuple[Atom, ...], ...]:

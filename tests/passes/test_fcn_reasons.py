@@ -39,6 +39,14 @@ def classes(net: Net, map_: str, features: int = 210) -> onnx.ModelProto:
     return net.model(net.Gemm(net.Flatten(map_), net.ints(features, 4), net.ints(4), name="fc"))
 
 
+@case("whole-map-statistic", "scores")
+def third_moment() -> onnx.ModelProto:
+    net, map_ = start()
+    away = net.Sub(map_, net.GlobalAveragePool(map_))
+    moment = net.GlobalAveragePool(net.Mul(net.Mul(away, away), away))
+    return net.model(net.Gemm(net.Flatten(moment), net.ints(3, 4), net.ints(4), outputs=["scores"]))
+
+
 @case("already-convolutional", "x")
 def segmentation() -> onnx.ModelProto:
     net, map_ = start()
