@@ -61,15 +61,17 @@ def spread(lifter: Lifter, node: gs.Node, state: State) -> View:
     return replace(lifter.emitter.bring(view, tuple(axes)), axes=tuple(axes))
 
 
-def _letters(view: View) -> list[str]:
+def letters_of(view: View) -> list[str]:
+    """The letters of the axes that an operator slides over."""
     return [axis[0].letter for axis in view.axes[2:]]
 
 
-def _size(view: View) -> tuple[int, ...]:
+def size_of(view: View) -> tuple[int, ...]:
+    """The native extents of the axes that an operator slides over."""
     return tuple(axis[0].extent for axis in view.axes[2:])
 
 
-def _resized(view: View, size: Sequence[int], channel: Atom | None = None) -> View:
+def resized(view: View, size: Sequence[int], channel: Atom | None = None) -> View:
     """The view with new spatial extents, and a new channel atom where given."""
     spatial = tuple(
         (axis[0] if axis[0].extent == new else Atom(axis[0].letter, new),)
@@ -79,7 +81,7 @@ def _resized(view: View, size: Sequence[int], channel: Atom | None = None) -> Vi
     return replace(view, base=layout, axes=layout)
 
 
-def _slid(lifter: Lifter, node: gs.Node, view: View, sliding: Sliding, op: str | None = None) -> tuple[View, Sliding]:
+def slid(lifter: Lifter, node: gs.Node, view: View, sliding: Sliding, op: str | None = None) -> tuple[View, Sliding]:
     """Book-keeping of a sliding operator: pads, window property, receptive fields. op: what stands for the node."""
     if lifter.trim:
         sliding = sliding.trimmed()
@@ -90,7 +92,7 @@ def _slid(lifter: Lifter, node: gs.Node, view: View, sliding: Sliding, op: str |
     if padded and view.one_position and view.pools:
         lifter.cut_holds = False
     fields = dict(view.fields)
-    for axis, letter in enumerate(_letters(view)):
+    for axis, letter in enumerate(letters_of(view)):
         fields[letter] = fields[letter].slide(
             sliding.kernel[axis], sliding.strides[axis], sliding.dilations[axis], sliding.begin[axis]
         )
@@ -102,12 +104,12 @@ def lift_conv(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[St
     view = spread(lifter, node, states[0])
     if any(not isinstance(state, Static) for state in states[1:]):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a weight that depends on an input")
-    layer = ConvLayer.from_node(node, lifter.shape(node.inputs[1]), _size(view))
-    view, sliding = _slid(lifter, node, view, layer.sliding)
+    layer = ConvLayer.from_node(node, lifter.shape(node.inputs[1]), size_of(view))
+    view, sliding = slid(lifter, node, view, layer.sliding)
     attrs = dict(node.attrs)
     if sliding != layer.sliding or attrs.get("auto_pad", "NOTSET") != "NOTSET":
         attrs = sliding.attributes(attrs, pool=False)
-    result = _resized(view, sliding.output, channels(layer.out_channels))
+    result = resized(view, sliding.output, channels(layer.out_channels))
     inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
     return list(lifter.emit_like(node, inputs, result, attrs))
 
@@ -119,12 +121,12 @@ def lift_conv_transpose(lifter: Lifter, node: gs.Node, states: Sequence[State]) 
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} has a weight that depends on an input")
     if "output_shape" in node.attrs or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} fixes its output's size")
-    layer = TransposedLayer.from_node(node, lifter.shape(node.inputs[1]), _size(view))
+    layer = TransposedLayer.from_node(node, lifter.shape(node.inputs[1]), size_of(view))
     geometry = layer.spreading
     lifter.check_windows(node)
     view = _upsampled(lifter, node, view, [float(stride) for stride in geometry.strides], kernel=geometry.kernel)
     inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
-    return list(lifter.emit_like(node, inputs, _resized(view, geometry.output, channels(layer.out_channels))))
+    return list(lifter.emit_like(node, inputs, resized(view, geometry.output, channels(layer.out_channels))))
 
 
 def _upsampled(
@@ -132,7 +134,7 @@ def _upsampled(
 ) -> View:
     """Divide the strides by integer scales; the receptive field grows by what an interpolation reads at most."""
     fields = dict(view.fields)
-    for place, letter in enumerate(_letters(view)):
+    for place, letter in enumerate(letters_of(view)):
         scale, old = scales[place], fields[letter]
         shrink = round(1 / scale)
         if shrink > 1 and abs(shrink * scale - 1) < 1e-6:
@@ -154,16 +156,16 @@ def lift_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[St
     view = spread(lifter, node, states[0])
     if len(node.outputs) > 1 and node.outputs[1].name and node.outputs[1].outputs:
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} gives the positions of its maxima away")
-    layer = PoolLayer.from_node(node, _size(view))
+    layer = PoolLayer.from_node(node, size_of(view))
     whole = [axis for axis in range(len(layer.sliding.size)) if layer.sliding.covers_map(axis)]
     if len(whole) == len(layer.sliding.size) and node.outputs[0].name in lifter.global_pools:
-        return _kept_global(lifter, node, view, layer)
+        return kept_global(lifter, node, view, layer)
     if not whole or layer.sliding.output != (1,) * len(layer.sliding.size):
-        view, sliding = _slid(lifter, node, view, layer.sliding)
+        view, sliding = slid(lifter, node, view, layer.sliding)
         attrs = dict(node.attrs)
         if sliding != layer.sliding or attrs.get("auto_pad", "NOTSET") != "NOTSET":
             attrs = sliding.attributes(attrs, pool=True)
-        return list(lifter.emit_like(node, [view.tensor], _resized(view, sliding.output), attrs))
+        return list(lifter.emit_like(node, [view.tensor], resized(view, sliding.output), attrs))
     new, factor = layer.over_whole_map(whole)
     return [_window_pool(lifter, node, view, new, factor=factor)]
 
@@ -171,7 +173,7 @@ def lift_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[St
 def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, factor: float) -> View:
     """Emit a pool that stands for a whole-map pool of the original."""
     anchor = node.outputs[0].name
-    slid, sliding = _slid(lifter, node, view, layer.sliding, op=layer.op)
+    pooled, sliding = slid(lifter, node, view, layer.sliding, op=layer.op)
     attrs: dict[str, Any] = {"kernel_shape": list(sliding.kernel), "strides": list(sliding.strides)}
     if any(dilation != 1 for dilation in sliding.dilations):
         attrs["dilations"] = list(sliding.dilations)
@@ -181,7 +183,7 @@ def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, fa
             attrs["count_include_pad"] = int(layer.count_include_pad)
     if layer.op == "LpPool" and "p" in node.attrs:
         attrs["p"] = node.attrs["p"]
-    result = _resized(slid, sliding.output)
+    result = resized(pooled, sliding.output)
     name, dtype = f"{anchor}/window", view.tensor.dtype
     if all(k == 1 for k in sliding.kernel) and layer.op != "LpPool":
         tensor = view.tensor
@@ -196,7 +198,7 @@ def _window_pool(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer, fa
     return replace(result, tensor=tensor, pools=view.pools | {anchor})
 
 
-def _kept_global(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer) -> list[State]:
+def kept_global(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer) -> list[State]:
     """A squeeze-and-excite block: its pool stays over the whole map, whatever its size."""
     lifter.check_windows(node, over_space=True)
     _, factor = layer.over_whole_map(range(len(layer.sliding.size)))
@@ -215,11 +217,11 @@ def _kept_global(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer) ->
 def lift_global_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
     """GlobalAveragePool, GlobalMaxPool, GlobalLpPool."""
     view = spread(lifter, node, states[0])
-    size, op = _size(view), node.op.removeprefix("Global")
+    size, op = size_of(view), node.op.removeprefix("Global")
     ones, zeros = (1,) * len(size), (0,) * len(size)
     layer = PoolLayer(op, Sliding(size, size, ones, ones, begin=zeros, end=zeros), count_include_pad=False)
     if node.outputs[0].name in lifter.global_pools:
-        return _kept_global(lifter, node, view, layer)
+        return kept_global(lifter, node, view, layer)
     return [_window_pool(lifter, node, view, layer, factor=1.0)]
 
 
@@ -242,7 +244,7 @@ def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
     if not large(removed):
         return [reduce_channels(lifter, node, view, axes, keepdims=keepdims)]
     if node.outputs[0].name in lifter.global_pools:
-        return _reduced_globally(lifter, node, view, axes)
+        return reduced_globally(lifter, node, view, axes)
     if node.op not in POOLS_OF_REDUCTIONS:
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} over the map has no pool that does the same")
     pooled = _pool_of_reduction(lifter, node, view, {a.letter for a in removed if a.spatial})
@@ -261,8 +263,8 @@ def _pool_of_reduction(lifter: Lifter, node: gs.Node, view: View, letters: set[s
     channel = tuple(a for a in atoms(view.base) if a.letter == "C")
     layout: Layout = (batch, channel, *((view.spatial(letter),) for letter in view.letters))
     flat = replace(lifter.emitter.bring(view, layout), axes=layout)
-    size = _size(flat)
-    kernel = tuple(n if letter in letters else 1 for n, letter in zip(size, _letters(flat), strict=True))
+    size = size_of(flat)
+    kernel = tuple(n if letter in letters else 1 for n, letter in zip(size, letters_of(flat), strict=True))
     ones, zeros = (1,) * len(size), (0,) * len(size)
     layer = PoolLayer(POOLS_OF_REDUCTIONS[node.op], Sliding(size, kernel, ones, ones, begin=zeros, end=zeros), False)
     tensor = flat.tensor
@@ -283,7 +285,8 @@ def _pool_of_reduction(lifter: Lifter, node: gs.Node, view: View, letters: set[s
     return replace(pooled, axes=axes)
 
 
-def _reduced_globally(lifter: Lifter, node: gs.Node, view: View, axes: Sequence[int]) -> list[State]:
+def reduced_globally(lifter: Lifter, node: gs.Node, view: View, axes: Sequence[int]) -> list[State]:
+    """A reduction over the whole map, whatever its size."""
     lifter.check_windows(node, over_space=True)
     view = lifter.as_it_is(node, view)
     left = {a for i, axis in enumerate(view.axes) if i not in axes for a in axis if a.spatial}
@@ -352,7 +355,7 @@ def lift_resize(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
         inputs = [view.tensor, inputs[1], factors]
     named = ("keep_aspect_ratio_policy", "axes") if by_size else ()
     attrs = {k: v for k, v in node.attrs.items() if k not in named}
-    return list(lifter.emit_like(node, inputs, _resized(view, new[2:]), attrs))
+    return list(lifter.emit_like(node, inputs, resized(view, new[2:]), attrs))
 
 
 def lift_blocks(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -366,7 +369,7 @@ def lift_blocks(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
         view = replace(view, fields=fields)
     else:
         view = _upsampled(lifter, node, view, [float(block)] * 2, kernel=(block, block))
-    return list(lifter.emit_like(node, [view.tensor], _resized(view, new[2:], channels(new[1]))))
+    return list(lifter.emit_like(node, [view.tensor], resized(view, new[2:], channels(new[1]))))
 
 
 RULES: Mapping[str, Callable[[Lifter, gs.Node, Sequence[State]], list[State]]] = ruled(
