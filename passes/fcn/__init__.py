@@ -24,7 +24,7 @@ that the trunk would have computed from the crop alone, so each output *equals* 
 
 Requires an image input of known size (or `window`), constant weights, opset 7 or later.
 Refuses flat inputs, position-dependent constants, operators that mix positions with channels, outputs that list
-positions, operators without a rule. A squeeze-and-excite block keeps its global pool.
+positions, operators without a rule. A block that weighs the map (squeeze-and-excite, ECA, GC) keeps its global pool.
 Source: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.
 """
 

@@ -40,11 +40,12 @@ def positions_in_line(lifter: Lifter, node: gs.Node, members: Sequence[State], p
     label = lifter.label(node)
     joined = [state.axes[place] if isinstance(state, View) else () for state in members]
     alone = [t.name for t, axis in zip(node.inputs, joined, strict=True) if not large(axis)]
-    if alone:
+    beside = [a for s in members if isinstance(s, View) for i, axis in enumerate(s.axes) if i != place for a in axis]
+    if alone and any(atom.letter == "C" and atom.extent > 1 for atom in beside):  # tokens have features
         return Refuse("fcn/class-token", f"{label} puts '{alone[0]}' in line with the positions of the map")
     letters = [{atom.letter for atom in large(axis)} for axis in joined]
     pool = one_axis_pool(lifter, node)
-    if pool is not None and any(one != letters[0] for one in letters):
+    if pool is not None and not alone and any(one != letters[0] for one in letters):
         detail = f"{label} puts rows and columns in one line, which {lifter.label(pool)} pooled over the other axis"
         return Refuse("fcn/pools-one-axis", detail)
     return Refuse("fcn/position-in-output", f"{label} joins positions of the map one behind the other")
