@@ -81,6 +81,28 @@ def test_a_file_that_no_run_has_written(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it is empty"),
+        (b"hello", "it is no JSON from line 1, column 1 on"),
+        (b'{"schema":\n  convrewrite}', "it is no JSON from line 2, column 3 on"),
+        (b"\xff\xfe{}", "it is no text in UTF-8"),
+        (b'{"models": %s}' % (b"9" * 6000), "it holds a number of 6,000 digits"),
+        (b'{"schema": "convrewrite.report/1"}', "it is the report of one command, and not of run"),
+        (
+            b'{"schema": "convrewrite.run/2"}',
+            "its schema is convrewrite.run/2, where convrewrite.run/1 and convrewrite.lock/1 are read",
+        ),
+    ],
+)
+def test_why_a_file_is_no_baseline_is_told_without_words_of_python(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "f").write_bytes(content)
+    with pytest.raises(UsageError) as told:
+        read(tmp_path, str(tmp_path / "f"))
+    assert f"f is no report and no lock file of run ({why}); give what" in str(told.value)
+
+
+@pytest.mark.parametrize(
     "given",
     [
         "--upload-pack=touch pwned",
