@@ -158,7 +158,7 @@ def test_it_judges_outputs_and_nothing_else(project: Path, run: Run, change: Any
 
 
 def test_an_output_of_a_model_that_is_refused_now(project: Path, run: Run) -> None:
-    """With allow_refused the run passes, and leaves the output of the former model where it is."""
+    """With allow_refused the run passes, and leaves the output of the former model where it is; both name it."""
     (project / "convrewrite.toml").write_text(
         'models = ["models/*.onnx"]\nallow_refused = true\n[[steps]]\npass = "fcn"\n', encoding="utf-8"
     )
@@ -167,7 +167,11 @@ def test_an_output_of_a_model_that_is_refused_now(project: Path, run: Run) -> No
     code, said = run()
     assert code == 0, said
     assert (project / OUTPUT).is_file()
+    assert f"\n{OUTPUT} is from an earlier run, and 'models/lenet5.onnx' is refused now; delete it\n" in said
     code, said = run("--check")
     assert (code, "its output is there, and nothing would be written" in said) == (1, True), said
+    assert f"; delete {OUTPUT}" in said
+    assert "from an earlier run" not in said
     (project / OUTPUT).unlink()
     assert run("--check")[0] == 0
+    assert "from an earlier run" not in run()[1]
