@@ -237,7 +237,8 @@ def _write_page(outcome: Outcome, target: str, image: str | None = None, labels:
     from convrewrite.page.class_map import read_image
 
     try:
-        view = page.outcome_view(outcome, None if image is None else read_image(image), labels)
+        pixels = None if image is None or outcome.error is not None else read_image(image)  # what failed has no map
+        view = page.outcome_view(outcome, pixels, labels)
         page.write(text.told(view, FLAGS), target)
     except ConvrewriteError as error:
         if outcome.error is None:
