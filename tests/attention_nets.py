@@ -184,7 +184,23 @@ def softmax_of_positions(net: Torch, x: str) -> str:
     return str(net.Add(x, net.Mul(x, weights)))
 
 
+def gather_excite(net: Torch, x: str) -> str:
+    """The mean, interpolated to the map: by extents that a Shape gives, or by numbers."""
+    c, h, w = net.shape(x)[1:]
+    pooled = net.adaptive_mean(x)
+    if net.script:
+        ends = [net.const([n]) for n in (0, 2, 4)]
+        ahead = net.Slice(net.Shape(pooled), ends[0], ends[1], ends[0])
+        sizes = net.Concat(ahead, net.Slice(net.Shape(x), ends[1], ends[2], ends[0]), axis=0)
+        wide = net.Resize(pooled, "", "", sizes, mode="nearest", coordinate_transformation_mode="asymmetric")
+    else:
+        wide = net.Resize(pooled, "", net.const(np.float32([1, 1, h, w])), mode="linear")
+    assert net.shape(wide)[1:] == (c, h, w)
+    return str(net.Mul(x, net.Sigmoid(wide)))
+
+
 BLOCKS: dict[str, Block] = {
+    "gather-excite": gather_excite,
     "gc": gc,
     "softmax-of-positions": softmax_of_positions,
     "eca": eca,

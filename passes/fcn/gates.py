@@ -6,7 +6,7 @@
 
 Such a block has no windows: a gate weighs the map that several windows share. What is behind its pool is the same at
 every position (`views.Fixed`), so that any operator may stand there, and is copied as it is. Where a gate is written
-out over the map, by an Expand to the native size, it is left to broadcasting.
+out over the map, by an Expand or Resize to the native size, it is left to broadcasting.
 Sources: arXiv 1910.03151 (ECA), 1807.06521 (CBAM), 1903.06586 (SK).
 """
 
@@ -27,6 +27,7 @@ from convrewrite.passes.fcn.views import Fixed, Refuse, State, Static, Strip, Vi
 UNARY = chosen("unary")
 BINARY = chosen("broadcast")
 REDUCTIONS = chosen("reduction")
+RESIZING = chosen("resize")
 MOVES = frozenset({"Squeeze", "Unsqueeze", "Transpose"})
 
 
@@ -34,9 +35,22 @@ def lift_gate(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[St
     """The results of a node that reads a gate written out over the map, or half of a pool; None where none does."""
     if any(isinstance(state, Strip) for state in states):
         return [_of_strip(lifter, node, states)]
-    if node.op == "Expand" and isinstance(states[0], Fixed) and states[0].pools and _over_the_map(lifter, node):
+    if (
+        states
+        and isinstance(states[0], Fixed)
+        and states[0].pools
+        and ((node.op == "Expand" and _over_the_map(lifter, node)) or _from_one_cell(lifter, node))
+    ):
         return [_left_to_broadcasting(lifter, node, states[0])]
     return None
+
+
+def _from_one_cell(lifter: Lifter, node: gs.Node) -> bool:
+    """Whether a Resize or Upsample repeats the one cell of each channel, as every way to interpolate then does."""
+    if node.op not in RESIZING or node.attrs.get("coordinate_transformation_mode", "") == "tf_crop_and_resize":
+        return False
+    old, new = lifter.shape(node.inputs[0]), lifter.shape(node.outputs[0])
+    return len(old) > 2 and tuple(old[:2]) == tuple(new[:2]) and all(size == 1 for size in old[2:])
 
 
 def _over_the_map(lifter: Lifter, node: gs.Node) -> bool:

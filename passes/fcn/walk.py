@@ -165,6 +165,8 @@ def _step_aside(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
     captured = [lifter.state(t) for t in subgraph_tensors(node)]
     if not random and not captured and not any(isinstance(state, Fixed) for state in states):
         return
+    if _of_shapes_alone(lifter, node, states):
+        return
     spread = spread_through(lifter, node, [*states, *captured])
     pools = frozenset[str]().union(*(s.pools for s in (*states, *captured) if isinstance(s, Fixed)))
     outputs = [gs.Variable(t.name, known_dtype(t), getattr(t, "shape", None)) for t in node.outputs]
@@ -180,6 +182,19 @@ def _step_aside(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
     for tensor in outputs:
         if tensor.name:
             lifter.states[tensor.name] = Fixed(tensor, pools, spread)
+
+
+def _of_shapes_alone(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> bool:
+    """Whether a node joins extents of a gate with extents of the map: a size to resize to, read from shapes alone."""
+    sizes = [
+        t
+        for t, s in zip(node.inputs, states, strict=True)
+        if isinstance(s, Static) and t.name and not isinstance(t, gs.Constant) and lifter.constants.depends_on_shape(t)
+    ]
+    gates = [s for s in states if isinstance(s, Fixed)]
+    if node.op != "Concat" or not sizes or not all(gate.pools for gate in gates):
+        return False
+    return lifter.constants.value(node.outputs[0]) is not None
 
 
 def _aside(lifter: Lifter, node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:
