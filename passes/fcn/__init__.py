@@ -49,6 +49,7 @@ from convrewrite.engine.windows import METADATA_KEY
 from convrewrite.errors import UsageError
 from convrewrite.passes.fcn.entry import (
     LAYOUTS,
+    check_window,
     choice_by_value,
     convolutional_already,
     image_input,
@@ -56,6 +57,7 @@ from convrewrite.passes.fcn.entry import (
     only_channels_open,
     other_images,
     spatial_axes,
+    whole,
 )
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.outputs import Lifted
@@ -81,17 +83,19 @@ class Fcn(Pass):
     size: tuple[int, ...] | None = option(None)
 
     def spread(self, graph: gs.Graph) -> Fcn:
-        """The pass with one number as the extent of every spatial axis, where the image's rank says how many."""
+        """The pass with one number as the extent of every open spatial axis, where the image says which those are.
+
+        Raises:
+            UsageError: the window contradicts an axis that is fixed beside open ones.
+        """
         image = image_input(graph)
-        counts = set() if image is None else spatial_axes(image)
-        if len(counts) != 1:
+        if image is None:
             return self
-        spread = {
-            name: extents * max(counts)
-            for name, extents in (("window", self.window), ("size", self.size))
-            if extents is not None and len(extents) == 1
-        }
-        return replace(self, **spread)
+        given = (("window", self.window), ("size", self.size))
+        made = replace(self, **{name: whole(image, extents) for name, extents in given if extents is not None})
+        if made.window is not None:
+            check_window(image, made.window)
+        return made
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """The node where the image enters; the whole head is lifted at once."""

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import onnx
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.graph import live_nodes, producer, skeleton, subgraph_tensors, subgraphs
+from convrewrite.engine.image_axes import channels_last
 from convrewrite.engine.operators import chosen
 from convrewrite.engine.skeletons import is_tensor
+from convrewrite.errors import UsageError
+from convrewrite.text import by, parameter
 
 LAYOUTS = {
     2: ("NL", "HW"),
@@ -60,11 +65,50 @@ def choice_by_value(graph: gs.Graph, image: gs.Variable) -> gs.Node | None:
 
 def only_channels_open(image: gs.Variable) -> bool:
     """Whether a channel axis without a number is what keeps every reading of the input's axes from being tried."""
-    readings = [dict(zip(axes, image.shape, strict=True)) for axes in LAYOUTS.get(len(image.shape), ())]
     open_axes = [
-        {letter for letter, dim in reading.items() if not isinstance(dim, int)} - {"N"} for reading in readings
+        {letter for letter, dim in zip(axes, image.shape, strict=True) if not isinstance(dim, int)} - {"N"}
+        for axes in _likely(image)
     ]
-    return {"C"} in open_axes or (bool(open_axes) and all("C" in letters for letters in open_axes))
+    return open_axes[:1] == [{"C"}] or (bool(open_axes) and all("C" in letters for letters in open_axes))
+
+
+def half_open(image: gs.Variable) -> tuple[int | None, ...]:
+    """The extents of the spatial axes, None for those that are open; () where all are open, or all fixed."""
+    for axes in _likely(image):
+        dims = [d if isinstance(d, int) else None for d, letter in zip(image.shape, axes, strict=True) if letter != "N"]
+        spatial = [dim for dim, letter in zip(dims, axes.replace("N", ""), strict=True) if letter != "C"]
+        if dims.count(None) == spatial.count(None):  # the channels are fixed
+            return tuple(spatial) if 0 < spatial.count(None) < len(spatial) else ()
+    return ()
+
+
+def whole(image: gs.Variable, extents: Sequence[int]) -> tuple[int, ...]:
+    """One number as the extent of every spatial axis, or of those that are open where others are fixed."""
+    counts = spatial_axes(image)
+    if len(extents) != 1:
+        return tuple(extents)
+    if dims := half_open(image):
+        return tuple(extents[0] if dim is None else dim for dim in dims)
+    return tuple(extents) * (max(counts) if len(counts) == 1 else 1)
+
+
+def check_window(image: gs.Variable, window: Sequence[int]) -> None:
+    """Raise UsageError where the window contradicts an axis that is fixed beside open ones."""
+    dims = half_open(image)
+    if len(dims) == len(window) and any(dim not in (None, extent) for dim, extent in zip(dims, window, strict=True)):
+        own = by("?" if dim is None else dim for dim in dims)
+        wanted = tuple(extent if dim is None else dim for dim, extent in zip(dims, window, strict=True))
+        raise UsageError(
+            f"{parameter('window', tuple(window))} does not fit: input '{image.name}' is fixed at {own}",
+            remedy=f"give {parameter('window', wanted)}",
+        )
+
+
+def _likely(image: gs.Variable) -> list[str]:
+    """The meanings of the axes, those with the channels last ahead where the first operator moves them."""
+    found = list(LAYOUTS.get(len(image.shape), ()))
+    dims = tuple(dim if isinstance(dim, int) else 0 for dim in image.shape)
+    return sorted(found, key=lambda axes: axes[-1] != "C") if channels_last(image, {image.name: dims}) else found
 
 
 def image_input(graph: gs.Graph) -> gs.Variable | None:
