@@ -50,6 +50,9 @@ def lift_concat(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
 def _vector(lifter: Lifter, node: gs.Node, state: State, tensor: gs.Tensor, place: int) -> Fixed:
     """A part without positions: a second input, or a constant that is the same at every position."""
     if any(size != 1 for axis, size in enumerate(lifter.shape(tensor)) if axis not in (0, place)):
+        if isinstance(state, Fixed):
+            text = f"{lifter.label(node)} joins '{tensor.name}' {list(lifter.shape(tensor))}"
+            raise Refuse("fcn/several-images", f"{text}, which has positions of its own and is not the image")
         what = f"{lifter.label(node)} joins '{tensor.name}', which differs from position to position"
         raise Refuse("fcn/position-dependent-constant", what)
     if isinstance(state, Fixed):
