@@ -24,7 +24,7 @@ that the trunk would have computed from the crop alone, so each output *equals* 
 
 Requires an image input of known size (or `window`), constant weights, opset 7 or later.
 Refuses flat inputs, position-dependent constants, operators that mix positions with channels, outputs that list
-positions, operators without a rule. A squeeze-and-excite block keeps its global pool.
+positions, operators without a rule. A block that weighs the map (squeeze-and-excite, ECA, GC) keeps its global pool.
 Source: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.
 """
 
@@ -64,7 +64,7 @@ from convrewrite.passes.fcn.entry import (
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.outputs import Lifted
 from convrewrite.passes.fcn.reasons import REASONS
-from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
+from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Refuse
 from convrewrite.passes.fcn.walk import lift
 from convrewrite.text import as_line, by, counted, parameter
 
@@ -290,8 +290,13 @@ class Fcn(Pass):
         trim: bool,
         images: Mapping[str, str],
     ) -> tuple[Lifter, Lifted]:
-        """Start again with each pool that meets a larger map kept global, until none does."""
-        pools: frozenset[str] = frozenset()
+        """Start again with each pool that meets a larger map kept global, until none does.
+
+        So it is with a pool in front of a node that no window can pass: behind a global one any node may stand. Where
+        the map then does not come of it, what the node was refused for is the reason.
+        """
+        pools = forced = frozenset[str]()
+        last: _Stopped | None = None
         while True:
             lifter = Lifter(
                 graph=graph,
@@ -300,19 +305,34 @@ class Fcn(Pass):
                 native=native,
                 constants=constants,
                 global_pools=pools,
+                forced=forced,
                 trim=trim,
                 new_size=self.size,
                 beside=images,
             )
             try:
-                return lifter, lift(lifter)
+                lifted = lift(lifter)
+                if last is not None and _gives_away(lifter):
+                    raise last
+                return lifter, lifted
             except MeetsLargerMap as meeting:
                 if meeting.pools <= pools:
                     refusal = Refuse("fcn/spatial-broadcast", "a pooled value meets a larger map")
                     raise _Stopped(lifter.progress, refusal) from None
                 pools |= meeting.pools
             except Refuse as refused:
-                raise _Stopped(lifter.progress, refused) from None
+                if last is not None and (lifter.progress < last.progress or _gives_away(lifter)):
+                    raise last from None
+                last = _Stopped(lifter.progress, refused)
+                if refused.pools <= pools:
+                    raise last from None
+                pools, forced = pools | refused.pools, forced | refused.pools
+
+
+def _gives_away(lifter: Lifter) -> bool:
+    """Whether an output would be that of the whole image, for a pool that was kept global to come past a node."""
+    states = [lifter.state(tensor) for tensor in lifter.graph.outputs]
+    return any(isinstance(state, Fixed) and state.pools & lifter.forced for state in states)
 
 
 def _like(letters: str, graph: gs.Graph, name: str, known: Mapping[str, Any]) -> list[Any]:

@@ -30,6 +30,7 @@ class Lifter:
         native: shapes of all its tensors at the native size. constants: folds them on demand.
         global_pools: anchors of the whole-map pools that stay global.
         period: pixels by which the image may grow where a map is upsampled later, per spatial letter.
+        forced: those of them that stay so for what is behind them, which has no rule for a pool over a window.
         beside: further inputs on the image's grid, with the letters of their axes.
         sources: for each tensor, the inputs on that grid that it depends on. met: sets of them that met on a map.
         trim: drop trailing pads that no native window sees. new_size: extents to fix, or None for symbols.
@@ -42,6 +43,7 @@ class Lifter:
     constants: Constants
     global_pools: frozenset[str]
     trim: bool
+    forced: frozenset[str] = frozenset()
     new_size: tuple[int, ...] | None = None
     beside: Mapping[str, str] = field(default_factory=dict)
     sources: dict[str, frozenset[str]] = field(default_factory=dict)
@@ -94,6 +96,8 @@ class Lifter:
             return self.emitter.share(tensor)
         state = self.state(tensor)
         if isinstance(state, Fixed):
+            if state.spread is not None:
+                raise Refuse("fcn/no-rule", f"'{tensor.name}' is a parameter that is spread over the map")
             return state.tensor
         if not isinstance(state, Static):
             raise Refuse("fcn/no-rule", f"'{tensor.name}' is a parameter that depends on the image")

@@ -22,9 +22,12 @@ from convrewrite.engine.graph import live_nodes, subgraph_tensors, unique_name
 from convrewrite.engine.operators import chosen, ruled
 from convrewrite.engine.windows import CutTensor, Field
 from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding
+from convrewrite.passes.fcn.attention import lift_attention, settle_outputs
+from convrewrite.passes.fcn.gates import check_outputs, lift_gate, spread_through
 from convrewrite.passes.fcn.lifter import Lifter, known_dtype
+from convrewrite.passes.fcn.naming import named
 from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
-from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View
+from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, Strip, View, Weights
 
 Rule = Callable[[Lifter, gs.Node, Sequence[State]], list[State]]
 
@@ -64,11 +67,15 @@ def lift(lifter: Lifter) -> Lifted:
     """
     inputs = [_input(lifter, tensor) for tensor in lifter.graph.inputs]
     for node in live_nodes(lifter.graph):
-        _step(lifter, node)
+        try:
+            _step(lifter, node)
+        except Refuse as refused:
+            raise named(lifter, node, refused) from None
         lifter.progress += 1
-    lifted = finish(lifter, inputs)
+    settle_outputs(lifter)
+    check_outputs(lifter)
     _check_one_place(lifter)
-    return lifted
+    return finish(lifter, inputs)
 
 
 def _input(lifter: Lifter, tensor: gs.Variable) -> gs.Variable:
@@ -93,12 +100,21 @@ def _input(lifter: Lifter, tensor: gs.Variable) -> gs.Variable:
 def _trace(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
     """Note which inputs the results depend on, and which of them meet here while they have several positions."""
     read = [lifter.sources.get(tensor.name, frozenset()) for tensor in node.inputs]
-    parts = [(s.members if isinstance(s, Parts) else (s,), names) for s, names in zip(states, read, strict=True)]
-    maps = [names for members, names in parts if any(isinstance(m, View) and not m.one_position for m in members)]
+    held = [_held(state) for state in states]
+    maps = [names for views, names in zip(held, read, strict=True) if any(not view.one_position for view in views)]
     if len(maps) > 1:
         lifter.met.add(frozenset[str]().union(*maps))
     together = frozenset[str]().union(*read)
     lifter.sources.update((tensor.name, together) for tensor in node.outputs if tensor.name)
+
+
+def _held(state: State) -> list[View]:
+    """The views that stand for a tensor."""
+    if isinstance(state, Parts):
+        return [member for member in state.members if isinstance(member, View)]
+    if isinstance(state, Weights | Strip):
+        return [state.view]
+    return [state] if isinstance(state, View) else []
 
 
 def _check_one_place(lifter: Lifter) -> None:
@@ -127,9 +143,9 @@ def _symbol(lifter: Lifter, wanted: str) -> str:
 
 def _step(lifter: Lifter, node: gs.Node) -> None:
     states = [lifter.state(tensor) for tensor in node.inputs]
-    if any(isinstance(lifter.state(t), View | Parts) for t in subgraph_tensors(node)):
+    if any(isinstance(lifter.state(t), View | Parts | Weights | Strip) for t in subgraph_tensors(node)):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} reads the image inside a subgraph")
-    if not any(isinstance(state, View | Parts) for state in states):
+    if not any(isinstance(state, View | Parts | Weights | Strip) for state in states):
         _step_aside(lifter, node, states)
         return
     _trace(lifter, node, states)
@@ -141,11 +157,12 @@ def _step(lifter: Lifter, node: gs.Node) -> None:
         return
     if node.op not in RULES:
         raise Refuse(REFUSED.get(node.op, "fcn/no-rule"), f"{lifter.label(node)} has no rule")
-    results = RULES[node.op](lifter, node, states)
+    taken, made = lift_attention(lifter, node, states)
+    results = made or lift_gate(lifter, node, taken) or RULES[node.op](lifter, node, taken)
     for tensor, result in zip(node.outputs, results, strict=False):
         if tensor.name:
             _check_shape(lifter, node, tensor, result)
-            lifter.states[tensor.name] = _with_cut(lifter, tensor, result, states)
+            lifter.states[tensor.name] = _with_cut(lifter, tensor, result, taken)
 
 
 def _check_shape(lifter: Lifter, node: gs.Node, tensor: gs.Tensor, state: State) -> None:
@@ -179,10 +196,16 @@ def _with_cut(lifter: Lifter, tensor: gs.Tensor, state: State, states: Sequence[
 
 def _step_aside(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
     """A node that sees no position: static, or fixed and copied as it is."""
+    gate = lift_gate(lifter, node, states)
+    if gate is not None:
+        lifter.states[node.outputs[0].name] = gate[0]
+        return
     random = node.op in RANDOM
     captured = [lifter.state(t) for t in subgraph_tensors(node)]
     if not random and not captured and not any(isinstance(state, Fixed) for state in states):
         return
+    spread = spread_through(lifter, node, [*states, *captured])
+    pools = frozenset[str]().union(*(s.pools for s in (*states, *captured) if isinstance(s, Fixed)))
     outputs = [gs.Variable(t.name, known_dtype(t), getattr(t, "shape", None)) for t in node.outputs]
     inputs = [
         s.tensor if isinstance(s, Fixed) else _aside(lifter, node, t) for t, s in zip(node.inputs, states, strict=True)
@@ -195,7 +218,7 @@ def _step_aside(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
     )
     for tensor in outputs:
         if tensor.name:
-            lifter.states[tensor.name] = Fixed(tensor)
+            lifter.states[tensor.name] = Fixed(tensor, pools, spread)
 
 
 def _aside(lifter: Lifter, node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attention_nets
 import numpy as np
 import onnx
 import pytest
@@ -349,6 +350,26 @@ def stack_of_matrices() -> onnx.ModelProto:
     net, map_ = start()
     product = net.MatMul(net.Flatten(map_), net.ints(3, 210, 4), name="stack")
     return net.model(product)
+
+
+@case("class-token", "in line with the positions")
+def vision_transformer() -> onnx.ModelProto:
+    return attention_nets.network("dynamo", (15, 19), None, attention_nets.vit)
+
+
+@case("self-attention", "every other one")
+def non_local_block() -> onnx.ModelProto:
+    return attention_nets.network("dynamo", (15, 19), attention_nets.non_local)
+
+
+@case("attention-pooling", "ReduceMax")
+def largest_of_weighted_positions() -> onnx.ModelProto:
+    return attention_nets.network("dynamo", (15, 19), None, attention_nets.largest_of_weighted)
+
+
+@case("pools-one-axis", "took over one axis")
+def strip_pooling() -> onnx.ModelProto:
+    return attention_nets.network("dynamo", (15, 19), attention_nets.strip_pooling)
 
 
 @case("spatial-broadcast", "spread")
