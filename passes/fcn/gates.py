@@ -34,9 +34,18 @@ def lift_gate(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[St
     """The results of a node that reads a gate written out over the map, or half of a pool; None where none does."""
     if any(isinstance(state, Strip) for state in states):
         return [_of_strip(lifter, node, states)]
-    if node.op == "Expand" and isinstance(states[0], Fixed) and states[0].pools:
+    if node.op == "Expand" and isinstance(states[0], Fixed) and states[0].pools and _over_the_map(lifter, node):
         return [_left_to_broadcasting(lifter, node, states[0])]
     return None
+
+
+def _over_the_map(lifter: Lifter, node: gs.Node) -> bool:
+    """Whether an Expand repeats along an axis where the image has rows or columns, and not channels alone."""
+    old, new = lifter.shape(node.inputs[0]), lifter.shape(node.outputs[0])
+    old = (1,) * (len(new) - len(old)) + tuple(old)
+    letters = lifter.axes if len(lifter.axes) == len(new) else "NC"
+    spatial = [letter not in "NC" for letter in letters] + [True] * (len(new) - len(letters))
+    return any(was != size and there for was, size, there in zip(old, new, spatial, strict=False))
 
 
 def _left_to_broadcasting(lifter: Lifter, node: gs.Node, gate: Fixed) -> State:

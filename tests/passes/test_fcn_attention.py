@@ -7,8 +7,10 @@ head on every window of the map: nothing of it is read from the conversion.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from attention_nets import (
     BLOCKS,
@@ -24,7 +26,9 @@ from attention_nets import (
     trunk,
 )
 
-from helpers import Array, run, session
+from convrewrite import pipeline
+from convrewrite.options import FcnOptions
+from helpers import Array, Net, check_lifted, run, session
 from oracles import Lift, check_windows, lift
 
 NATIVE = (15, 19)
@@ -102,6 +106,47 @@ def test_an_attention_pooling_has_windows(head: str, exporter: str, batch: int |
     check_at_sizes(made, exporter, None, HEADS[head], [1] if batch == 1 else [1, 3])
     image = np.random.default_rng(2).standard_normal((1, 3, 21, 25)).astype(np.float32)
     check_windows(made, {"x": image}, (4, 4), 3e-6, np.random.default_rng(3).standard_normal)
+
+
+@pytest.mark.parametrize("opset", [8, 11, 13, 18])
+def test_attention_of_older_operator_sets(opset: int) -> None:
+    """Softmax that flattens, axes as attributes; the pool as a head and the same one in a block."""
+    for in_block in (False, True):
+        net = Net(1, 2, 9, 12, opset=opset)
+        x = net.conv("x", 3, 3, 3, bound=1)
+        line = net.Reshape(net.conv(x, 1, 1, 1, bias=False, bound=1), net.const([1, 1, 70]))
+        weights = net.Reshape(net.Softmax(net.Mul(line, net.const(np.float32(0.02))), axis=2), net.const([1, 1, 7, 10]))
+        summed = net.reduce("ReduceSum", net.Mul(x, weights), [2, 3])
+        y = net.conv(net.Add(x, summed), 3, 3, 3) if in_block else summed
+        made = check_lifted(
+            net.model(net.fc(net.Flatten(net.GlobalAveragePool(y)), 4)),
+            equivalence="native-size" if in_block else "windows",
+            exact=False,
+            oracle=False,
+        )
+        assert made.operators.count("AveragePool") == (1 if in_block else 2)
+
+
+def test_a_gate_repeated_over_channels_alone_is_copied() -> None:
+    """One number per image, spread over the channels, then a convolution along them: no Expand over the map."""
+
+    def one_gate(net: Torch, x: str) -> str:
+        c = net.shape(x)[1]
+        one = net.Sigmoid(net.linear(net.view(net.adaptive_mean(x), c), 1))
+        wide = net.Expand(net.view(one, 1, 1, 1), net.const([1, c, 1, 1]))
+        return str(net.Mul(x, net.view(net.Conv(net.view(wide, 1, c), net.real(1, 1, 3), pads=[1, 1]), c, 1, 1)))
+
+    check_at_sizes(lifted("dynamo", one_gate), "dynamo", one_gate, pooled_head, [1])
+
+
+def test_the_command_proves_a_pool_whose_kernel_is_the_native_map(tmp_path: Path) -> None:
+    """On a larger map such a pool takes its first cells alone, so the original's trunk is none; a global pool is."""
+    onnx.save(network("torchscript", NATIVE, BLOCKS["cbam"]), tmp_path / "m.onnx")
+    made = pipeline.fcn(str(tmp_path / "m.onnx"), str(tmp_path / "o.onnx"), FcnOptions()).check()
+    assert made.verification is not None
+    cases = {case.name: case.status for case in made.verification.cases}
+    assert "passed" in {status for name, status in cases.items() if name.startswith("original's trunk and head")}
+    assert set(cases.values()) == {"passed"}
 
 
 def test_two_blocks_one_behind_the_other() -> None:
