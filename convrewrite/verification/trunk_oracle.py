@@ -196,9 +196,10 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
     inputs = exposure.input_names(model.graph)
     outputs = list(subject.grids)
     names = [tensor.name for tensor in cut]
-    if window.input in exposure.reached(model.graph, outputs, names, shapes=False):
+    if window.images.keys() & set(exposure.reached(model.graph, outputs, names, shapes=False)):
         raise NoOracle("the head needs tensors of the image beside the cut")
-    exposure.open_dims(model, window.input, subject.axes)
+    for name in window.images:
+        exposure.open_dims(model, name, window.places(name))
     sample, reference = subject.evidence.samples[0], subject.evidence.references[0]
     part = _used(exposure.part(model, {}, inputs, names))
     try:
@@ -209,7 +210,7 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
         starts = {name: features[name] for name in names if name in needed}
         wanted = [name for name in inputs if name in needed]
         head = session_of(sketch, exposure.part(model, starts, wanted, outputs), path, provider)
-        held = {window.input: sample.feeds[window.input]} if window.input in wanted else {}
+        held = {name: sample.feeds[name] for name in window.images if name in wanted}
         oracle = TrunkOracle(
             subject=subject,
             cut=tuple(cut),

@@ -210,6 +210,9 @@ def _fixed(lifter: Lifter, node: gs.Node, state: Fixed, tensor: gs.Tensor, lead:
     for size, axis in zip(shape, lead.axes[len(lead.axes) - len(shape) :], strict=True):
         if size == 1:
             axes.append(())
+        elif large(axis) and size == extent(axis) and not any(a.letter == "C" for a in axis):
+            text = f"{lifter.label(node)} reads '{tensor.name}' {list(shape)}"
+            raise Refuse("fcn/several-images", f"{text}, which has positions of its own and is not the image")
         elif large(axis) or size != extent(axis):
             raise Refuse("fcn/spatial-broadcast", f"{lifter.label(node)} spreads '{tensor.name}' over the positions")
         else:

@@ -55,6 +55,9 @@ def _vector(lifter: Lifter, node: gs.Node, state: State, tensor: gs.Tensor, plac
     if isinstance(state, Fixed) and state.spread is not None:
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} joins '{tensor.name}', which is spread over the map")
     if any(size != 1 for axis, size in enumerate(lifter.shape(tensor)) if axis not in (0, place)):
+        if isinstance(state, Fixed):
+            text = f"{lifter.label(node)} joins '{tensor.name}' {list(lifter.shape(tensor))}"
+            raise Refuse("fcn/several-images", f"{text}, which has positions of its own and is not the image")
         what = f"{lifter.label(node)} joins '{tensor.name}', which differs from position to position"
         raise Refuse("fcn/position-dependent-constant", what)
     if isinstance(state, Fixed):

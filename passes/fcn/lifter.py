@@ -31,6 +31,8 @@ class Lifter:
         global_pools: anchors of the whole-map pools that stay global.
         period: pixels by which the image may grow where a map is upsampled later, per spatial letter.
         forced: those of them that stay so for what is behind them, which has no rule for a pool over a window.
+        beside: further inputs on the image's grid, with the letters of their axes.
+        sources: for each tensor, the inputs on that grid that it depends on. met: sets of them that met on a map.
         trim: drop trailing pads that no native window sees. new_size: extents to fix, or None for symbols.
     """
 
@@ -43,6 +45,9 @@ class Lifter:
     trim: bool
     forced: frozenset[str] = frozenset()
     new_size: tuple[int, ...] | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
+    sources: dict[str, frozenset[str]] = field(default_factory=dict)
+    met: set[frozenset[str]] = field(default_factory=set)
     emitter: Layouts = field(init=False)
     states: dict[str, State] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)

@@ -123,8 +123,8 @@ REASONS = {
         ),
         Reason(
             "fcn/several-images",
-            "two inputs are images; the windows of both cannot be moved as one",
-            "split the model into one per image",
+            "two inputs have positions of their own; the windows of both cannot be moved as one",
+            "give both the same rows and columns and let them meet on a map, or split the model into one per input",
         ),
     )
 }

@@ -74,31 +74,69 @@ def lift(lifter: Lifter) -> Lifted:
         lifter.progress += 1
     settle_outputs(lifter)
     check_outputs(lifter)
+    _check_one_place(lifter)
     return finish(lifter, inputs)
 
 
 def _input(lifter: Lifter, tensor: gs.Variable) -> gs.Variable:
-    if tensor.name != lifter.image.name:
+    if tensor.name != lifter.image.name and tensor.name not in lifter.beside:
         copy = gs.Variable(tensor.name, tensor.dtype, tensor.shape)
         lifter.states[tensor.name] = Fixed(copy)
         return copy
     dims: list[Any] = list(tensor.shape)
     base: list[tuple[Atom, ...]] = []
-    spatial = [a for a in lifter.axes if a not in "NC"]
-    for place, letter in enumerate(lifter.axes):
+    spatial = lifter.spatial_letters
+    for place, letter in enumerate(lifter.beside.get(tensor.name, lifter.axes)):
         base.append((Atom(letter, lifter.native[tensor.name][place]),))
         if letter in spatial:
             size = lifter.new_size[spatial.index(letter)] if lifter.new_size else None
             dims[place] = size if size is not None else _symbol(lifter, SIZE_NAMES[letter])
     image = gs.Variable(tensor.name, tensor.dtype, dims)
     lifter.states[tensor.name] = View(image, tuple(base), tuple(base), {letter: Field() for letter in spatial})
+    lifter.sources[tensor.name] = frozenset({tensor.name})
     return image
 
 
+def _trace(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
+    """Note which inputs the results depend on, and which of them meet here while they have several positions."""
+    read = [lifter.sources.get(tensor.name, frozenset()) for tensor in node.inputs]
+    held = [_held(state) for state in states]
+    maps = [names for views, names in zip(held, read, strict=True) if any(not view.one_position for view in views)]
+    if len(maps) > 1:
+        lifter.met.add(frozenset[str]().union(*maps))
+    together = frozenset[str]().union(*read)
+    lifter.sources.update((tensor.name, together) for tensor in node.outputs if tensor.name)
+
+
+def _held(state: State) -> list[View]:
+    """The views that stand for a tensor."""
+    if isinstance(state, Parts):
+        return [member for member in state.members if isinstance(member, View)]
+    if isinstance(state, Weights | Strip):
+        return [state.view]
+    return [state] if isinstance(state, View) else []
+
+
+def _check_one_place(lifter: Lifter) -> None:
+    """Refuse inputs that never meet on a map: that two windows are at one place means nothing to the model then."""
+    needed = frozenset[str]().union(*(lifter.sources.get(t.name, frozenset()) for t in lifter.graph.outputs))
+    reached = {lifter.image.name}
+    while more := {name for met in lifter.met if met & reached for name in met} - reached:
+        reached |= more
+    apart = [f"'{t.name}' {list(t.shape)}" for t in lifter.graph.inputs if t.name in needed - reached]
+    if apart and lifter.beside:
+        image = f"'{lifter.image.name}' {list(lifter.image.shape)}"
+        text = f"inputs {' and '.join([image, *apart])} are images that meet behind their maps alone"
+        raise Refuse("fcn/several-images", text)
+
+
 def _symbol(lifter: Lifter, wanted: str) -> str:
-    taken = {dim for t in lifter.graph.inputs if t is not lifter.image for dim in t.shape or () if isinstance(dim, str)}
-    taken |= {
-        dim for place, dim in enumerate(lifter.image.shape) if isinstance(dim, str) and lifter.axes[place] in "NC"
+    axes = {lifter.image.name: lifter.axes, **lifter.beside}
+    taken = {
+        dim
+        for tensor in lifter.graph.inputs
+        for place, dim in enumerate(tensor.shape or ())
+        if isinstance(dim, str) and (tensor.name not in axes or axes[tensor.name][place] in "NC")
     }
     return unique_name(wanted, taken)
 
@@ -110,6 +148,7 @@ def _step(lifter: Lifter, node: gs.Node) -> None:
     if not any(isinstance(state, View | Parts | Weights | Strip) for state in states):
         _step_aside(lifter, node, states)
         return
+    _trace(lifter, node, states)
     if node.op in INTEGER_OPERATORS or REFUSED.get(node.op) == "fcn/integer-operator":
         raise Refuse("fcn/integer-operator", f"{lifter.label(node)} computes with integers")
     if node.domain not in (None, "", "ai.onnx"):

@@ -94,7 +94,24 @@ def image_that_no_output_needs() -> onnx.ModelProto:
 def stereo() -> onnx.ModelProto:
     net, left = start()
     net.input("right", 1, 2, 9, 12)
-    return classes(net, net.Add(left, net.conv("right", 3, 3, 3)))
+    maps = (left, net.conv("right", 3, 3, 3))
+    return net.model(net.fc(net.Add(*(net.Flatten(net.GlobalAveragePool(map_)) for map_ in maps)), 4))
+
+
+@case("several-images", "right")
+def stereo_of_two_sizes() -> onnx.ModelProto:
+    net, left = start()
+    net.input("right", 1, 2, 10, 13)
+    maps = (left, net.conv("right", 3, 4, 4))
+    return classes(net, net.Add(*maps))
+
+
+@case("several-images", "noise")
+def signal_of_its_own_length() -> onnx.ModelProto:
+    net = Net(1, 2, 20)
+    net.input("noise", 1, 3, 18)
+    joined = net.Concat(net.conv("x", 3, 3), "noise", axis=1)
+    return net.model(net.fc(net.Flatten(net.GlobalAveragePool(joined)), 4))
 
 
 @case("window-needed", "x")
