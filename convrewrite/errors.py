@@ -71,6 +71,15 @@ class Terminated(SystemExit):
     """The system asked the process to end; like `KeyboardInterrupt` no fault of whatever ran meanwhile."""
 
 
+class ReaderGone(ConvrewriteError):
+    """Whoever read standard output has left, as `head` does; like other programs, the command ends without a word.
+
+    128 + 13 is what shells give for a program that SIGPIPE ended.
+    """
+
+    exit_code = 141
+
+
 class Refused(ConvrewriteError):
     """A valid model that cannot be rewritten as asked; the message names the node, the reason and the remedy."""
 

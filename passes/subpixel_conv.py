@@ -25,7 +25,7 @@ It holds at any size of the map; with `output_shape` the crop is that of one siz
 or by `size`, and then in the file that is written, too.
 Refuses maps with one or three spatial axes, since DepthToSpace takes two; weights that are fed, or stored as integers;
 an auto_pad of SAME with output_padding, which ONNX and ONNX Runtime do not read alike; strides so far beyond the kernel
-that almost all of the result is zeros.
+that almost all of the result is zeros; a weight without any channels.
 Sources: Shi et al., "Is the deconvolution layer the same as a convolutional layer?", 2016, arXiv:1609.07009; the ONNX
 operator pages of ConvTranspose, Conv and DepthToSpace.
 """
@@ -72,6 +72,11 @@ REASONS = {
             f"leave the layer out with {parameter('skip')}",
         ),
         Reason(
+            "subpixel-conv/empty-weight",
+            "the weight is empty, as that of a layer without channels, and ONNX Runtime runs no such convolution",
+            f"leave the layer out with {parameter('skip')}",
+        ),
+        Reason(
             "subpixel-conv/quantized",
             "the weight is stored as integers, and would have to become floating-point numbers",
             "rewrite the model before it is quantized",
@@ -88,7 +93,7 @@ REASONS = {
         ),
         Reason(
             "subpixel-conv/auto-pad",
-            "ONNX and ONNX Runtime do not give the same extents to an auto_pad of SAME with this output_padding",
+            "an auto_pad of SAME with this output_padding has other extents in ONNX than in ONNX Runtime",
             "write pads in its place",
         ),
     )
@@ -119,6 +124,8 @@ class SubpixelConv(Pass):
             return site
         if len(site.kernel) != 2:
             return Refusal(REASONS["subpixel-conv/not-an-image"], f"{label} has weights {list(site.weight.shape)}")
+        if 0 in site.weight.shape:
+            return Refusal(REASONS["subpixel-conv/empty-weight"], f"{label} has weights {list(site.weight.shape)}")
         extents, fixes = _extents(context, node)
         if node.attrs.get("output_shape") and None in extents:
             return Refusal(REASONS["subpixel-conv/open-map"], f"{label}, map {by(e or '?' for e in extents)}")

@@ -12,7 +12,7 @@ import jsonschema
 import numpy as np
 import onnx
 import pytest
-from cli_models import flat_input, padded, run, save
+from cli_models import flat_input, padded, run, save, unknown_to_runtime
 
 import convrewrite as cr
 from convrewrite import models
@@ -211,3 +211,16 @@ def test_only_public_names_are_listed() -> None:
     code = "import convrewrite.api, convrewrite as cr; print(set(dir(cr)) ^ set(cr.__all__))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert all(name.startswith("__") for name in done.stdout.split("'")[1::2]), done.stdout
+
+
+def test_messages_name_a_model_that_was_given_as_what_it_is() -> None:
+    """Nothing is rewritten where the original itself does not load, though none of them has a path."""
+    odd, other = unknown_to_runtime(), padded()
+    for call, name in (
+        (lambda: cr.fcn(odd), "the original model"),
+        (lambda: cr.verify(odd, other), "model a"),
+        (lambda: cr.verify(other, odd), "model b"),
+    ):
+        with pytest.raises(cr.UsageError) as told:
+            call()
+        assert str(told.value).startswith(f"ONNX Runtime cannot load {name}: ")

@@ -7,6 +7,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import valid_nets
+import valid_parts
 from onnx import helper, numpy_helper
 
 from convrewrite import model_io
@@ -53,7 +54,7 @@ def by_extent(axis: int, extent: int, *, batch: int | str = 1) -> onnx.ModelProt
     Both branches have a constant and a tensor of the same names, other ones, which the graph has as well.
     """
     inner = [
-        valid_nets._choice(
+        valid_parts.choice(
             "fits",
             "h",
             [helper.make_node("Mul", ["scores", "k"], ["ia"])],
@@ -61,7 +62,7 @@ def by_extent(axis: int, extent: int, *, batch: int | str = 1) -> onnx.ModelProt
         ),
         helper.make_node("Add", ["h", "k"], ["o"]),
     ]
-    branch = valid_nets._choice(
+    branch = valid_parts.choice(
         "fits",
         "y",
         inner,
@@ -71,15 +72,15 @@ def by_extent(axis: int, extent: int, *, batch: int | str = 1) -> onnx.ModelProt
     then = next(attribute.g for attribute in branch.attribute if attribute.name == "then_branch")
     then.initializer.append(numpy_helper.from_array(np.float32([2]), "k"))
     nodes = [
-        *valid_nets.body(result="scores"),
+        *valid_parts.body(result="scores"),
         helper.make_node("Shape", ["x"], ["shape"]),
         helper.make_node("Gather", ["shape", "place"], ["extent"]),
         helper.make_node("Equal", ["extent", "wanted"], ["fits"]),
         branch,
     ]
-    values = valid_nets.weights() | {"place": np.array(axis, np.int64), "wanted": np.array(extent, np.int64)}
-    inputs, outputs = [valid_nets.info("x", batch, 3, 14, 12)], [valid_nets.info("y", batch, 5)]
-    return valid_nets.made(nodes, valid_nets.tensors(values), inputs=inputs, outputs=outputs)
+    values = valid_parts.weights() | {"place": np.array(axis, np.int64), "wanted": np.array(extent, np.int64)}
+    inputs, outputs = [valid_parts.info("x", batch, 3, 14, 12)], [valid_parts.info("y", batch, 5)]
+    return valid_parts.made(nodes, valid_parts.tensors(values), inputs=inputs, outputs=outputs)
 
 
 @pytest.mark.parametrize("extent", [14, 15])
@@ -140,10 +141,10 @@ def test_two_outputs_of_one_branch() -> None:
         helper.make_node("Equal", ["size", "wanted"], ["fits"]),
     ]
     shape = (1, 3, 14, 12)
-    model = valid_nets.made(
+    model = valid_parts.made(
         [*before, choice],
-        valid_nets.tensors({"wanted": np.array(504, np.int64)}),
-        outputs=[valid_nets.info("y", *shape), valid_nets.info("z", *shape)],
+        valid_parts.tensors({"wanted": np.array(504, np.int64)}),
+        outputs=[valid_parts.info("y", *shape), valid_parts.info("z", *shape)],
     )
     content, names = taken(model)
     assert names == ("y",)
@@ -153,7 +154,7 @@ def test_two_outputs_of_one_branch() -> None:
 
 def test_nothing_is_inferred_without_a_branch() -> None:
     """Shapes of which the graph has no input would raise."""
-    graph = model_io.load(valid_nets.plain().SerializeToString()).graph
+    graph = model_io.load(valid_parts.plain().SerializeToString()).graph
     assert settled(graph, ()) == (graph, ())
 
 
@@ -172,13 +173,13 @@ def opened(model: onnx.ModelProto, shapes: dict[str, tuple[int, ...]] | None = N
 
 def constant(*, wanted: bool) -> onnx.ModelProto:
     """An If on an initializer: the classifier, with a Reshape for one image, or else its negative."""
-    nodes = valid_nets.body(result="o")
+    nodes = valid_parts.body(result="o")
     nodes[3] = helper.make_node("Reshape", ["m", "told"], ["flat"])
     negative = [*(onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes)]
     negative[-1].output[0] = "o1"
     negative.append(helper.make_node("Neg", ["o1"], ["o2"]))
-    values = valid_nets.weights() | {"fits": np.array(wanted), "told": np.array([1, valid_nets.HIDDEN], np.int64)}
-    return valid_nets.made([valid_nets._choice("fits", "y", nodes, negative)], valid_nets.tensors(values))
+    values = valid_parts.weights() | {"fits": np.array(wanted), "told": np.array([1, valid_parts.HIDDEN], np.int64)}
+    return valid_parts.made([valid_parts.choice("fits", "y", nodes, negative)], valid_parts.tensors(values))
 
 
 @pytest.mark.parametrize(
@@ -208,7 +209,7 @@ def test_any_number_of_images_take_the_decided_branch(model: onnx.ModelProto) ->
 def test_a_branch_that_may_be_another_for_other_images_is_refused(model, shapes, words) -> None:
     """Of the last one, the file leaves the height open: 14 is one of many."""
     if shapes:
-        model.graph.input[0].CopyFrom(valid_nets.info("x", 1, 3, "h", "w"))
+        model.graph.input[0].CopyFrom(valid_parts.info("x", 1, 3, "h", "w"))
     _, (site,) = opened(model, shapes)
     assert site.outcome == "refused"
     assert words in site.detail

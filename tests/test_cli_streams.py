@@ -117,17 +117,51 @@ def test_over_2_gb_cannot_go_to_standard_output(
     assert b"over 2 GB" in captured.err
 
 
-@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
-@pytest.mark.parametrize("words", [("fcn", str(LENET), "-"), ("explain", "fcn")])
-def test_a_reader_that_goes_away_is_one_line(words: Sequence[str]) -> None:
+def unread(*words: str | Path) -> tuple[int, str]:
+    """Exit code and standard error of a command whose standard output nobody reads."""
     with subprocess.Popen([*COMMAND, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         process.stdout.close()
         text = process.stderr.read().decode()
-    assert process.returncode == 2
+    return process.returncode, text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
+def test_a_model_that_nobody_reads_is_one_line() -> None:
+    code, text = unread("fcn", LENET, "-")
+    assert code == 2
+    assert "Broken pipe" in text
     assert "Traceback" not in text
     assert "Exception ignored" not in text
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("explain",),
+        ("explain", "fcn"),
+        ("inspect", LENET),
+        ("verify", LENET, LENET),
+        ("verify", LENET, LENET, "--quiet", "--report", "-"),
+    ],
+    ids=lambda words: " ".join(map(str, words[:1] + words[3:])),
+)
+def test_a_reader_that_goes_away_ends_the_command_without_a_word(words: Sequence[str | Path]) -> None:
+    assert unread(*words) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a shell of Unix")
+@pytest.mark.parametrize("more", [(), ("--report", "-")])
+def test_a_reader_that_goes_away_hides_no_failure(tmp_path: Path, more: Sequence[str]) -> None:
+    model = onnx.load(LENET)
+    weights = next(t for t in model.graph.initializer if len(t.dims) == 4)
+    weights.CopyFrom(onnx.numpy_helper.from_array(1.01 * onnx.numpy_helper.to_array(weights), weights.name))
+    code, text = unread("verify", LENET, save(model, tmp_path / "other.onnx"), *more)
+    assert code == 1
+    assert text.splitlines()[-1].startswith("failed: ")
+    assert "pipe" not in text
 
 
 def test_a_report_may_go_to_standard_output(source: Path, target: Path) -> None:

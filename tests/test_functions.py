@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import valid_nets
+import valid_parts
 from cli_models import call
 from onnx import helper, parser
 
@@ -68,15 +68,15 @@ def test_a_function_whose_operators_mean_something_else_is_no_valid_model() -> N
 
 def whole_network(pads: int) -> onnx.ModelProto:
     """Trunk and head inside of one function, a Softmax outside."""
-    nodes = valid_nets.body("p")
+    nodes = valid_parts.body("p")
     nodes[0].attribute.append(helper.make_attribute("pads", [pads] * 4))
     function = helper.make_function("own", "Net", ["p", *"wbfc"], ["y"], nodes, [helper.make_opsetid("", 17)])
     call_ = helper.make_node("Net", ["x", *"wbfc"], ["scores"], domain="own")
-    values = valid_nets.weights()
+    values = valid_parts.weights()
     if pads:
         values["f"] = np.random.default_rng(3).standard_normal((5, 64 * 4 * 4)).astype(np.float32) / 30
     softmax = helper.make_node("Softmax", ["scores"], ["y"], axis=1)
-    return valid_nets.made([call_, softmax], valid_nets.tensors(values), domains={"own": 1}, functions=[function])
+    return valid_parts.made([call_, softmax], valid_parts.tensors(values), domains={"own": 1}, functions=[function])
 
 
 @pytest.mark.parametrize("pads", [0, 1])

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from documented import ROOT, shell
 
-ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs" / "how-to").glob("*.md"))
 FENCE = re.compile(
     r"^```(?P<language>\w+)(?: title=\"(?P<name>[\w.-]+)\")?\n(?P<text>.*?)^```$", re.DOTALL | re.MULTILINE
@@ -48,17 +48,8 @@ def has_headers() -> bool:
 
 def run(command: str, folder: Path) -> str:
     """What a command prints, standard output and standard error together."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
-    tools = f"{Path(sys.executable).parent}{os.pathsep}{kept.get('PATH', '')}"
-    done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", command],
-        cwd=folder,
-        env=kept | {"PATH": tools, "COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
+    tools = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}"
+    done = shell(command, folder, merged=True, PATH=tools, COLUMNS="100", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 0, f"{command}\n{done.stdout}"
     return done.stdout
 

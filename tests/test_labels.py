@@ -135,6 +135,34 @@ def test_names_are_on_the_page_of_fcn(named: Path, tmp_path: Path) -> None:
     assert (done.returncode, b"name a page with --html" in done.stderr) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"one\ntwo\n", b"l.txt names 2 classes, and output 'probabilities' has 11"),
+        (b"", b"l.txt names no classes"),
+        (b"\xff\x00\xfe", b"l.txt is no text in UTF-8"),
+        (None, b"cannot read l.txt"),
+    ],
+)
+def test_names_that_do_not_fit_are_told_before_fcn_writes(tmp_path: Path, content: bytes | None, says: bytes) -> None:
+    if content is not None:
+        (tmp_path / "l.txt").write_bytes(content)
+    (tmp_path / "any.onnx").write_bytes(b"before")
+    done = run("fcn", LENET, "any.onnx", "--html", "p.html", "--labels", "l.txt", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith(b"error: ")
+    assert says in done.stderr
+    assert (tmp_path / "any.onnx").read_bytes() == b"before"
+
+
+def test_an_image_that_does_not_fit_is_told_before_fcn_writes(tmp_path: Path) -> None:
+    np.save(tmp_path / "i.npy", np.zeros((7, 9), np.float32))
+    done = run("fcn", LENET, "any.onnx", "--html", "p.html", "--image", "i.npy", cwd=tmp_path)
+    assert done.returncode == 2
+    assert b"is smaller than one window" in done.stderr
+    assert not (tmp_path / "any.onnx").exists()
+
+
 def test_a_large_map_is_shown_small_and_counted_whole(any_size: Path, tmp_path: Path) -> None:
     """Of a map of one value: the picture is every s-th cell, wherever the tiles end."""
     import zarr

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import valid_nets
+import valid_parts
 from onnx import helper, numpy_helper
 
 from convrewrite.verification.precision import roundings
@@ -95,7 +96,7 @@ def test_the_coarsest_type_on_the_way_is_found() -> None:
     assert "x" not in half
     stored = roundings(valid_nets.narrow_weights())
     assert stored == {}
-    model = valid_nets.plain()
+    model = valid_parts.plain()
     model.graph.node.extend(
         [helper.make_node("Cast", ["y"], ["h"], to=16), helper.make_node("Cast", ["h"], ["z"], to=1)]
     )

@@ -48,6 +48,7 @@ ALLOWED = frozenset(
         "fcn/position-dependent-constant",
         "fcn/mixed-axes",
         "fcn/no-rule",
+        "fcn/pools-one-axis",
         "fcn/spatial-broadcast",
         "fcn/stride-mismatch",
         "fcn/uncontracted-channels",

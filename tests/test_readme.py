@@ -3,15 +3,14 @@ is what these print."""
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from documented import ROOT, shell
 
-ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md")))]
 
@@ -54,10 +53,7 @@ def main_run(clone: Path) -> subprocess.CompletedProcess[str]:
 
 
 def run(command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    foreign = ("PYTHONPATH", "VIRTUAL_ENV", "PYTHONHOME")
-    environment = {name: value for name, value in os.environ.items() if name not in foreign} | {"COLUMNS": "80"}
-    words = ["bash", "-euo", "pipefail", "-c", command]
-    return subprocess.run(words, cwd=folder, capture_output=True, text=True, env=environment, check=False)
+    return shell(command, folder, COLUMNS="80")
 
 
 @pytest.mark.network

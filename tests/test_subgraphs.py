@@ -8,8 +8,9 @@ import numpy as np
 import onnx
 import pytest
 import valid_nets
+import valid_parts
 from onnx import TensorProto, helper
-from valid_nets import CLASSES, info
+from valid_parts import CLASSES, info
 
 from convrewrite import inspection, model_io, pipeline
 from convrewrite.engine import costs
@@ -32,14 +33,14 @@ def fcn_sites(model: onnx.ModelProto) -> tuple[Site, ...]:
 
 def chosen(condition: str = "flag", *, batch: int | str = 1, constant: bool | None = None) -> onnx.ModelProto:
     """One If holds the classifier in both branches; they share the weights, which the outer graph holds."""
-    then, other = valid_nets.body(result="o1"), valid_nets.body(result="o2")
-    node = valid_nets._choice(condition, "y", then, other)
+    then, other = valid_parts.body(result="o1"), valid_parts.body(result="o2")
+    node = valid_parts.choice(condition, "y", then, other)
     node.name = "whole"
-    values = valid_nets.weights() | ({} if constant is None else {condition: np.array(constant)})
+    values = valid_parts.weights() | ({} if constant is None else {condition: np.array(constant)})
     flag = [info("flag", kind=TensorProto.BOOL)] if constant is None else []
-    return valid_nets.made(
+    return valid_parts.made(
         [node],
-        valid_nets.tensors(values),
+        valid_parts.tensors(values),
         inputs=[info("x", batch, 3, 14, 12), *flag],
         outputs=[info("y", batch, CLASSES)],
     )
@@ -48,20 +49,20 @@ def chosen(condition: str = "flag", *, batch: int | str = 1, constant: bool | No
 def looped() -> onnx.ModelProto:
     """A Loop of one step holds the classifier, and reads the image from outside."""
     step = helper.make_graph(
-        [*valid_nets.body(result="scores"), helper.make_node("Identity", ["go"], ["going"])],
+        [*valid_parts.body(result="scores"), helper.make_node("Identity", ["go"], ["going"])],
         "step",
         [info("i", kind=TensorProto.INT64), info("go", kind=TensorProto.BOOL), info("last", 1, CLASSES)],
         [info("going", kind=TensorProto.BOOL), info("scores", 1, CLASSES)],
     )
     node = helper.make_node("Loop", ["one", "", "start"], ["y"], "whole", body=step)
     more = {"one": np.array(1, np.int64), "start": np.zeros((1, CLASSES), np.float32)}
-    return valid_nets.made([node], valid_nets.tensors(valid_nets.weights() | more))
+    return valid_parts.made([node], valid_parts.tensors(valid_parts.weights() | more))
 
 
 def scanned() -> onnx.ModelProto:
     """A Scan over a sequence of one entry holds the classifier, and reads the image from outside."""
     step = helper.make_graph(
-        [*valid_nets.body(result="scores"), helper.make_node("Identity", ["entry"], ["kept"])],
+        [*valid_parts.body(result="scores"), helper.make_node("Identity", ["entry"], ["kept"])],
         "step",
         [info("entry", 1)],
         [info("scores", 1, CLASSES), info("kept", 1)],
@@ -70,7 +71,7 @@ def scanned() -> onnx.ModelProto:
     node = helper.make_node("Scan", ["entries"], ["all"], "whole", body=step, num_scan_inputs=1)
     squeeze = helper.make_node("Squeeze", ["all", "zero"], ["y"])
     more = {"entries": np.zeros((1, 1), np.float32), "zero": np.array([0], np.int64)}
-    return valid_nets.made([node, squeeze], valid_nets.tensors(valid_nets.weights() | more))
+    return valid_parts.made([node, squeeze], valid_parts.tensors(valid_parts.weights() | more))
 
 
 @pytest.mark.parametrize(("build", "op"), [(chosen, "If"), (looped, "Loop"), (scanned, "Scan")])
@@ -97,13 +98,13 @@ def test_a_constant_condition_is_followed_into_the_network():
 
 
 def test_a_whole_network_without_a_head_is_convolutional_already():
-    then, other = valid_nets.body(result="o1")[:2], valid_nets.body(result="o2")[:2]
-    node = valid_nets._choice("flag", "y", then, other)
-    model = valid_nets.made(
+    then, other = valid_parts.body(result="o1")[:2], valid_parts.body(result="o2")[:2]
+    node = valid_parts.choice("flag", "y", then, other)
+    model = valid_parts.made(
         [node],
-        valid_nets.tensors({name: value for name, value in valid_nets.weights().items() if name in "wb"}),
+        valid_parts.tensors({name: value for name, value in valid_parts.weights().items() if name in "wb"}),
         inputs=[info("x", 1, 3, 14, 12), info("flag", kind=TensorProto.BOOL)],
-        outputs=[info("y", 1, valid_nets.OUTPUTS, 12, 10)],
+        outputs=[info("y", 1, valid_parts.OUTPUTS, 12, 10)],
     )
     (site,) = fcn_sites(model)
     assert (site.outcome, site.reason) == ("declined", "fcn/already-convolutional")
@@ -123,7 +124,7 @@ def entries(model: onnx.ModelProto) -> int:
 
 
 @pytest.mark.parametrize(
-    "build", [chosen, looped, valid_nets.branches_with_weights, valid_nets.loop_with_weights, valid_nets.plain]
+    "build", [chosen, looped, valid_nets.branches_with_weights, valid_nets.loop_with_weights, valid_parts.plain]
 )
 def test_parameters_of_subgraphs_count_once(build):
     model = build()
@@ -135,16 +136,16 @@ def test_constants_of_one_name_in_two_branches_are_two():
     model = valid_nets.branches_with_weights()
     (choice,) = [node for node in model.graph.node if node.op_type == "If"]
     then = choice.attribute[0].g if choice.attribute[0].name == "then_branch" else choice.attribute[1].g
-    then.initializer.append(onnx.numpy_helper.from_array(valid_nets.weights()["f"] * 2, "mine"))
+    then.initializer.append(onnx.numpy_helper.from_array(valid_parts.weights()["f"] * 2, "mine"))
     then.node[0].input[1] = "mine"
-    assert costs.parameters(graph_of(model)) == entries(model) - valid_nets.weights()["f"].size
+    assert costs.parameters(graph_of(model)) == entries(model) - valid_parts.weights()["f"].size
 
 
 def test_macs_of_subgraphs_are_not_taken_for_none():
     counted = costs.count(graph_of(valid_nets.branches_with_weights()))
     choice = counted.layers[-1]
     assert (choice.op, choice.macs, counted.uncounted) == ("If", None, 2)
-    assert choice.parameters == 2 * valid_nets.weights()["f"].size + CLASSES
+    assert choice.parameters == 2 * valid_parts.weights()["f"].size + CLASSES
     assert "2 subgraphs are not counted" in str(counted)
     adds = costs.count(graph_of(valid_nets.loop_with_weights()))
     assert (adds.uncounted, [layer.macs for layer in adds.layers if layer.op == "Loop"]) == (0, [0])
@@ -161,14 +162,14 @@ def test_inspect_says_what_it_does_not_count():
     lines = inspected(model)
     assert f" {entries(model):,} parameters" in lines[0]
     assert lines[1].startswith("2 subgraphs are not counted")
-    assert "subgraph" not in inspected(valid_nets.plain())[1]
+    assert "subgraph" not in inspected(valid_parts.plain())[1]
 
 
 def test_macs_without_a_size_are_unknown_and_not_zero():
-    model = valid_nets.plain()
+    model = valid_parts.plain()
     model.graph.input[0].CopyFrom(info("x", 1, 3, "h", "w"))
     assert inspected(model)[0].endswith(" parameters, MACs unknown; give size")
-    assert inspected(valid_nets.plain())[0].endswith(" MACs")
+    assert inspected(valid_parts.plain())[0].endswith(" MACs")
 
 
 def traded(pass_, model: onnx.ModelProto, tmp_path: Path, *, accept: str = "smaller") -> str:
@@ -182,18 +183,18 @@ def traded(pass_, model: onnx.ModelProto, tmp_path: Path, *, accept: str = "smal
 def test_separable_says_of_what_it_saved(tmp_path):
     told = traded(Separable(), valid_nets.branches_with_weights(), tmp_path)
     assert "fewer multiply-accumulates (2 subgraphs are not counted)" in told
-    assert "subgraph" not in traded(Separable(), valid_nets.plain(), tmp_path)
+    assert "subgraph" not in traded(Separable(), valid_parts.plain(), tmp_path)
 
 
 @pytest.mark.parametrize("pass_", [Separable(), Groups(), FcToConv()])
 def test_only_a_model_with_subgraphs_has_an_outside_of_them(pass_, tmp_path):
     assert "outside of subgraphs" in traded(pass_, chosen(), tmp_path)
     nodes = [helper.make_node("Relu", ["x"], ["y"])]
-    told = traded(pass_, valid_nets.made(nodes, [], outputs=[info("y", 1, 3, 14, 12)]), tmp_path)
+    told = traded(pass_, valid_parts.made(nodes, [], outputs=[info("y", 1, 3, 14, 12)]), tmp_path)
     assert "nothing to do: no " in told
     assert "subgraph" not in told
 
 
 @pytest.mark.parametrize("pass_", [FcToConv(), OpenBatch()])
 def test_what_is_not_for_speed_is_not_blamed_for_it(pass_, tmp_path):
-    assert "MACs" not in traded(pass_, valid_nets.plain(), tmp_path, accept="always")
+    assert "MACs" not in traded(pass_, valid_parts.plain(), tmp_path, accept="always")

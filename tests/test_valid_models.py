@@ -14,6 +14,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 import valid_nets
+import valid_parts
 from cli_models import call
 from onnx import TensorProto, helper, numpy_helper
 
@@ -198,9 +199,9 @@ def test_no_default_no_warning(
 ) -> None:
     """Below IR version 4 an initializer must be listed, and nobody can replace it."""
     for ir, listed in ((9, False), (3, True)):
-        model = valid_nets.made(valid_nets.body(), valid_nets.tensors(valid_nets.weights()), ir=ir, opset=8)
+        model = valid_parts.made(valid_parts.body(), valid_parts.tensors(valid_parts.weights()), ir=ir, opset=8)
         if listed:
-            model.graph.input.extend(valid_nets.info(t.name, *t.dims) for t in model.graph.initializer)
+            model.graph.input.extend(valid_parts.info(t.name, *t.dims) for t in model.graph.initializer)
         path = tmp_path / "in.onnx"
         path.write_bytes(model.SerializeToString())
         assert call(monkeypatch, "separable", path, tmp_path / "out.onnx", "--tol", "1e-4", "--accept", "always") == 0
@@ -213,17 +214,17 @@ def test_no_default_no_warning(
 def test_a_model_in_doubles_gets_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    values = valid_nets.weights(np.float64)
-    doubles = [valid_nets.info("x", 1, 3, 14, 12, kind=TensorProto.DOUBLE)]
-    ends = [valid_nets.info("y", 1, 5, kind=TensorProto.DOUBLE)]
-    direct = valid_nets.made(valid_nets.body(), valid_nets.tensors(values), inputs=doubles, outputs=ends)
-    casts = [helper.make_node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE), *valid_nets.body("d", "e")]
+    values = valid_parts.weights(np.float64)
+    doubles = [valid_parts.info("x", 1, 3, 14, 12, kind=TensorProto.DOUBLE)]
+    ends = [valid_parts.info("y", 1, 5, kind=TensorProto.DOUBLE)]
+    direct = valid_parts.made(valid_parts.body(), valid_parts.tensors(values), inputs=doubles, outputs=ends)
+    casts = [helper.make_node("Cast", ["x"], ["d"], to=TensorProto.DOUBLE), *valid_parts.body("d", "e")]
     casts.append(helper.make_node("Cast", ["e"], ["y"], to=TensorProto.FLOAT))
     constants = [
         helper.make_node("Constant", [], [name], value=numpy_helper.from_array(value, name))
         for name, value in values.items()
     ]
-    for model in (direct, valid_nets.made([*constants, *casts], [])):
+    for model in (direct, valid_parts.made([*constants, *casts], [])):
         path = tmp_path / "in.onnx"
         path.write_bytes(model.SerializeToString())
         onnx.checker.check_model(model)

@@ -168,8 +168,9 @@ def _figures(path: Path, content: Any) -> dict[str, Figures]:
         models = _Report.model_validate(content).models
         facts = {str(model.get("model", "")): {"by_step": _steps(model), **model} for model in models}
     elif isinstance(schema, str) and schema.startswith("convrewrite."):
-        kind = "of one command" if schema.startswith("convrewrite.report/") else "of a kind or version"
-        raise ValueError(f"it is {kind} that is not read here: {schema[:80]}")
+        if schema.startswith("convrewrite.report/"):
+            raise ValueError("it is the report of one command, and not of run")
+        raise ValueError(f"its schema is {schema[:80]}, where {SCHEMA} and {lock.SCHEMA} are read")
     else:
         raise ValueError("it was not written by run")
     return {name: Figures.model_validate(_shared(entry)) for name, entry in facts.items()}

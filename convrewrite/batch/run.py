@@ -89,8 +89,13 @@ def run(
         if not options.check:
             lock.forget(folder)
             lock.save()  # what passed is kept, also where Ctrl-C ends the rest
+    left = {name: os.path.relpath(result.target, folder) for name, result in found.items() if _left_behind(result)}
     if options.check:
-        found |= {name: _left_behind(result) for name, result in found.items()}
+        found |= {name: _not_current(found[name], path) for name, path in left.items()}
+    else:
+        notes += [
+            f"{path} is from an earlier run, and '{name}' is refused now; delete it" for name, path in left.items()
+        ]
     results = tuple(told(found[job.name], words) for job in every)
     facts = {job.name: found[job.name].facts for job in every}
     against = None if known is None else changes.against(known, facts, allowed)
@@ -114,13 +119,16 @@ def _ignored(every: Sequence[Job]) -> set[str]:
     return {job.name for job in every if job.target in outputs}
 
 
-def _left_behind(result: Result) -> Result:
-    """Under `check`, a model that is refused: an output that is there is what an earlier one has left."""
-    if result.exit_code != REFUSED or not result.target.is_file():
-        return result
+def _left_behind(result: Result) -> bool:
+    """Whether a model is refused, and its output there: then it is what an earlier model or other settings gave."""
+    return result.exit_code == REFUSED and result.target.is_file()
+
+
+def _not_current(result: Result, path: str) -> Result:
+    """Under `check`, the result of a model whose output was left behind at a path."""
     message = (
         f"{parameter('check')}: its output is there, and nothing would be written: {result.facts['message']}; "
-        "delete the output"
+        f"delete {path}"
     )
     facts = {**result.facts, "status": "failed", "exit_code": CheckFailed.exit_code, "message": message}
     return replace(result, facts=facts)

@@ -29,7 +29,7 @@ from convrewrite.cli.options import DebugOption, Details, Line, TellOptions, Wor
 from convrewrite.cli.telling import errors, results, say, settle_output, tell, tell_usage, tell_warnings
 from convrewrite.cli.usage import Command
 from convrewrite.cli.words import FLAGS
-from convrewrite.errors import ConvrewriteError, Interrupted, Terminated, UsageError
+from convrewrite.errors import ConvrewriteError, Interrupted, ReaderGone, Terminated, UsageError
 from convrewrite.system.endings import theirs
 from convrewrite.text.layout import folded, show, width_of
 
@@ -196,17 +196,29 @@ def _run(
         outcome = replace(outcome, error=theirs(outcome.error))
     outcome = outcome.told(FLAGS)
     if told.report is not None:
-        report.write(outcome, told.report)
+        with _failure_first(outcome):
+            report.write(outcome, told.report)
     if told.html is not None:
         _write_page(outcome, told.html, image, labels)
     if not told.quiet:
         try:
-            _show(outcome, told, details)
+            with _failure_first(outcome):
+                _show(outcome, told, details)
         except UsageError as error:  # of standard output: what failed before is more than that
             if outcome.error is None:
                 raise
             say(error.text)
     outcome.check()
+
+
+@contextlib.contextmanager
+def _failure_first(outcome: Outcome) -> Iterator[None]:
+    """A reader of standard output that went away does not hide what failed."""
+    try:
+        yield
+    except ReaderGone:
+        if outcome.error is None:
+            raise
 
 
 def _show(outcome: Outcome, told: TellOptions, details: Details) -> None:
@@ -225,7 +237,8 @@ def _write_page(outcome: Outcome, target: str, image: str | None = None, labels:
     from convrewrite.page.class_map import read_image
 
     try:
-        view = page.outcome_view(outcome, None if image is None else read_image(image), labels)
+        pixels = None if image is None or outcome.error is not None else read_image(image)  # what failed has no map
+        view = page.outcome_view(outcome, pixels, labels)
         page.write(text.told(view, FLAGS), target)
     except ConvrewriteError as error:
         if outcome.error is None:

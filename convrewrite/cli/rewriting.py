@@ -19,8 +19,10 @@ from convrewrite.options import (
 from convrewrite.options.kinds import MAKE, TELL, FilePath, Globs, Patterns, Value, option_class
 
 if TYPE_CHECKING:
+    from convrewrite.engine.windows import Window
     from convrewrite.model_io.guards import Files
-    from convrewrite.pipeline.outcome import Outcome
+    from convrewrite.pipeline.any_size import Fits
+    from convrewrite.pipeline.outcome import ModelPair, Outcome
     from convrewrite.verification import Progress as Tell
 
 _OPTION = "give it as NAME=VALUE, where VALUE is a number, true, false, a list, or text"
@@ -67,7 +69,9 @@ def register(app: typer.Typer, run: Run) -> None:
         def work(tell: Tell | None) -> Outcome:
             from convrewrite import pipeline
 
-            return pipeline.fcn(*paths_of(source, target), line.options(FcnOptions, progress=tell))
+            return pipeline.fcn(
+                *paths_of(source, target), line.options(FcnOptions, progress=tell), fits=_drawable(line)
+            )
 
         run("fcn", line, work, files_of(source, target, line))
 
@@ -140,6 +144,25 @@ def _linear(app: typer.Typer, run: Run, name: str, text: str) -> None:
 
     command.__doc__ = text
     declared(app, LinearOptions, TellOptions, name=name)(command)
+
+
+def _drawable(line: Line) -> Fits | None:
+    """What finds an image or names of classes that do not fit the page's map, before a model is written; or nothing."""
+    image, labels = line.values["image"], line.values["labels"]
+    if image is None and labels is None:
+        return None
+    from convrewrite.page.class_map import class_map, read_image
+    from convrewrite.system.labels import read_labels
+
+    pixels = None if image is None else read_image(image)
+    if labels is not None:
+        read_labels(labels)
+
+    def fits(ends: ModelPair, window: Window | None) -> None:
+        if window is not None:
+            class_map(ends.after, window, ends.data, pixels, labels=labels)
+
+    return fits
 
 
 def paths_of(source: str | None, target: str | None) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from convrewrite.errors import (
     InstallationWarning,
     Interrupted,
     PassFault,
+    ReaderGone,
     Refused,
     UsageError,
 )
@@ -51,7 +52,12 @@ def tell_warnings(quiet: bool) -> None:
 
 
 def tell(error: ConvrewriteError) -> None:
-    """One line on what is wrong; for a fault of ours, a second with the command to report it."""
+    """One line on what is wrong; for a fault of ours, a second with the command to report it.
+
+    A reader that went away has seen what it wanted, and nothing is said.
+    """
+    if isinstance(error, ReaderGone):
+        return
     kinds = {CheckFailed.exit_code: "failed: ", UsageError.exit_code: "error: ", Refused.exit_code: "refused: "}
     if error.exit_code == Interrupted.exit_code:
         kinds[error.exit_code] = ""
@@ -77,6 +83,6 @@ def settle_output() -> None:
         return
     try:
         sys.stdout.flush()
-    except (OSError, ValueError, AttributeError, UsageError):
+    except (OSError, ValueError, AttributeError, ConvrewriteError):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

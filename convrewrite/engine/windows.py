@@ -153,6 +153,8 @@ class Window:
         outputs: every output that depends on the image.
         coarse: the stride before `dense` made it finer, and then a map may have up to coarse / stride - 1 more cells
             behind the last window; () where it did not.
+        beside: further inputs on the same grid, whose windows move with those of `input`, with the letters of their
+            axes: a mask, coordinates, a second signal.
     """
 
     input: str
@@ -165,6 +167,16 @@ class Window:
     why: str = ""
     outputs: Mapping[str, OutputGrid] = field(default_factory=dict)
     coarse: tuple[int, ...] = ()
+    beside: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def images(self) -> dict[str, str]:
+        """The letters of the axes of every input that has the grid of pixels, the image's first."""
+        return {self.input: self.axes, **self.beside}
+
+    def places(self, name: str) -> tuple[int, ...]:
+        """The dimensions of the spatial axes of one of `images`, in the order of `letters`."""
+        return tuple(self.images[name].index(letter) for letter in self.letters)
 
     @property
     def letters(self) -> str:
@@ -216,6 +228,7 @@ class Window:
                 "why": self.why,
                 "outputs": outputs,
                 **({"coarse": list(self.coarse)} if self.coarse else {}),
+                **({"beside": dict(self.beside)} if self.beside else {}),
             }
         )
 
@@ -245,6 +258,7 @@ class Window:
                 why=_text(data.get("why", "")),
                 outputs=outputs,
                 coarse=_extents(data.get("coarse", ())),
+                beside={_text(name): _text(axes) for name, axes in data.get("beside", {}).items()},
             )
             window._check()
             return window
@@ -259,6 +273,9 @@ class Window:
         letters = self.letters
         if letters not in LETTERS or sorted(self.axes) != sorted(set(self.axes)):
             raise ValueError(f"{self.axes!r} are no axes")
+        for axes in self.beside.values():
+            if sorted(axes) != sorted(set(axes)) or set(axes) - {*"NC"} != set(letters):
+                raise ValueError(f"{axes!r} are no axes on the grid of {self.axes!r}")
         if any(len(entries) != len(letters) for entries in lists):
             raise ValueError(f"{self.axes!r} does not have the axes of {lists}")
         for name, grid in self.outputs.items():
@@ -275,9 +292,10 @@ class Window:
 
     def of_graph(self, graph: gs.Graph) -> Window:
         """Itself. Raises UsageError where it speaks of inputs or outputs that a graph does not have."""
-        image = next((tensor for tensor in graph.inputs if tensor.name == self.input), None)
-        if image is None or (image.shape is not None and len(image.shape) != len(self.axes)):
-            raise _damaged("it speaks of an input that the model does not have")
+        shapes = {tensor.name: tensor.shape for tensor in graph.inputs}
+        for name, axes in self.images.items():
+            if name not in shapes or (shapes[name] is not None and len(shapes[name]) != len(axes)):
+                raise _damaged("it speaks of an input that the model does not have")
         if not self.outputs.keys() <= {tensor.name for tensor in graph.outputs}:
             raise _damaged("it speaks of an output that the model does not have")
         return self

@@ -63,7 +63,8 @@ def inspect(
     counted = costs.count(graph, at.inputs if at.tensors else None, strict=bool(at.tensors))
     image = image_input(graph, at.tensors)
     window = None if image is None else tuple(at.tensors[image][d] for d in spatial_dims(graph, at.tensors, image))
-    if size is not None and window is not None and not _fits(size, window):
+    own = () if image is None else next(tuple(t.shape) for t in graph.inputs if t.name == image)
+    if size is not None and window is not None and not _fits(size, window, own):
         fixed = "x".join(map(str, window))
         raise UsageError(
             f"{parameter('size')} does not fit: the model's input is fixed at {fixed}", remedy="leave it out"
@@ -93,9 +94,10 @@ def inspect(
     )
 
 
-def _fits(size: Sequence[int], window: Shape) -> bool:
-    """Whether an image of that size (one extent is meant for all axes) is what the model is looked at with."""
-    return tuple(size) * (len(window) if len(size) == 1 else 1) == window
+def _fits(size: Sequence[int], window: Shape, own: Sequence[int | str | None]) -> bool:
+    """Whether an image of that size (one extent is meant for all open axes) is what the model is looked at with."""
+    half_open = any(not isinstance(dim, int) for dim in own[1:])
+    return (len(size) == 1 and half_open) or tuple(size) * (len(window) if len(size) == 1 else 1) == window
 
 
 def _asked(at: Native, window: Shape | None, tol: float) -> tuple[Pass, ...]:

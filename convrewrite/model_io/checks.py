@@ -43,10 +43,23 @@ def refuse_unusable(proto: ModelProto, label: str) -> None:
     if fault:
         raise UsageError(f"{label}: not a valid ONNX model: {fault}")
     initializers = {tensor.name for tensor in proto.graph.initializer}
-    for info in proto.graph.input:
-        dims = info.type.tensor_type.shape.dim
-        if info.name not in initializers and any(dim.HasField("dim_value") and dim.dim_value == 0 for dim in dims):
-            raise UsageError(f"{label}: input '{info.name}' has a dimension of size 0")
+    for place, info in enumerate(proto.graph.input):
+        kind = info.type.tensor_type
+        if info.name in initializers:
+            continue
+        for axis, dim in enumerate(kind.shape.dim):
+            if dim.HasField("dim_value") and dim.dim_value == 0:
+                raise UsageError(
+                    f"{label}: input '{info.name}' has a dimension of size 0",
+                    remedy="where it stands for any number, give it a name: "
+                    f"model.graph.input[{place}].type.tensor_type.shape.dim[{axis}].dim_param = 'N'",
+                )
+        if info.type.HasField("tensor_type") and not kind.HasField("shape"):
+            raise UsageError(
+                f"{label}: input '{info.name}' has no shape, not even a number of axes",
+                remedy=f"write one into the file, such as: model.graph.input[{place}].CopyFrom(onnx.helper."
+                f"make_tensor_value_info('{info.name}', {kind.elem_type}, ['N', 3, 'H', 'W']))",
+            )
 
 
 def drop_meaningless(graph: GraphProto) -> None:

@@ -54,7 +54,10 @@ class FcnOptions(RewriteOptions):
     """What `fcn` takes."""
 
     window: Extents = Sizes(
-        None, "Name the classifier's own input size, where the file leaves it open.", metavar="HxW", panel=MAKE
+        None,
+        "Name the classifier's own input size, where the file leaves it open; one number is for every open axis.",
+        metavar="HxW",
+        panel=MAKE,
     )
     size: Extents = Sizes(
         None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,9 @@ from convrewrite.system import atomic
 from convrewrite.text import Call, by, parameter
 from convrewrite.verification import Verification
 
+Fits = Callable[[ModelPair, Window | None], object]
+"""Raises what is wrong about two models and the window of the second."""
+
 
 @dataclass(kw_only=True)
 class _Run:
@@ -57,6 +60,7 @@ class _Run:
 
     Attributes:
         original: as it was read. model: the fully convolutional one, before it is made denser. window: of it, if known.
+        fits: holds what the caller has for the result against it, before it is proved and written.
         opened: what was done for any number of images, where anything was. upgraded: a model that fcn leaves as it is
             goes to another operator set.
         cut: where the original's head begins; None where the original is fully convolutional itself.
@@ -71,6 +75,7 @@ class _Run:
     original: Model
     model: Model
     window: Window | None
+    fits: Fits | None = None
     opened: tuple[Site, ...] = ()
     upgraded: bool = False
     cut: Sequence[Any] | None = None
@@ -93,20 +98,24 @@ class _Run:
         return self.window if self.denser is None else self.denser.window
 
 
-def fcn(source: str, target: str, options: FcnOptions) -> Outcome:
+def fcn(source: str, target: str, options: FcnOptions, *, fits: Fits | None = None) -> Outcome:
     """Make a classifier fully convolutional: read `source`, write `target` ("-" is standard input or output).
 
     What the options ask for besides is done to a model that is fully convolutional already, too.
+
+    Args:
+        source, target: paths. options: of the command.
+        fits: called with what is about to be verified and written; what it raises ends the command.
 
     Whatever stops it is the outcome's `error`, and then nothing was written; `Outcome.check` raises it.
     """
     log = Log(Outcome("fcn", options.provider, "error"))
     with log.until_error():
-        _fcn(source, target, options, log)
+        _fcn(source, target, options, log, fits=fits)
     return log.outcome
 
 
-def _fcn(source: str, target: str, options: FcnOptions, log: Log) -> None:
+def _fcn(source: str, target: str, options: FcnOptions, log: Log, *, fits: Fits | None) -> None:
     if options.verify:
         check_installation()
     check_provider(options.provider)
@@ -130,6 +139,7 @@ def _fcn(source: str, target: str, options: FcnOptions, log: Log) -> None:
         original=original,
         model=model,
         window=window,
+        fits=fits,
     )
     log.note(window=run.window)
     if options.dynamic_batch:
@@ -206,7 +216,10 @@ def _publish(run: _Run) -> None:
     """Stage the rewritten model, verify the staged file, then publish it or leave no trace."""
     after, window, log = run.result, run.cells_window, run.log
     inputs = {} if window is None else _native_inputs(after.graph, window)
-    log.note(ends=ModelPair(run.original, after, inputs, run.options.data))
+    ends = ModelPair(run.original, after, inputs, run.options.data)
+    log.note(ends=ends)
+    if run.fits is not None:
+        run.fits(ends, window)
     log.note(warnings=fixed_defaults(run.original, after))
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(atomic.scratch()))
@@ -328,6 +341,7 @@ def _with_macs(facts: FileFacts | None, graph: gs.Graph, window: Window | None) 
 def _native_inputs(graph: gs.Graph, window: Window) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs of one sample at the native size."""
     shapes = {t.name: [d if isinstance(d, int) else 1 for d in t.shape or ()] for t in graph.inputs}
-    for letter, extent in zip(window.letters, window.size, strict=True):
-        shapes[window.input][window.axes.index(letter)] = extent
+    for name in window.images:
+        for place, extent in zip(window.places(name), window.size, strict=True):
+            shapes[name][place] = extent
     return {name: tuple(shape) for name, shape in shapes.items()}

@@ -149,8 +149,8 @@ def _feeds(session: runtime.Session, window: Window, size: Sequence[int], seed: 
     feeds = {}
     for info in session.inputs:
         shape = [dim if isinstance(dim, int) else 1 for dim in info.shape]
-        if info.name == window.input:
-            for letter, extent in zip(window.letters, size, strict=True):
-                shape[window.axes.index(letter)] = extent
+        if info.name in window.images:
+            for place, extent in zip(window.places(info.name), size, strict=True):
+                shape[place] = extent
         feeds[info.name] = random_array(rng, InputSpec(info.name, info.dtype, tuple(shape)), Scale("0..1"))
     return feeds

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from convrewrite.engine.image_axes import open_axes_of
 from convrewrite.errors import UsageError
 from convrewrite.running.runtime import TensorInfo
 from convrewrite.text import as_line, counted, parameter
@@ -99,9 +100,10 @@ def fill(
     """Give every dimension of an input a number.
 
     The batch (the first axis, where the input has two or more) becomes `batch`, or 1; the other open dimensions take
-    `known` (another model's shape of the same input, or the data's) where it has a number, else `size` in order. A name
-    of the first axis that is `bound` (see `bind_batch`) has that number, of a vector too. Where an extent stays open,
-    the error offers `size`, and behind it what `remedy` says.
+    `known` (another model's shape of the same input, or the data's) where it has a number, else `size` in order: one
+    extent for all, one for each, or the whole image's, whose fixed axes it then has to name as they are. A name of the
+    first axis that is `bound` (see `bind_batch`) has that number, of a vector too. Where an extent stays open, the
+    error offers `size`, and behind it what `remedy` says.
     """
     if info.dtype == np.dtype("object"):
         raise UsageError(f"input '{info.name}' is {info.kind}, not a numeric tensor: no numbers can be drawn for it")
@@ -126,7 +128,15 @@ def fill(
                 f"input '{info.name}' has the open shape {dims}", remedy=f"give {parameter('size', letters)}{remedy}"
             )
         sizes = list(size) * len(free) if len(size) == 1 else list(size)
-        if len(size) > 1 and len(free) != len(size):
+        if len(free) < len(size) < len(shape):
+            sizes = list(open_axes_of([dim if isinstance(dim, int) else None for dim in shape], size))
+            if not sizes:
+                raise UsageError(
+                    f"{parameter('size', tuple(size))} does not fit: input '{info.name}' is fixed at {dims}",
+                    remedy=f"{parameter('size', 'L' if len(free) == 1 else 'HxW')} gives the open "
+                    f"{'axis' if len(free) == 1 else 'axes'} alone",
+                )
+        if len(size) > 1 and len(free) != len(sizes):
             raise UsageError(
                 f"{parameter('size')} has {counted(len(size), 'number')}, but input '{info.name}' ({dims}) has "
                 f"{counted(len(free), 'open dimension')}"

@@ -33,6 +33,9 @@ FILE = re.compile(r"\.convrewrite-[0-9a-f]{16}(\..*)?", re.DOTALL)
 FOLDER = re.compile(r"\.?convrewrite-[0-9a-f]{16}-[a-z0-9_]{8}")
 LONGEST_SUFFIX = 32
 
+GIVEN = {"original.onnx": "the original model", "a.onnx": "model a", "b.onnx": "model b"}
+"""What to call models that were not made here, but given without a path: they lie in a folder for the while."""
+
 _held: dict[str, int | None] = {}
 """Handles that hold the locks, by path; None where there are no locks."""
 
@@ -46,8 +49,10 @@ def hidden_name(suffix: str) -> str:
 
 def shown(path: str | Path) -> str:
     """What to call a model in messages: nobody knows the hidden name under which it lies until it is checked."""
-    hidden = FILE.fullmatch(Path(path).name) or FOLDER.fullmatch(Path(path).parent.name)
-    return "the rewritten model" if hidden else str(path)
+    name, folder = Path(path).name, Path(path).parent.name
+    if FOLDER.fullmatch(folder) and name in GIVEN:
+        return GIVEN[name]
+    return "the rewritten model" if FILE.fullmatch(name) or FOLDER.fullmatch(folder) else str(path)
 
 
 def create(path: Path, mode: int | None = None) -> None:

@@ -29,8 +29,16 @@ def read(path: Path) -> Any:
 
 def parse(content: bytes) -> Any:
     """What such a file holds, of which the bytes are at hand. Raises ValueError as `read` does."""
+    if not content.strip():
+        raise ValueError("it is empty")
     try:
-        data = json.loads(content.decode("utf-8"), object_pairs_hook=_single, parse_constant=_refuse)
+        text = content.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError("it is no text in UTF-8") from None
+    try:
+        data = json.loads(text, object_pairs_hook=_single, parse_constant=_refuse, parse_int=_whole)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"it is no JSON from line {error.lineno}, column {error.colno} on") from None
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     _refuse_depth(data)
@@ -42,6 +50,13 @@ def _single(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         raise ValueError("it has a name twice")
     return found
+
+
+def _whole(digits: str) -> int:
+    try:
+        return int(digits)
+    except ValueError:  # Python reads no more than some thousand digits
+        raise ValueError(f"it holds a number of {len(digits):,} digits") from None
 
 
 def _refuse(constant: str) -> Any:

@@ -11,7 +11,7 @@ import io
 import os
 import sys
 
-from convrewrite.errors import UsageError
+from convrewrite.errors import ConvrewriteError, ReaderGone, UsageError
 
 
 class Lossy(io.TextIOWrapper):
@@ -30,27 +30,29 @@ class Lossy(io.TextIOWrapper):
 
 
 class Strict(io.TextIOWrapper):
-    """What was asked for: where it cannot be written, that is an error in one line.
+    """What was asked for: where it cannot be written, that is an error in one line, or none where nobody reads on.
 
     (typer ends with 1 where the reader is gone, which means a failed check here.)
     """
 
     def write(self, text: str) -> int:
-        """Write. Raises UsageError where that is not possible."""
+        """Write. Raises UsageError where that is not possible, and ReaderGone where nobody reads any more."""
         try:
             return super().write(text)
         except OSError as error:
             raise _unwritable(error) from error
 
     def flush(self) -> None:
-        """Flush. Raises UsageError where that is not possible."""
+        """Flush. Raises UsageError where that is not possible, and ReaderGone where nobody reads any more."""
         try:
             super().flush()
         except OSError as error:
             raise _unwritable(error) from error
 
 
-def _unwritable(error: OSError) -> UsageError:
+def _unwritable(error: OSError) -> ConvrewriteError:
+    if isinstance(error, BrokenPipeError):
+        return ReaderGone("nobody reads standard output any more")
     return UsageError(f"cannot write to standard output: {error.strerror or error}")
 
 

@@ -90,11 +90,11 @@ class Applied(Printed):
         by = "x".join
         cells = ", ".join(f"{name} [{by(map(str, shape))}]" for name, shape in self.outputs.items())
         again = f", {self.resumed} of them done before" if self.resumed else ""
-        lines = [
-            f"applied    to an image of {by(map(str, self.size))}: {cells}",
-            f"tiles      {self.tiles} of up to {by(map(str, self.crop))} pixels{again}; "
-            f"{self.useful:.0%} of what was read belongs to one tile alone",
-        ]
+        tiles = f"{self.tiles} of up to {by(map(str, self.crop))} pixels{again}; "
+        tiles += f"{self.useful:.0%} of what was read belongs to one tile alone"
+        if self.tiles == 1:  # which shares nothing with another, whatever lies at the edge and gives no cell
+            tiles = f"1, the whole image{', which was done before' if self.resumed else ''}"
+        lines = [f"applied    to an image of {by(map(str, self.size))}: {cells}", f"tiles      {tiles}"]
         if self.finished.tiles:
             rate = f"{self.rate / 1e6:.2f} million pixels per second"
             lines.append(

@@ -141,7 +141,9 @@ def shapes_at(a: Candidate, b: Candidate, size: Size | None, batch: int | None) 
         bound = bind_batch(one.inputs, batch)
         specs = (fill(info, size, known[info.name], batch, bound=bound) for info in one.inputs)
         shapes = {spec.name: spec.shape for spec in specs}
-        if size is not None and not _is_at(shapes[one.image.name], size):
+        half_open = [_number(a) is None for a in one.image.shape[1:]]
+        half_open = [a and _number(b) is None for a, b in zip(half_open, known[one.image.name][1:], strict=False)]
+        if size is not None and not any(half_open) and not _is_at(shapes[one.image.name], size):
             raise UsageError(
                 f"{parameter('sizes', by(size))} does not fit: input '{one.image.name}' of {one.path} is fixed "
                 f"at {by(shapes[one.image.name])}",

@@ -249,6 +249,7 @@ def _verify_map(case: _MapCase, inner: Verification | None = None) -> Verificati
         evidence=evidence,
         ledger=ledger,
         spec=spec,
+        beside=[spec for spec in specs if spec.name in window.beside],
         seed=options.seed,
         progress=options.progress,
         room=fit.check,

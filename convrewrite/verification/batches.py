@@ -15,6 +15,7 @@ import functools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import numpy as np
 
@@ -30,13 +31,18 @@ COUNTS = {2: "two batches at once", 3: "three batches at once", 7: "seven batche
 """How many batches are tried at once, and what the check is called."""
 
 
-def opened(original: Specimen, rewritten: Specimen) -> tuple[str, ...]:
-    """Inputs whose first extent the original fixes and the rewritten model does not."""
+def opened(original: Specimen, rewritten: Specimen, grid: Mapping[str, str] = MappingProxyType({})) -> tuple[str, ...]:
+    """Inputs whose first extent, which counts images, the original fixes and the rewritten model does not.
+
+    Args:
+        grid: the letters of the axes of inputs whose rows and columns were opened.
+    """
     theirs = {info.name: info.shape for info in rewritten.session.inputs}
     return tuple(
         info.name
         for info in original.session.inputs
         if info.shape and theirs.get(info.name) and isinstance(info.shape[0], int) and _is_open(theirs[info.name][0])
+        if grid.get(info.name, "N").startswith("N")
     )
 
 
@@ -61,24 +67,24 @@ def check(
     names: Sequence[str],
     read: Callable[[str, Mapping[str, Array]], Array | None] = lambda name, values: values.get(name),
     *,
-    widened: Callable[[Array], Array] | None = None,
-    image: str = "",
+    widened: Callable[[Feeds], Feeds] | None = None,
+    grid: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Compare where some input was opened.
 
     Args:
         original, rewritten, evidence, ledger: as everywhere. names: of what is compared.
         read: finds what the rewritten model gives in the original's layout.
-        widened: makes the input `image` as large as the rewritten model takes it, where it takes no other.
+        widened: makes images as large as the rewritten model takes them, where it takes no others.
+        grid: as for `opened`.
     """
-    inputs = opened(original, rewritten)
+    inputs = opened(original, rewritten, grid)
     if not inputs or not evidence.samples:
         return
     reference = original if widened is None else rewritten
     names = [name for name in names if name in original.moving | {probe.name for probe in reference.probes}]
     samples = [
-        sample if widened is None else replace(sample, feeds={**sample.feeds, image: widened(sample.feeds[image])})
-        for sample in evidence.samples
+        sample if widened is None else replace(sample, feeds=widened(sample.feeds)) for sample in evidence.samples
     ]
     known = evidence.references if widened is None else []
     parts: list[_Part] = []

@@ -14,6 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,7 @@ def check(
     *,
     images: bool = True,
     sizes: bool = True,
+    grid: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Compare at further extents of every open symbol.
 
@@ -121,9 +123,11 @@ def check(
         specs: the shapes that were compared already. evidence, ledger: as everywhere. names: of what is compared.
         read: finds what the rewritten model gives in the original's layout.
         images: draw other numbers of images. sizes: draw other extents of all else.
+        grid: the letters of the axes of inputs whose rows and columns stay as they are, whatever their symbols.
     """
     original, _, rewritten = models
-    every = [symbol for symbol in symbols(original, rewritten) if (images if symbol.images else sizes)]
+    found = [_off_grid(symbol, grid) for symbol in symbols(original, rewritten)]
+    every = [symbol for symbol in found if symbol.axes and (images if symbol.images else sizes)]
     shapes = {spec.name: spec.shape for spec in specs}
     for symbol in every:
         check_name = f"other extents of {symbol.name}"
@@ -139,6 +143,12 @@ def check(
                 break
         if not done:
             ledger.skip(check_name, "the original runs at no other that was tried")
+
+
+def _off_grid(symbol: Symbol, grid: Mapping[str, str]) -> Symbol:
+    """The symbol without the rows and columns that it stands for as well."""
+    axes = [(name, axis) for name, axis in symbol.axes if name not in grid or grid[name][axis] == "N"]
+    return replace(symbol, axes=tuple(axes))
 
 
 def _with_alike(symbol: Symbol, every: Sequence[Symbol], shapes: Mapping[str, tuple[int, ...]]) -> Symbol:

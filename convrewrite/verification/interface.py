@@ -141,21 +141,21 @@ def native_inputs(original: Specimen, converted: Specimen, window: Window, batch
     theirs = {info.name: info for info in converted.session.inputs}
     if lonely := sorted(ours.keys() ^ theirs.keys()):
         raise UsageError(f"the models have different inputs: '{lonely[0]}' is in one of them alone")
-    if window.input not in ours:
-        raise UsageError(f"the window's image input '{window.input}' is no input of {original.path}")
+    for name in window.images:
+        if name not in ours:
+            raise UsageError(f"the window's image input '{name}' is no input of {original.path}")
     specs = []
     for name, info in ours.items():
         known: list[int | str | None] = list(theirs[name].shape)
-        if name == window.input:
-            known = [dim if isinstance(dim, int) else None for dim in known] or [None] * len(window.axes)
-            if len(known) != len(window.axes):
-                raise UsageError(
-                    f"input '{name}' has {counted(len(known), 'axis')}, the window's metadata says {window.axes}"
-                )
-            for letter, extent in zip(window.letters, window.size, strict=True):
-                known[window.axes.index(letter)] = extent
-            if "N" in window.axes and known[window.axes.index("N")] is None:
-                known[window.axes.index("N")] = batch or 1
+        if name in window.images:
+            axes = window.images[name]
+            known = [dim if isinstance(dim, int) else None for dim in known] or [None] * len(axes)
+            if len(known) != len(axes):
+                raise UsageError(f"input '{name}' has {counted(len(known), 'axis')}, the window's metadata says {axes}")
+            for place, extent in zip(window.places(name), window.size, strict=True):
+                known[place] = extent
+            if "N" in axes and known[axes.index("N")] is None:
+                known[axes.index("N")] = batch or 1
         spec = fill(replace(info, shape=info.shape or tuple(known)), None, known, batch)
         spec = replace(spec, below=original.below.get(name, 0))
         specs.append(_narrowed(spec, info, theirs[name]) if original.twins else spec)

@@ -38,7 +38,7 @@ class Subject:
     Attributes:
         grids: per output and probe that depends on the image, how its cells lie.
         spec: the image input at the native size.
-        others: names of the further inputs.
+        beside: the inputs that lie on the image's grid, at the native size.
         room: raises DeviceFailed where an image of a size would not fit into the memory.
     """
 
@@ -48,6 +48,7 @@ class Subject:
     evidence: Evidence
     ledger: Ledger
     spec: InputSpec
+    beside: Sequence[InputSpec] = ()
     seed: int = 0
     progress: Progress | None = None
     grids: dict[str, OutputGrid] = field(default_factory=dict)
@@ -72,8 +73,8 @@ class Subject:
 
     @property
     def axes(self) -> tuple[int, ...]:
-        """The letters of the spatial axes of the image input."""
-        return tuple(self.window.axes.index(letter) for letter in self.window.letters)
+        """The dimensions of the spatial axes of the image input."""
+        return self.window.places(self.window.input)
 
     def ratio(self, grid: OutputGrid) -> tuple[int, ...]:
         """The number of cells of a map per step of the window."""
@@ -142,27 +143,42 @@ def to_layout(new: Array, grid: OutputGrid, letters: str, starts: Position) -> A
     return block.reshape([int(np.prod([extent[name] for name in part], dtype=int)) for part in parts])
 
 
-def split_data(data: Data | None, window: Window, specs: Sequence[InputSpec]) -> tuple[Data | None, Array | None]:
-    """The user's data at the native size, and its first image where that is larger than the window."""
-    if data is None or isinstance(data, Images) or window.input not in data:
+def split_data(
+    data: Data | None, window: Window, specs: Sequence[InputSpec]
+) -> tuple[Data | None, Mapping[str, Array] | None]:
+    """The user's data at the native size, and its first image where that is larger than the window.
+
+    The image comes with what lies beside it, by the names of their inputs.
+    """
+    if data is None or isinstance(data, Images):
         return data, None
-    spec = next(spec for spec in specs if spec.name == window.input)
-    image = data[window.input]
+    parts = {spec.name: _split(data, window, spec) for spec in specs if spec.name in window.images}
+    if None in parts.values():
+        return data, None
+    known = {name: part for name, part in parts.items() if part is not None}
+    return {**data, **{name: part[0] for name, part in known.items()}}, {n: part[1] for n, part in known.items()}
+
+
+def _split(data: Mapping[str, Array], window: Window, spec: InputSpec) -> tuple[Array, Array] | None:
+    """The user's array for one input at the native size, and its first entry as it is; None where it is no larger."""
+    if spec.name not in data:
+        return None
+    image, letters = data[spec.name], window.images[spec.name]
     extra = image.ndim - len(spec.shape)
-    axes = [window.axes.index(letter) + extra for letter in window.letters]
+    axes = [place + extra for place in window.places(spec.name)]
     if extra not in (0, 1) or any(image.shape[axis] < size for axis, size in zip(axes, window.size, strict=True)):
-        return data, None  # cut_data says what does not fit
+        return None  # cut_data says what does not fit
     index = [slice(None)] * image.ndim
     for axis, size, start in zip(axes, window.size, window.offset, strict=True):
         index[axis] = slice(start, start + size) if start >= 0 else slice(0, size)
     native = image[tuple(index)]
     if native.shape == image.shape:
-        return data, None
+        return None
     first = image[0] if extra else image
-    if not extra and "N" in window.axes:
-        axis = window.axes.index("N")
+    if not extra and "N" in letters:
+        axis = letters.index("N")
         first = first[tuple(slice(0, spec.shape[axis]) if i == axis else slice(None) for i in range(first.ndim))]
-    return {**data, window.input: native}, np.ascontiguousarray(first.astype(spec.dtype, copy=False))
+    return native, np.ascontiguousarray(first.astype(spec.dtype, copy=False))
 
 
 def window_plans(window: Window) -> list[tuple[tuple[int, ...], bool]]:
@@ -181,7 +197,7 @@ def large_images(
     subject: Subject,
     plans: Sequence[tuple[Position, bool]],
     wanted: Sequence[tuple[int, ...]] = (),
-    given: Array | None = None,
+    given: Mapping[str, Array] | None = None,
 ) -> list[Callable[[], LargeImage]]:
     """What makes images for some numbers of windows per axis, with a remainder of pixels where the flag is set.
 
@@ -194,8 +210,13 @@ def large_images(
     for size in wanted:
         _check_size(size, fixed, window)
     if given is not None:
-        own = tuple(given.shape[axis] for axis in subject.axes)
+        own = tuple(given[window.input].shape[axis] for axis in subject.axes)
         _check_size(own, fixed, window)
+        for name, array in given.items():
+            if tuple(array.shape[axis] for axis in window.places(name)) != own:
+                found = "x".join(str(array.shape[axis]) for axis in window.places(name))
+                text = "x".join(map(str, own))
+                raise UsageError(f"array '{name}' of the data is {found}, beside '{window.input}' of {text}")
         return [functools.partial(_large_image, subject, own, 0, given)]
     for positions, remainder in [] if wanted else plans:
         rest = [(step - 1 if axis % 2 == 0 else step // 2) * remainder for axis, step in enumerate(window.stride)]
@@ -223,24 +244,30 @@ def _check_size(size: Sequence[int], fixed: Sequence[int] | None, window: Window
         raise UsageError(f"{parameter('size', text)} does not fit: the converted model takes images of {only} alone")
 
 
-def _large_image(subject: Subject, size: tuple[int, ...], index: int, given: Array | None = None) -> LargeImage:
+def _large_image(
+    subject: Subject, size: tuple[int, ...], index: int, given: Mapping[str, Array] | None = None
+) -> LargeImage:
     """One image of that size (the user's own where it is given), and the windows to compare on it."""
     subject.room(size)
     window, samples = subject.window, subject.evidence.samples
     sample = samples[index % len(samples)]
-    shape = list(subject.spec.shape)
-    for axis, extent in zip(subject.axes, size, strict=True):
-        shape[axis] = extent
     seed = subject.seed + 1000 + index
     rng = np.random.default_rng(seed)
     if given is not None:
-        image, note = given, "the data's own image"
+        images, note = dict(given), "the data's own image"
     elif sample.scale is not None:
-        image = random_array(rng, replace(subject.spec, shape=tuple(shape)), sample.scale)
+        images = {
+            spec.name: random_array(rng, replace(spec, shape=_at_size(window, spec, size)), sample.scale)
+            for spec in (subject.spec, *subject.beside)
+        }
         note = f"{sample.scale.name}, seed {seed}"
     else:
-        image = enlarge(sample.feeds[window.input], subject.axes, size)
-        image = image[tuple(slice(0, extent) for extent in shape)]
+        images = {
+            spec.name: enlarge(sample.feeds[spec.name], window.places(spec.name), size)[
+                tuple(slice(0, extent) for extent in _at_size(window, spec, size))
+            ]
+            for spec in (subject.spec, *subject.beside)
+        }
         note = f"{sample.source}, reflected"
     positions = [tuple(map(int, p)) for p in np.ndindex(*window.positions(size))]
     budget = max(4, CROP_PIXELS // max(1, int(np.prod(window.size))))
@@ -252,7 +279,7 @@ def _large_image(subject: Subject, size: tuple[int, ...], index: int, given: Arr
         chosen = sorted({*corners, *(positions[i] for i in picks)})
         note += f"; {len(chosen)} of {counted(len(positions), 'window')}"
     exact = all((a - b) % c == 0 for a, b, c in zip(size, window.size, window.stride, strict=True))
-    feeds = {**sample.feeds, window.input: image}
+    feeds = {**sample.feeds, **images}
     return LargeImage(
         size=size,
         chosen=tuple(chosen),
@@ -262,3 +289,11 @@ def _large_image(subject: Subject, size: tuple[int, ...], index: int, given: Arr
         scale=sample.scale or Scale("0..1"),
         note=note,
     )
+
+
+def _at_size(window: Window, spec: InputSpec, size: Sequence[int]) -> tuple[int, ...]:
+    """The shape of an input on the image's grid, for an image of that size."""
+    shape = list(spec.shape)
+    for axis, extent in zip(window.places(spec.name), size, strict=True):
+        shape[axis] = extent
+    return tuple(shape)

@@ -44,6 +44,10 @@ SAME = 1e-4
 """Up to this error, a part of a model is taken to be that part: rounding, and not another tensor."""
 
 
+WHOLE = ("AveragePool", "MaxPool", "LpPool")
+"""Pools that have a form over the whole map."""
+
+
 class NoOracle(Exception):
     """The oracle cannot be built or run for this model; the message is the reason."""
 
@@ -192,19 +196,21 @@ def build(subject: Subject, cut: Sequence[CutTensor], provider: str) -> TrunkOra
     inputs = exposure.input_names(model.graph)
     outputs = list(subject.grids)
     names = [tensor.name for tensor in cut]
-    if window.input in exposure.reached(model.graph, outputs, names, shapes=False):
+    if window.images.keys() & set(exposure.reached(model.graph, outputs, names, shapes=False)):
         raise NoOracle("the head needs tensors of the image beside the cut")
-    exposure.open_dims(model, window.input, subject.axes)
+    for name in window.images:
+        exposure.open_dims(model, name, window.places(name))
     sample, reference = subject.evidence.samples[0], subject.evidence.references[0]
     part = _used(exposure.part(model, {}, inputs, names))
     try:
+        _open_pools(part, lambda probe: session_of(sketch, probe, path, provider), sample.feeds)
         trunk = session_of(sketch, part, path, provider)
         features = trunk.run({info.name: sample.feeds[info.name] for info in trunk.inputs})
         needed = exposure.reached(model.graph, outputs, names)
         starts = {name: features[name] for name in names if name in needed}
         wanted = [name for name in inputs if name in needed]
         head = session_of(sketch, exposure.part(model, starts, wanted, outputs), path, provider)
-        held = {window.input: sample.feeds[window.input]} if window.input in wanted else {}
+        held = {name: sample.feeds[name] for name in window.images if name in wanted}
         oracle = TrunkOracle(
             subject=subject,
             cut=tuple(cut),
@@ -232,6 +238,40 @@ def _open_shaken(sketch: exposure.Sketch, part: onnx.ModelProto, path: str, prov
     model.CopyFrom(part)
     shaken(model)
     return session_of(sketch, model, path, provider, optimize=False)
+
+
+def _open_pools(trunk: onnx.ModelProto, open_: Callable[[onnx.ModelProto], Runner], native: Feeds) -> None:
+    """Write a pool whose kernel is the whole native map as a pool over the whole map, in place.
+
+    Behind it and ahead of the cut it weighs the map, so it is one value for any image; its kernel only names a size.
+    """
+    inputs = {value.name for value in trunk.graph.input}
+    pools = [n for n in trunk.graph.node if n.op_type in WHOLE and _plain(n) and n.input[0] not in inputs]
+    if not pools:
+        return
+    probe = onnx.ModelProto()
+    probe.CopyFrom(trunk)
+    del probe.graph.output[:]
+    names = list(dict.fromkeys(node.input[0] for node in pools))
+    probe.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = open_(probe)
+    seen = session.run({info.name: native[info.name] for info in session.inputs})
+    for node in pools:
+        if _kernel(node) == seen[node.input[0]].shape[2:]:
+            node.op_type = f"Global{node.op_type}"
+            kept = [attribute for attribute in node.attribute if attribute.name == "p"]
+            del node.attribute[:]
+            node.attribute.extend(kept)
+
+
+def _kernel(node: onnx.NodeProto) -> tuple[int, ...]:
+    return tuple(next((a.ints for a in node.attribute if a.name == "kernel_shape"), ()))
+
+
+def _plain(node: onnx.NodeProto) -> bool:
+    """Whether a pool sees no padding, and more than one cell."""
+    padded = any(any(a.ints) for a in node.attribute if a.name == "pads")
+    return not padded and max(_kernel(node), default=1) > 1 and len(node.output) == 1
 
 
 def _used(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -93,19 +93,29 @@ def several_batches(subject: Subject, otherwise: Specimen, specs: Sequence[Input
     """
     fixed, origin = subject.fixed_size(), (0,) * len(subject.window.size)
     how = (subject.original, subject.converted, subject.evidence, subject.ledger, list(subject.grids))
+
+    def cells(name: str, values: Mapping[str, Array]) -> Array | None:
+        return subject.block(name, values, origin)
+
+    grid = subject.window.images
     if fixed is None or fixed == subject.window.size:
-        batches.check(*how, lambda name, values: subject.block(name, values, origin))
+        batches.check(*how, cells, grid=grid)
         models = subject.original, otherwise, subject.converted
-        extents.check(models, specs, *how[2:], lambda n, values: subject.block(n, values, origin), sizes=False)
+        extents.check(
+            models, specs, *how[2:], lambda n, values: subject.block(n, values, origin), sizes=False, grid=grid
+        )
         return
 
-    def widened(image: Array) -> Array:
-        pads = [(0, 0)] * image.ndim
-        for axis, extent in zip(subject.axes, fixed, strict=True):
-            pads[axis] = (0, extent - image.shape[axis])
-        return np.pad(image, pads, "wrap")
+    def widened(feeds: Feeds) -> Feeds:
+        made = dict(feeds)
+        for name in subject.window.images:
+            pads = [(0, 0)] * feeds[name].ndim
+            for axis, extent in zip(subject.window.places(name), fixed, strict=True):
+                pads[axis] = (0, extent - feeds[name].shape[axis])
+            made[name] = np.pad(feeds[name], pads, "wrap")
+        return made
 
-    batches.check(*how, widened=widened, image=subject.window.input)
+    batches.check(*how, widened=widened, grid=grid)
 
 
 def misfit(got: Array, grid: OutputGrid, extents: Sequence[int]) -> str:
@@ -197,10 +207,13 @@ def crops(subject: Subject, feeds: Feeds, positions: Sequence[Position]) -> list
     window = subject.window
     items = []
     for position in positions:
-        index = [slice(None)] * len(window.axes)
-        for axis, start, extent in zip(subject.axes, start_of(subject, position), window.size, strict=True):
-            index[axis] = slice(start, start + extent)
-        items.append({**feeds, window.input: np.ascontiguousarray(feeds[window.input][tuple(index)])})
+        item = dict(feeds)
+        for name in window.images:
+            index = [slice(None)] * feeds[name].ndim
+            for axis, start, extent in zip(window.places(name), start_of(subject, position), window.size, strict=True):
+                index[axis] = slice(start, start + extent)
+            item[name] = np.ascontiguousarray(feeds[name][tuple(index)])
+        items.append(item)
     return items
 
 
@@ -223,7 +236,7 @@ def run_crops(subject: Subject, feeds: Feeds, positions: Sequence[Position], tex
     window, items = subject.window, crops(subject, feeds, positions)
     batch_axes = {}
     for info in subject.original.session.inputs:
-        axis = window.axes.find("N") if info.name == window.input else 0
+        axis = window.images[info.name].find("N") if info.name in window.images else 0
         if axis < 0 or not info.shape or isinstance(info.shape[axis], int):
             return run_each(subject, subject.original.run, items, {}, text=text)
         batch_axes[info.name] = axis
@@ -311,18 +324,19 @@ def _cells_past_the_end(subject: Subject, image: LargeImage, values: Mapping[str
         step = len(extra) / EXTRA_CELLS
         extra = [extra[int(i * step)] for i in range(EXTRA_CELLS - 1)] + [extra[-1]]
     results = []
-    source = image.feeds[window.input]
     for filling in ("zeros", "random"):
-        pads = [(0, 0)] * source.ndim
-        for axis, extent in zip(subject.axes, window.size, strict=True):
-            pads[axis] = (0, extent)
-        canvas = np.pad(source, pads)
-        if filling == "random":
-            spec = InputSpec(window.input, source.dtype, canvas.shape)
-            noise = random_array(np.random.default_rng(subject.seed + 7), spec, image.scale)
-            noise[tuple(slice(0, extent) for extent in source.shape)] = source
-            canvas = noise
-        feeds = {**image.feeds, window.input: canvas}
+        feeds = dict(image.feeds)
+        for name in window.images:
+            source = image.feeds[name]
+            pads = [(0, 0)] * source.ndim
+            for axis, extent in zip(window.places(name), window.size, strict=True):
+                pads[axis] = (0, extent)
+            feeds[name] = np.pad(source, pads)
+            if filling == "random":
+                spec = InputSpec(name, source.dtype, feeds[name].shape)
+                noise = random_array(np.random.default_rng(subject.seed + 7), spec, image.scale)
+                noise[tuple(slice(0, extent) for extent in source.shape)] = source
+                feeds[name] = noise
         results.append((run_crops(subject, feeds, extra, check), crops_again(subject, feeds, extra)))
     for (result, again), filling in zip(results, ("zeros", "random"), strict=True):
         note = f"{image.note}; missing pixels filled with {filling}"

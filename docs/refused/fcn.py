@@ -366,12 +366,14 @@ EXAMPLES = (
         FCN,
         """
         stereo (float[1, 2, 9, 9] left, float[1, 2, 9, 9] right) => (float[1, 4] scores)
-        <float[3, 2, 3, 3] w = {}, float[4, 147] fc = {}>
+        <float[3, 2, 3, 3] w = {}, float[4, 6] fc = {}>
         {
             one = Conv (left, w)
             two = Conv (right, w)
-            sum = Add (one, two)
-            flat = Flatten (sum)
+            mean_one = GlobalAveragePool (one)
+            mean_two = GlobalAveragePool (two)
+            both = Concat <axis = 1> (mean_one, mean_two)
+            flat = Flatten (both)
             scores = Gemm <transB = 1> (flat, fc)
         }""",
     ),

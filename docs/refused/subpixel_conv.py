@@ -74,6 +74,16 @@ EXAMPLES = (
         works=OTHER,
     ),
     Example(
+        "subpixel-conv/empty-weight",
+        SUBPIXEL,
+        """
+        decoder (float[1, 2, 8, 8] map) => (float[1, 0, 17, 17] image)
+        <float[2, 0, 3, 3] w = {}>
+        {
+            image = ConvTranspose <strides = [2, 2]> (map, w)
+        }""",
+    ),
+    Example(
         "subpixel-conv/not-an-image",
         SUBPIXEL,
         """

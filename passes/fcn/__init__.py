@@ -24,7 +24,7 @@ that the trunk would have computed from the crop alone, so each output *equals* 
 
 Requires an image input of known size (or `window`), constant weights, opset 7 or later.
 Refuses flat inputs, position-dependent constants, operators that mix positions with channels, outputs that list
-positions, operators without a rule. A squeeze-and-excite block keeps its global pool.
+positions, operators without a rule. A block that weighs the map (squeeze-and-excite, ECA, GC) keeps its global pool.
 Source: Long, Shelhamer and Darrell, "Fully Convolutional Networks for Semantic Segmentation", CVPR 2015.
 """
 
@@ -32,7 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -49,18 +49,22 @@ from convrewrite.engine.windows import METADATA_KEY
 from convrewrite.errors import UsageError
 from convrewrite.passes.fcn.entry import (
     LAYOUTS,
+    beside,
+    check_window,
     choice_by_value,
     convolutional_already,
     image_input,
+    likely,
     not_a_tensor,
     only_channels_open,
     other_images,
     spatial_axes,
+    whole,
 )
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.outputs import Lifted
 from convrewrite.passes.fcn.reasons import REASONS
-from convrewrite.passes.fcn.views import MeetsLargerMap, Refuse
+from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Refuse
 from convrewrite.passes.fcn.walk import lift
 from convrewrite.text import as_line, by, counted, parameter
 
@@ -81,17 +85,19 @@ class Fcn(Pass):
     size: tuple[int, ...] | None = option(None)
 
     def spread(self, graph: gs.Graph) -> Fcn:
-        """The pass with one number as the extent of every spatial axis, where the image's rank says how many."""
+        """The pass with one number as the extent of every open spatial axis, where the image says which those are.
+
+        Raises:
+            UsageError: the window contradicts an axis that is fixed beside open ones.
+        """
         image = image_input(graph)
-        counts = set() if image is None else spatial_axes(image)
-        if len(counts) != 1:
+        if image is None:
             return self
-        spread = {
-            name: extents * max(counts)
-            for name, extents in (("window", self.window), ("size", self.size))
-            if extents is not None and len(extents) == 1
-        }
-        return replace(self, **spread)
+        given = (("window", self.window), ("size", self.size))
+        made = replace(self, **{name: whole(image, extents) for name, extents in given if extents is not None})
+        if made.window is not None:
+            check_window(image, made.window)
+        return made
 
     def candidates(self, graph: gs.Graph) -> Iterator[gs.Node]:
         """The node where the image enters; the whole head is lifted at once."""
@@ -112,9 +118,6 @@ class Fcn(Pass):
         image = image_input(graph)
         if image is None:
             return Refusal(REASONS["fcn/no-image-input"], "no input has an image's axes")
-        if others := other_images(graph, image):
-            names = " and ".join(f"'{tensor.name}' {list(tensor.shape)}" for tensor in (image, *others))
-            return Refusal(REASONS["fcn/several-images"], f"inputs {names} are images")
         if convolutional_already(graph, image):
             return Declined(REASONS["fcn/already-convolutional"], f"input '{image.name}' {list(image.shape)}")
         try:
@@ -140,21 +143,12 @@ class Fcn(Pass):
         """Try each meaning of the input's axes; the refusal of the one that came farthest is the one reported."""
         best: tuple[int, Refuse] | None = None
         for axes, shape in self._readings(image):
-            try:
-                variants = self._variants(graph, image, axes, shape)
-                flat, taken = settled(graph, variants, self._declared(graph, image, axes, shape))
-                native = infer_shapes(flat, variants[0])
-            except onnx.shape_inference.InferenceError as error:
-                text = as_line(error)[:160]
-                attempt = 0, Refuse("fcn/dynamic-shape", f"shapes do not follow from the input's: {text}")
-            else:
+            for images in self._companions(graph, image, axes, shape):
                 try:
-                    lifted = self._walk(flat, image_input(flat) or image, axes, native)
-                    return replace(lifted, sites=(*lifted.sites, *map(_branch_site, taken))) if lifted.sites else lifted
+                    return self._read(graph, image, axes, shape, images)
                 except _Stopped as stopped:
-                    attempt = stopped.progress, stopped.refusal
-            if best is None or attempt[0] > best[0]:
-                best = attempt
+                    if best is None or stopped.progress > best[0] or (images and stopped.progress == best[0]):
+                        best = stopped.progress, stopped.refusal
         if best is None and self._misfit(image):
             raise UsageError(self._misfit(image))
         inside = choice_by_value(graph, image) if best is None else None
@@ -170,6 +164,35 @@ class Fcn(Pass):
         if len(image.shape) == 2:
             raise Refuse("fcn/flat-input", f"input '{image.name}' is {list(image.shape)}")
         raise best[1]
+
+    def _companions(
+        self, graph: gs.Graph, image: gs.Variable, axes: str, shape: Sequence[int]
+    ) -> Iterator[dict[str, str]]:
+        """What else may lie on the image's grid; nothing first, where the other inputs need not be images."""
+        found = beside(graph, image, axes, shape)
+        rivals = other_images(graph, image)
+        if not rivals:
+            yield {}
+        if found or rivals:
+            yield found
+
+    def _read(
+        self, graph: gs.Graph, image: gs.Variable, axes: str, shape: list[int], images: Mapping[str, str]
+    ) -> Lifted:
+        """Lift with these axes, and with these inputs on the image's grid. Raises _Stopped."""
+        if strange := [tensor for tensor in other_images(graph, image) if tensor.name not in images]:
+            names = " and ".join(f"'{tensor.name}' {list(tensor.shape)}" for tensor in (image, *strange))
+            refusal = Refuse("fcn/several-images", f"inputs {names} are images, and not of one size and batch")
+            raise _Stopped(len(graph.nodes) if axes == likely(image)[0] else -1, refusal)
+        try:
+            variants = self._variants(graph, image, axes, shape, images=images)
+            flat, taken = settled(graph, variants, self._declared(graph, image, axes, shape, images=images))
+            native = infer_shapes(flat, variants[0])
+        except onnx.shape_inference.InferenceError as error:
+            text = as_line(error)[:160]
+            raise _Stopped(0, Refuse("fcn/dynamic-shape", f"shapes do not follow from the input's: {text}")) from None
+        lifted = self._walk(flat, image_input(flat) or image, axes, native, images=images)
+        return replace(lifted, sites=(*lifted.sites, *map(_branch_site, taken))) if lifted.sites else lifted
 
     def _misfit(self, image: gs.Variable) -> str:
         """What is wrong with `window` or `size` for an input of that rank; empty where they fit it."""
@@ -204,7 +227,7 @@ class Fcn(Pass):
                     break
 
     def _variants(
-        self, graph: gs.Graph, image: gs.Variable, axes: str, shape: list[int]
+        self, graph: gs.Graph, image: gs.Variable, axes: str, shape: list[int], images: Mapping[str, str]
     ) -> list[dict[str, Sequence[int]]]:
         """Shapes of all inputs, and those of other batches where the batch is open."""
         place = axes.find("N")
@@ -213,25 +236,41 @@ class Fcn(Pass):
             batches |= {batch: [batch, *shape[1:]] for batch in (1, SAMPLE) if batch != shape[0]}
         return [
             {t.name: [d if isinstance(d, int) else batch for d in t.shape or ()] for t in graph.inputs}
+            | {
+                name: _like(letters, graph, name, dict(zip(axes, given, strict=True)))
+                for name, letters in images.items()
+            }
             | {image.name: given}
             for batch, given in batches.items()
         ]
 
     def _declared(
-        self, graph: gs.Graph, image: gs.Variable, axes: str, shape: list[int]
+        self, graph: gs.Graph, image: gs.Variable, axes: str, shape: list[int], images: Mapping[str, str]
     ) -> dict[str, Sequence[int | str | None]]:
         """Shapes of all inputs, where an open batch stays open."""
         given: list[int | str | None] = list(shape)
         place = axes.find("N")
         if place == 0 and not isinstance(image.shape[place], int):
             given[0] = image.shape[place]
-        return {t.name: list(t.shape or ()) for t in graph.inputs} | {image.name: given}
+        known = dict(zip(axes, given, strict=True))
+        return (
+            {t.name: list(t.shape or ()) for t in graph.inputs}
+            | {name: _like(letters, graph, name, known) for name, letters in images.items()}
+            | {image.name: given}
+        )
 
-    def _walk(self, graph: gs.Graph, image: gs.Variable, axes: str, native: dict[str, tuple[int, ...]]) -> Lifted:
+    def _walk(
+        self,
+        graph: gs.Graph,
+        image: gs.Variable,
+        axes: str,
+        native: dict[str, tuple[int, ...]],
+        images: Mapping[str, str],
+    ) -> Lifted:
         """Lift with trailing pads that no window sees left out; with them, where the net is padded all the same."""
         constants = Constants(graph, native)
         for trim in (True, False):
-            lifter, lifted = self._settled(graph, image, axes, constants, native=native, trim=trim)
+            lifter, lifted = self._settled(graph, image, axes, constants, native=native, trim=trim, images=images)
             if lifted.window.equivalence == "windows":
                 break
         if len(axes) == 2 and not lifter.slides:
@@ -249,9 +288,15 @@ class Fcn(Pass):
         constants: Constants,
         native: dict[str, tuple[int, ...]],
         trim: bool,
+        images: Mapping[str, str],
     ) -> tuple[Lifter, Lifted]:
-        """Start again with each pool that meets a larger map kept global, until none does."""
-        pools: frozenset[str] = frozenset()
+        """Start again with each pool that meets a larger map kept global, until none does.
+
+        So it is with a pool in front of a node that no window can pass: behind a global one any node may stand. Where
+        the map then does not come of it, what the node was refused for is the reason.
+        """
+        pools = forced = frozenset[str]()
+        last: _Stopped | None = None
         while True:
             lifter = Lifter(
                 graph=graph,
@@ -260,18 +305,40 @@ class Fcn(Pass):
                 native=native,
                 constants=constants,
                 global_pools=pools,
+                forced=forced,
                 trim=trim,
                 new_size=self.size,
+                beside=images,
             )
             try:
-                return lifter, lift(lifter)
+                lifted = lift(lifter)
+                if last is not None and _gives_away(lifter):
+                    raise last
+                return lifter, lifted
             except MeetsLargerMap as meeting:
                 if meeting.pools <= pools:
                     refusal = Refuse("fcn/spatial-broadcast", "a pooled value meets a larger map")
                     raise _Stopped(lifter.progress, refusal) from None
                 pools |= meeting.pools
             except Refuse as refused:
-                raise _Stopped(lifter.progress, refused) from None
+                if last is not None and (lifter.progress < last.progress or _gives_away(lifter)):
+                    raise last from None
+                last = _Stopped(lifter.progress, refused)
+                if refused.pools <= pools:
+                    raise last from None
+                pools, forced = pools | refused.pools, forced | refused.pools
+
+
+def _gives_away(lifter: Lifter) -> bool:
+    """Whether an output would be that of the whole image, for a pool that was kept global to come past a node."""
+    states = [lifter.state(tensor) for tensor in lifter.graph.outputs]
+    return any(isinstance(state, Fixed) and state.pools & lifter.forced for state in states)
+
+
+def _like(letters: str, graph: gs.Graph, name: str, known: Mapping[str, Any]) -> list[Any]:
+    """The shape of an input on the image's grid: its own channels, the image's other extents."""
+    own = next(tensor.shape for tensor in graph.inputs if tensor.name == name)
+    return [dim if letter == "C" else known.get(letter, dim) for letter, dim in zip(letters, own, strict=True)]
 
 
 def _fix_output_sizes(graph: gs.Graph, lifted: Lifted) -> None:

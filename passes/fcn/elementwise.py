@@ -19,6 +19,7 @@ from convrewrite.engine.axes import Atom, Axis, Layout, atoms, channels, extent,
 from convrewrite.engine.operators import ruled
 from convrewrite.passes.fcn.joining import join
 from convrewrite.passes.fcn.lifter import Lifter
+from convrewrite.passes.fcn.naming import mixed
 from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Parts, Refuse, State, View, relayout
 
 
@@ -45,6 +46,8 @@ def lift_binary(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
     operands = [join(lifter, node, s) if isinstance(s, Parts) else s for s in states]
     rank = len(lifter.shape(node.outputs[0]))
     views = [_ranked(s, rank) for s in operands if isinstance(s, View)]
+    if pools := mixed(lifter, node, views, operands):
+        raise MeetsLargerMap(pools)
     lead = max(views, key=lambda v: (math.prod(a.extent for a in atoms(v.axes)), len(v.base)))
     lead = _grown(lifter, node, lead, views)
     aligned: dict[int, View] = {}
@@ -202,11 +205,14 @@ def _constant(lifter: Lifter, node: gs.Node, tensor: gs.Tensor, lead: View) -> g
 
 def _fixed(lifter: Lifter, node: gs.Node, state: Fixed, tensor: gs.Tensor, lead: View) -> View:
     """A tensor without positions, its axes named as those of the lead that it broadcasts against."""
-    shape = lifter.shape(tensor)
+    shape = state.spread or lifter.shape(tensor)
     axes: list[Axis] = []
     for size, axis in zip(shape, lead.axes[len(lead.axes) - len(shape) :], strict=True):
         if size == 1:
             axes.append(())
+        elif large(axis) and size == extent(axis) and not any(a.letter == "C" for a in axis):
+            text = f"{lifter.label(node)} reads '{tensor.name}' {list(shape)}"
+            raise Refuse("fcn/several-images", f"{text}, which has positions of its own and is not the image")
         elif large(axis) or size != extent(axis):
             raise Refuse("fcn/spatial-broadcast", f"{lifter.label(node)} spreads '{tensor.name}' over the positions")
         else:

@@ -21,6 +21,7 @@ import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import Layout, atoms, channels, large, only
 from convrewrite.passes.fcn.lifter import Lifter
+from convrewrite.passes.fcn.naming import mixed, positions_in_line
 from convrewrite.passes.fcn.views import Fixed, MeetsLargerMap, Parts, Refuse, State, View
 
 
@@ -34,7 +35,9 @@ def lift_concat(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
         return [views[0]]
     joined = [view.axes[place] for view in views]
     if any(large(axis) and not any(a.letter == "C" and a.extent > 1 for a in axis) for axis in joined):
-        raise Refuse("fcn/position-in-output", f"{lifter.label(node)} joins positions of the map one behind the other")
+        raise positions_in_line(lifter, node, members, place)
+    if pools := mixed(lifter, node, views, members):
+        raise MeetsLargerMap(pools)
     if any(a.letter == "N" and a.extent > 1 for axis in joined for a in axis):
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} joins batches")
     kept = [
@@ -49,7 +52,12 @@ def lift_concat(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
 
 def _vector(lifter: Lifter, node: gs.Node, state: State, tensor: gs.Tensor, place: int) -> Fixed:
     """A part without positions: a second input, or a constant that is the same at every position."""
+    if isinstance(state, Fixed) and state.spread is not None:
+        raise Refuse("fcn/no-rule", f"{lifter.label(node)} joins '{tensor.name}', which is spread over the map")
     if any(size != 1 for axis, size in enumerate(lifter.shape(tensor)) if axis not in (0, place)):
+        if isinstance(state, Fixed):
+            text = f"{lifter.label(node)} joins '{tensor.name}' {list(lifter.shape(tensor))}"
+            raise Refuse("fcn/several-images", f"{text}, which has positions of its own and is not the image")
         what = f"{lifter.label(node)} joins '{tensor.name}', which differs from position to position"
         raise Refuse("fcn/position-dependent-constant", what)
     if isinstance(state, Fixed):

@@ -32,6 +32,9 @@ class Lifter:
         period: pixels by which the image may grow where a map is upsampled later, per spatial letter.
         statistics: which tensors of the original are a "mean" of the whole map, a "deviation" from it, a "power" of
             such a deviation, or a "moment", the mean of that.
+        forced: those of them that stay so for what is behind them, which has no rule for a pool over a window.
+        beside: further inputs on the image's grid, with the letters of their axes.
+        sources: for each tensor, the inputs on that grid that it depends on. met: sets of them that met on a map.
         trim: drop trailing pads that no native window sees. new_size: extents to fix, or None for symbols.
     """
 
@@ -42,7 +45,11 @@ class Lifter:
     constants: Constants
     global_pools: frozenset[str]
     trim: bool
+    forced: frozenset[str] = frozenset()
     new_size: tuple[int, ...] | None = None
+    beside: Mapping[str, str] = field(default_factory=dict)
+    sources: dict[str, frozenset[str]] = field(default_factory=dict)
+    met: set[frozenset[str]] = field(default_factory=set)
     emitter: Layouts = field(init=False)
     states: dict[str, State] = field(default_factory=dict)
     breaks: list[str] = field(default_factory=list)
@@ -92,6 +99,8 @@ class Lifter:
             return self.emitter.share(tensor)
         state = self.state(tensor)
         if isinstance(state, Fixed):
+            if state.spread is not None:
+                raise Refuse("fcn/no-rule", f"'{tensor.name}' is a parameter that is spread over the map")
             return state.tensor
         if not isinstance(state, Static):
             raise Refuse("fcn/no-rule", f"'{tensor.name}' is a parameter that depends on the image")

@@ -24,6 +24,7 @@ from convrewrite.engine.layers import LinearLayer
 from convrewrite.engine.operators import ruled
 from convrewrite.engine.quantized import Stored
 from convrewrite.passes.fcn.lifter import Lifter
+from convrewrite.passes.fcn.naming import product_of_two
 from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, relayout
 from convrewrite.text import by
 
@@ -36,7 +37,7 @@ def lift_linear(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[
             if isinstance(state, Fixed):
                 detail = f"{lifter.label(node)} multiplies by '{tensor.name}', which is not constant"
                 raise Refuse("fcn/weight-not-constant", detail)
-        raise Refuse("fcn/no-rule", f"{lifter.label(node)} multiplies two tensors that depend on the image")
+        raise product_of_two(lifter, node, states)
     stored, rank = lifter.shape(node.inputs[static[0]]), len(lifter.shape(node.inputs[1 - static[0]]))
     layer = LinearLayer.from_node(node, weight=static[0], stored=stored, rank=rank)
     if lifter.graph.opset < 22 and str(node.inputs[layer.weight].dtype) in ("bfloat16", "16"):

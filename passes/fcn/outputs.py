@@ -153,6 +153,7 @@ def _window(lifter: Lifter, views: Mapping[str, View], stride: Mapping[str, int]
         equivalence="native-size" if lifter.breaks else "windows",
         why=lifter.breaks[0] if lifter.breaks else "",
         outputs=grids,
+        beside=lifter.beside,
     )
 
 

@@ -101,14 +101,36 @@ REASONS = {
             "cut the model ahead of the statistic, and take it of every window of the map",
         ),
         Reason(
+            "fcn/class-token",
+            "a token of its own (a class token, or the mean of all positions) stands in line with the positions of the "
+            "map, and attention reads them all together, so the class is one for the whole image",
+            "run the model on crops of its own size, or cut it ahead of that node and average the positions there",
+        ),
+        Reason(
+            "fcn/self-attention",
+            "every position of the map reads every other one, so that what it holds depends on the image's size",
+            "run the model on crops of its own size, or cut it ahead of that node",
+        ),
+        Reason(
+            "fcn/attention-pooling",
+            "a softmax over all positions of the map weighs them in a form that has no sum over a window",
+            "multiply the map by the softmax and sum up (Mul and ReduceSum, or one MatMul), in float32",
+        ),
+        Reason(
+            "fcn/pools-one-axis",
+            "rows or columns are pooled alone and go back into the map (coordinate attention, strip pooling), so that "
+            "each cell depends on a whole row or column of the image",
+            "put a block in its place that pools both axes, such as squeeze-and-excite, and train it again",
+        ),
+        Reason(
             "fcn/opset-too-old",
             "operator sets below 7 broadcast by an attribute and are not read here",
             "convert the model with onnx.version_converter to opset 7 or later",
         ),
         Reason(
             "fcn/several-images",
-            "two inputs are images; the windows of both cannot be moved as one",
-            "split the model into one per image",
+            "two inputs have positions of their own; the windows of both cannot be moved as one",
+            "give both the same rows and columns and let them meet on a map, or split the model into one per input",
         ),
     )
 }

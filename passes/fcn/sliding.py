@@ -25,7 +25,7 @@ from convrewrite.passes.fcn.channels import reduce_channels
 from convrewrite.passes.fcn.hollow import without_hollow_axes
 from convrewrite.passes.fcn.joining import join
 from convrewrite.passes.fcn.lifter import Lifter
-from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, View, behind
+from convrewrite.passes.fcn.views import Fixed, Parts, Refuse, State, Static, Strip, View, behind
 from convrewrite.text import by
 
 POOLS_OF_REDUCTIONS = {
@@ -211,7 +211,7 @@ def kept_global(lifter: Lifter, node: gs.Node, view: View, layer: PoolLayer) -> 
         scale = lifter.emitter.constant(f"{anchor}/factor", np.asarray(factor, lifter.float_type(node)))
         tensor = lifter.emitter.emit("Mul", [tensor, scale], output=anchor, own_name=True)
     lifter.rewrote(node, f"stays over the whole map ({op})", "exact")
-    return [Fixed(tensor)]
+    return [Fixed(tensor, frozenset({anchor}))]
 
 
 def lift_global_pool(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:
@@ -299,14 +299,21 @@ def reduced_globally(lifter: Lifter, node: gs.Node, view: View, axes: Sequence[i
     """A reduction over the whole map, whatever its size."""
     lifter.check_windows(node, over_space=True)
     view = lifter.as_it_is(node, view)
-    if any(a.spatial for i, axis in enumerate(view.axes) if i not in axes for a in axis):
-        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} reduces over one axis of the map and leaves another")
+    left = {a for i, axis in enumerate(view.axes) if i not in axes for a in axis if a.spatial}
     if any(large(axis) and any(a.letter == "C" and a.extent > 1 for a in axis) for axis in view.axes):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} runs over the features of a flattened map")
     inputs = [view.tensor, *(lifter.static(tensor) for tensor in node.inputs[1:])]
     name = node.outputs[0].name
+    if left and any(large(axis) for i, axis in enumerate(view.axes) if i not in axes):
+        keepdims = bool(node.attrs.get("keepdims", 1))
+        layout = tuple(() if i in axes else axis for i, axis in enumerate(view.axes) if keepdims or i not in axes)
+        (half,) = lifter.emit_like(node, inputs, replace(view, base=layout, axes=layout))
+        return [Strip(half, name)]
+    if left:
+        raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} reduces over one axis of the map and leaves another")
     lifter.rewrote(node, "stays over the whole map", "exact")
-    return [Fixed(lifter.emitter.emit(node.op, inputs, node.attrs, output=name, own_name=True, node_name=node.name))]
+    tensor = lifter.emitter.emit(node.op, inputs, node.attrs, output=name, own_name=True, node_name=node.name)
+    return [Fixed(tensor, frozenset({name}))]
 
 
 def lift_pad(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> list[State]:

@@ -338,8 +338,9 @@ def note(lifter: Lifter, node: gs.Node, states: Sequence[State], results: Sequen
         raise MeetsLargerMap(pooled)
     anchor = node.outputs[0].name
     powers = kinds and (kinds[0] == "power" or (kinds[0] == "deviation" and node.op in NORMS))
-    if powers and any(isinstance(r, View) and anchor in r.pools for r in results):
-        raise MeetsLargerMap(frozenset({anchor}))
+    made = [r for r in results if powers and isinstance(r, View) and (anchor in r.pools or r.one_position)]
+    if made:
+        raise MeetsLargerMap(frozenset({anchor}).union(*(r.pools for r in made)))
     fixed = all(isinstance(result, Fixed) for result in results)
     kind = _fixed_kind(lifter, node, states, kinds) if fixed else _map_kind(node, states, kinds)
     if kind:

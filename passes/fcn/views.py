@@ -26,10 +26,12 @@ from convrewrite.passes.fcn.reasons import REASONS
 class Refuse(Exception):
     """Raised inside the lifting where an operator cannot be lifted; becomes the plan's Refusal."""
 
-    def __init__(self, code: str, detail: str) -> None:
+    def __init__(self, code: str, detail: str, pools: frozenset[str] = frozenset()) -> None:
+        """Args: pools: anchors of the whole-map pools behind which it happened; kept global, they may not be in it."""
         super().__init__(detail)
         self.reason: Reason = REASONS[code]
         self.detail = detail
+        self.pools = pools
 
 
 class MeetsLargerMap(Exception):
@@ -49,9 +51,16 @@ class Static:
 
 @dataclass(frozen=True)
 class Fixed:
-    """The same tensor in the new graph, of the same shape at any image size: a vector input, a global pool."""
+    """The same tensor in the new graph, of the same shape at any image size: a vector input, a global pool.
+
+    Attributes:
+        pools: anchors of the pools over the whole image that it came through.
+        spread: the native shape of `tensor`, where the original repeats it over the map: broadcasting does the same.
+    """
 
     tensor: gs.Variable
+    pools: frozenset[str] = frozenset()
+    spread: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,31 @@ class Centred:
     scales: tuple[tuple[str, gs.Tensor], ...] = ()
 
 
-State = Static | Fixed | View | Parts | Centred
+@dataclass(frozen=True)
+class Weights:
+    """A softmax over all positions of the map, or a map times one: `attention` has what becomes of it.
+
+    Attributes:
+        view: the weights, or the map times the weights. mass: what the sum of the weights is taken of, where it is the
+            sum over a window and still to be divided by; None where they are normalised over the whole image.
+        anchor: the softmax. product: whether a map has been multiplied.
+    """
+
+    view: View
+    mass: View | None
+    anchor: str
+    product: bool = False
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A map of which one axis has been pooled as a whole: the tensor has the original's own layout, `view.axes`."""
+
+    view: View
+    anchor: str
+
+
+State = Static | Fixed | View | Parts | Weights | Strip | Centred
 
 
 def _real(axis: Sequence[Atom]) -> tuple[Atom, ...]:

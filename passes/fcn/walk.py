@@ -22,9 +22,12 @@ from convrewrite.engine.graph import live_nodes, subgraph_tensors, unique_name
 from convrewrite.engine.operators import chosen, ruled
 from convrewrite.engine.windows import CutTensor, Field
 from convrewrite.passes.fcn import channels, elementwise, joining, linear, normalising, shapes, sliding, statistics
+from convrewrite.passes.fcn.attention import lift_attention, settle_outputs
+from convrewrite.passes.fcn.gates import check_outputs, lift_gate, spread_through
 from convrewrite.passes.fcn.lifter import Lifter, known_dtype
+from convrewrite.passes.fcn.naming import named
 from convrewrite.passes.fcn.outputs import SIZE_NAMES, Lifted, finish
-from convrewrite.passes.fcn.views import Centred, Fixed, Parts, Refuse, State, Static, View
+from convrewrite.passes.fcn.views import Centred, Fixed, Parts, Refuse, State, Static, Strip, View, Weights
 
 Rule = Callable[[Lifter, gs.Node, Sequence[State]], list[State]]
 
@@ -64,46 +67,92 @@ def lift(lifter: Lifter) -> Lifted:
     """
     inputs = [_input(lifter, tensor) for tensor in lifter.graph.inputs]
     for node in live_nodes(lifter.graph):
-        _step(lifter, node)
+        try:
+            _step(lifter, node)
+        except Refuse as refused:
+            raise named(lifter, node, refused) from None
         lifter.progress += 1
+    settle_outputs(lifter)
     statistics.check_outputs(lifter)
+    check_outputs(lifter)
+    _check_one_place(lifter)
     return finish(lifter, inputs)
 
 
 def _input(lifter: Lifter, tensor: gs.Variable) -> gs.Variable:
-    if tensor.name != lifter.image.name:
+    if tensor.name != lifter.image.name and tensor.name not in lifter.beside:
         copy = gs.Variable(tensor.name, tensor.dtype, tensor.shape)
         lifter.states[tensor.name] = Fixed(copy)
         return copy
     dims: list[Any] = list(tensor.shape)
     base: list[tuple[Atom, ...]] = []
-    spatial = [a for a in lifter.axes if a not in "NC"]
-    for place, letter in enumerate(lifter.axes):
+    spatial = lifter.spatial_letters
+    for place, letter in enumerate(lifter.beside.get(tensor.name, lifter.axes)):
         base.append((Atom(letter, lifter.native[tensor.name][place]),))
         if letter in spatial:
             size = lifter.new_size[spatial.index(letter)] if lifter.new_size else None
             dims[place] = size if size is not None else _symbol(lifter, SIZE_NAMES[letter])
     image = gs.Variable(tensor.name, tensor.dtype, dims)
     lifter.states[tensor.name] = View(image, tuple(base), tuple(base), {letter: Field() for letter in spatial})
+    lifter.sources[tensor.name] = frozenset({tensor.name})
     return image
 
 
+def _trace(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
+    """Note which inputs the results depend on, and which of them meet here while they have several positions."""
+    read = [lifter.sources.get(tensor.name, frozenset()) for tensor in node.inputs]
+    held = [_held(state) for state in states]
+    maps = [names for views, names in zip(held, read, strict=True) if any(not view.one_position for view in views)]
+    if len(maps) > 1:
+        lifter.met.add(frozenset[str]().union(*maps))
+    together = frozenset[str]().union(*read)
+    lifter.sources.update((tensor.name, together) for tensor in node.outputs if tensor.name)
+
+
+def _held(state: State) -> list[View]:
+    """The views that stand for a tensor."""
+    if isinstance(state, Parts):
+        return [member for member in state.members if isinstance(member, View)]
+    if isinstance(state, Weights | Strip):
+        return [state.view]
+    if isinstance(state, Centred):
+        return [state.data]
+    return [state] if isinstance(state, View) else []
+
+
+def _check_one_place(lifter: Lifter) -> None:
+    """Refuse inputs that never meet on a map: that two windows are at one place means nothing to the model then."""
+    needed = frozenset[str]().union(*(lifter.sources.get(t.name, frozenset()) for t in lifter.graph.outputs))
+    reached = {lifter.image.name}
+    while more := {name for met in lifter.met if met & reached for name in met} - reached:
+        reached |= more
+    apart = [f"'{t.name}' {list(t.shape)}" for t in lifter.graph.inputs if t.name in needed - reached]
+    if apart and lifter.beside:
+        image = f"'{lifter.image.name}' {list(lifter.image.shape)}"
+        text = f"inputs {' and '.join([image, *apart])} are images that meet behind their maps alone"
+        raise Refuse("fcn/several-images", text)
+
+
 def _symbol(lifter: Lifter, wanted: str) -> str:
-    taken = {dim for t in lifter.graph.inputs if t is not lifter.image for dim in t.shape or () if isinstance(dim, str)}
-    taken |= {
-        dim for place, dim in enumerate(lifter.image.shape) if isinstance(dim, str) and lifter.axes[place] in "NC"
+    axes = {lifter.image.name: lifter.axes, **lifter.beside}
+    taken = {
+        dim
+        for tensor in lifter.graph.inputs
+        for place, dim in enumerate(tensor.shape or ())
+        if isinstance(dim, str) and (tensor.name not in axes or axes[tensor.name][place] in "NC")
     }
     return unique_name(wanted, taken)
 
 
 def _step(lifter: Lifter, node: gs.Node) -> None:
     states = [lifter.state(tensor) for tensor in node.inputs]
-    if any(isinstance(lifter.state(t), View | Parts | Centred) for t in subgraph_tensors(node)):
+    if any(isinstance(lifter.state(t), View | Parts | Weights | Strip | Centred) for t in subgraph_tensors(node)):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} reads the image inside a subgraph")
-    if not any(isinstance(state, View | Parts | Centred) for state in states):
+    if not any(isinstance(state, View | Parts | Weights | Strip | Centred) for state in states):
         _step_aside(lifter, node, states)
         statistics.note(lifter, node, states, [lifter.state(t) for t in node.outputs if t.name])
         return
+    _trace(lifter, node, states)
     if node.op in INTEGER_OPERATORS or REFUSED.get(node.op) == "fcn/integer-operator":
         raise Refuse("fcn/integer-operator", f"{lifter.label(node)} computes with integers")
     if node.domain not in (None, "", "ai.onnx"):
@@ -112,14 +161,16 @@ def _step(lifter: Lifter, node: gs.Node) -> None:
         return
     if node.op not in RULES:
         raise Refuse(REFUSED.get(node.op, "fcn/no-rule"), f"{lifter.label(node)} has no rule")
+    taken: Sequence[State] = states
     results = statistics.lift_statistic(lifter, node, states)
     if results is None:
-        results = RULES[node.op](lifter, node, states)
+        taken, made = lift_attention(lifter, node, states)
+        results = made or lift_gate(lifter, node, taken) or RULES[node.op](lifter, node, taken)
         statistics.note(lifter, node, states, results)
     for tensor, result in zip(node.outputs, results, strict=False):
         if tensor.name:
             _check_shape(lifter, node, tensor, result)
-            lifter.states[tensor.name] = _with_cut(lifter, tensor, result, states)
+            lifter.states[tensor.name] = _with_cut(lifter, tensor, result, taken)
 
 
 def _check_shape(lifter: Lifter, node: gs.Node, tensor: gs.Tensor, state: State) -> None:
@@ -153,10 +204,18 @@ def _with_cut(lifter: Lifter, tensor: gs.Tensor, state: State, states: Sequence[
 
 def _step_aside(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
     """A node that sees no position: static, or fixed and copied as it is."""
+    gate = lift_gate(lifter, node, states)
+    if gate is not None:
+        lifter.states[node.outputs[0].name] = gate[0]
+        return
     random = node.op in RANDOM
     captured = [lifter.state(t) for t in subgraph_tensors(node)]
     if not random and not captured and not any(isinstance(state, Fixed) for state in states):
         return
+    if _of_shapes_alone(lifter, node, states):
+        return
+    spread = spread_through(lifter, node, [*states, *captured])
+    pools = frozenset[str]().union(*(s.pools for s in (*states, *captured) if isinstance(s, Fixed)))
     outputs = [gs.Variable(t.name, known_dtype(t), getattr(t, "shape", None)) for t in node.outputs]
     inputs = [
         s.tensor if isinstance(s, Fixed) else _aside(lifter, node, t) for t, s in zip(node.inputs, states, strict=True)
@@ -169,7 +228,20 @@ def _step_aside(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> None:
     )
     for tensor in outputs:
         if tensor.name:
-            lifter.states[tensor.name] = Fixed(tensor)
+            lifter.states[tensor.name] = Fixed(tensor, pools, spread)
+
+
+def _of_shapes_alone(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> bool:
+    """Whether a node joins extents of a gate with extents of the map: a size to resize to, read from shapes alone."""
+    sizes = [
+        t
+        for t, s in zip(node.inputs, states, strict=True)
+        if isinstance(s, Static) and t.name and not isinstance(t, gs.Constant) and lifter.constants.depends_on_shape(t)
+    ]
+    gates = [s for s in states if isinstance(s, Fixed)]
+    if node.op != "Concat" or not sizes or not all(gate.pools for gate in gates):
+        return False
+    return lifter.constants.value(node.outputs[0]) is not None
 
 
 def _aside(lifter: Lifter, node: gs.Node, tensor: gs.Tensor) -> gs.Tensor:

@@ -29,6 +29,19 @@ def test_images_of_every_kind(tmp_path: Path, model: str, pixels: np.ndarray, wh
     np.testing.assert_allclose(stored(tmp_path / "o.zarr"), whole, atol=1e-6)
 
 
+def test_one_tile_is_told_as_the_whole_image(tmp_path: Path, model: str, pixels: np.ndarray) -> None:
+    """What it reads beyond its cells is no other tile's: there is no share to tell."""
+    np.save(tmp_path / "im.npy", pixels)
+    lines = {}
+    for name, tile in (("one", 1000), ("many", 16)):
+        words = ["--scale", "255", "--tile", str(tile), "--workers", "1"]
+        done = run("apply", model, "im.npy", f"{name}.zarr", *words, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        (lines[name],) = (line for line in done.stderr.decode().splitlines() if line.startswith("tiles "))
+    assert lines["one"] == "tiles      1, the whole image"
+    assert "% of what was read belongs to one tile alone" in lines["many"]
+
+
 def test_an_address_of_fsspec(tmp_path: Path, model: str, pixels: np.ndarray, whole: np.ndarray) -> None:
     as_zarr(tmp_path / "im.zarr", pixels, 3)
     made = cr.apply(model, f"file://{tmp_path}/im.zarr", f"file://{tmp_path}/o.zarr", scale=255, tile=(20,), workers=1)

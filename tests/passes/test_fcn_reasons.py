@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import attention_nets
 import numpy as np
 import onnx
 import pytest
@@ -101,7 +102,24 @@ def image_that_no_output_needs() -> onnx.ModelProto:
 def stereo() -> onnx.ModelProto:
     net, left = start()
     net.input("right", 1, 2, 9, 12)
-    return classes(net, net.Add(left, net.conv("right", 3, 3, 3)))
+    maps = (left, net.conv("right", 3, 3, 3))
+    return net.model(net.fc(net.Add(*(net.Flatten(net.GlobalAveragePool(map_)) for map_ in maps)), 4))
+
+
+@case("several-images", "right")
+def stereo_of_two_sizes() -> onnx.ModelProto:
+    net, left = start()
+    net.input("right", 1, 2, 10, 13)
+    maps = (left, net.conv("right", 3, 4, 4))
+    return classes(net, net.Add(*maps))
+
+
+@case("several-images", "noise")
+def signal_of_its_own_length() -> onnx.ModelProto:
+    net = Net(1, 2, 20)
+    net.input("noise", 1, 3, 18)
+    joined = net.Concat(net.conv("x", 3, 3), "noise", axis=1)
+    return net.model(net.fc(net.Flatten(net.GlobalAveragePool(joined)), 4))
 
 
 @case("window-needed", "x")
@@ -340,6 +358,26 @@ def stack_of_matrices() -> onnx.ModelProto:
     net, map_ = start()
     product = net.MatMul(net.Flatten(map_), net.ints(3, 210, 4), name="stack")
     return net.model(product)
+
+
+@case("class-token", "in line with the positions")
+def vision_transformer() -> onnx.ModelProto:
+    return attention_nets.network("dynamo", (15, 19), None, attention_nets.vit)
+
+
+@case("self-attention", "every other one")
+def non_local_block() -> onnx.ModelProto:
+    return attention_nets.network("dynamo", (15, 19), attention_nets.non_local)
+
+
+@case("attention-pooling", "ReduceMax")
+def largest_of_weighted_positions() -> onnx.ModelProto:
+    return attention_nets.network("dynamo", (15, 19), None, attention_nets.largest_of_weighted)
+
+
+@case("pools-one-axis", "took over one axis")
+def strip_pooling() -> onnx.ModelProto:
+    return attention_nets.network("dynamo", (15, 19), attention_nets.strip_pooling)
 
 
 @case("spatial-broadcast", "spread")

@@ -1,4 +1,4 @@
-"""`convrewrite run` and `init`: several models through the same steps, gates, the lock file, what is bad input."""
+"""`convrewrite run` and `init`: several models through the same steps, what is left alone, and what fails."""
 
 from __future__ import annotations
 
@@ -6,64 +6,22 @@ import json
 import shutil
 import signal
 import subprocess
-import tomllib
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import onnx
 import pytest
-from cli_models import COMMAND, constant_output, flat_input, run, save, snapshot
+from cli_models import COMMAND, constant_output, flat_input, save, snapshot
+from run_projects import VGG, call, outputs, told
 
 from convrewrite import models
 from convrewrite.batch import pool
 from convrewrite.batch.results import Result
 from convrewrite.batch.run import exit_code, processes
-from convrewrite.batch.settings import SECTIONS, Settings, read
+from convrewrite.batch.settings import Settings
 from convrewrite.batch.starter import STARTER
-from convrewrite.errors import UsageError
-from convrewrite.options import SeparableOptions
-from convrewrite.options.keywords import plain
 from helpers import run as run_model
-
-VGG = """
-models = ["models/*.onnx"]
-[[steps]]
-pass = "separable"
-tol = 0.01
-[gates]
-max_output_error = 0.05
-[reports]
-json = "report.json"
-junit = "junit.xml"
-markdown = "report.md"
-"""
-
-
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    """A folder with the three trained models and a file for them."""
-    (tmp_path / "models").mkdir()
-    for name in models.TRAINED:
-        shutil.copy(models.trained_path(name), tmp_path / "models")
-    (tmp_path / "convrewrite.toml").write_text(VGG, encoding="utf-8")
-    return tmp_path
-
-
-def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    done = run(*words, cwd=folder, env=environment)
-    return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())
-
-
-def told(folder: Path) -> dict[str, Any]:
-    data = json.loads((folder / "report.json").read_text(encoding="utf-8"))
-    assert data["schema"] == "convrewrite.run/1"
-    return {Path(entry["model"]).stem: entry for entry in data["models"]}
-
-
-def outputs(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((folder / "optimized").glob("*"))}
 
 
 def test_three_models_and_the_starter_file(tmp_path: Path) -> None:
@@ -126,41 +84,6 @@ def test_what_has_not_changed_is_left_alone(repository: Path) -> None:
     assert outputs(repository) == first
 
 
-def test_a_gate_is_missed_where_a_weight_was_changed_between_steps(repository: Path) -> None:
-    """The original is replaced by another function's file, so that its optimum is no longer within the gate."""
-    assert call(repository, "run").returncode == 0
-    before = outputs(repository)
-    config = (repository / "convrewrite.toml").read_text(encoding="utf-8")
-    (repository / "convrewrite.toml").write_text(config.replace("0.05", "1e-6"), encoding="utf-8")
-    done = call(repository, "run")
-    assert done.returncode == 1
-    assert "gate max_output_error: the outputs moved by" in done.stderr
-    assert "1 failed" in done.stderr or "2 failed" in done.stderr
-    assert outputs(repository) == before, "nothing was written"
-    suite = ElementTree.parse(repository / "junit.xml").getroot()
-    assert suite.findall("testcase/failure")
-
-
-@pytest.mark.parametrize(
-    ("gate", "text"),
-    [
-        ('equivalence = "reassociated"', "gate equivalence: the result is approximate"),
-        ("max_bytes = 1000", "gate max_bytes"),
-        ("min_speedup = 50.0\nbench_seconds = 0.3", "gate min_speedup"),
-        ("min_top1_agreement = 1.0", ""),
-    ],
-)
-def test_every_gate(repository: Path, gate: str, text: str) -> None:
-    for name in ("lenet5", "digits_dw7"):
-        (repository / "models" / f"{name}.onnx").unlink()
-    config = VGG.replace("max_output_error = 0.05", gate)
-    (repository / "convrewrite.toml").write_text(config, encoding="utf-8")
-    done = call(repository, "run")
-    assert done.returncode == (1 if text else 0), done.stderr
-    assert text in done.stderr
-    assert (repository / "optimized" / "digits_vgg.onnx").exists() is (not text)
-
-
 def test_check_writes_nothing_and_fails_where_an_output_is_out_of_date(repository: Path) -> None:
     before = snapshot(repository)
     done = call(repository, "run", "--check")
@@ -199,22 +122,6 @@ def test_a_dry_run_speaks_as_the_run_does(repository: Path) -> None:
     planned = call(repository, "run", "--dry-run").stdout.splitlines()
     assert planned[0].split() == ["model", "output", "state"]
     assert planned[1].endswith("  as before")
-
-
-def test_all_gates_that_are_missed_are_named(repository: Path) -> None:
-    for name in ("lenet5", "digits_dw7"):
-        (repository / "models" / f"{name}.onnx").unlink()
-    gates = 'equivalence = "exact"\nmax_bytes = 1000\nmax_output_error = 1e-6\nmin_speedup = 50.0\nbench_seconds = 600'
-    config = VGG.replace("max_output_error = 0.05", gates)
-    (repository / "convrewrite.toml").write_text(config, encoding="utf-8")
-    done = call(repository, "run")
-    assert done.returncode == 1
-    message = told(repository)["digits_vgg"]["message"]
-    parts = message.split("; ")
-    wanted = ["equivalence: the result is", "max_bytes: ", "max_output_error: ", "min_speedup: not measured"]
-    assert [part.startswith(f"gate {start}") for part, start in zip(parts, wanted, strict=True)] == [True] * 4, message
-    assert message in done.stderr
-    assert told(repository)["digits_vgg"].get("speedup") is None
 
 
 def test_messages_speak_of_settings(repository: Path) -> None:
@@ -298,49 +205,6 @@ def test_data_and_timings(repository: Path) -> None:
     assert "digits_dw7.npz" in gone.stderr
 
 
-# Bad input ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("model = []\nsteps = []", "there is no key 'model'; did you mean 'models'?"),
-        (VGG.replace("tol", "tolerance"), "tolerance'; did you mean 'tol'?"),
-        (
-            VGG.replace('pass = "separable"', 'pass = "seperable"'),
-            "there is no pass 'seperable'; did you mean 'separable'?",
-        ),
-        (VGG.replace('pass = "separable"', ""), 'needs pass = "fcn"'),
-        (VGG.replace("max_output_error", "max_error"), "did you mean 'max_output_error'?"),
-        (VGG.replace("0.01", "-1.0"), "greater than or equal to 0"),
-        (VGG.replace("0.01", '"a"'), "valid number"),
-        (VGG.replace("0.01", "nan"), "tol"),
-        (VGG.replace("models/*.onnx", "nothing/*.onnx"), "matches no file"),
-        (VGG + "[verification", "is not TOML"),
-        ("output = '{nam}.onnx'\n" + VGG, "has a field that is not"),
-        ("output = 'one.onnx'\n" + VGG, "would both be written to one.onnx"),
-        ("output = 'models/{name}.onnx'\n" + VGG, "which is model 'models/"),
-        ("lock = 'other.xml'\n" + VGG, "is no lock file"),
-        (VGG.replace("report.json", "models/lenet5.onnx"), "would overwrite"),
-    ],
-)
-def test_a_mistake_in_the_file_is_one_line(repository: Path, text: str, message: str) -> None:
-    (repository / "convrewrite.toml").write_text(text, encoding="utf-8")
-    (repository / "other.xml").write_text("<a/>", encoding="utf-8")
-    before = snapshot(repository)
-    done = call(repository, "run")
-    assert done.returncode == 2, done.stderr
-    assert message in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert snapshot(repository) == before
-
-
-def test_no_file(tmp_path: Path) -> None:
-    done = call(tmp_path, "run")
-    assert done.returncode == 2
-    assert "convrewrite init" in done.stderr
-
-
 def test_a_folder_that_cannot_be_written(repository: Path) -> None:
     (repository / "optimized").write_text("a file", encoding="utf-8")
     done = call(repository, "run")
@@ -379,28 +243,3 @@ def test_timing_is_not_done_beside_other_models() -> None:
     assert processes(timed, None, 8) == 1
     assert processes(timed, 2, 8) == 2
     assert processes(plain, 4, 2) == 2
-
-
-def test_the_starter_says_everything_that_may_be_said(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text(STARTER, encoding="utf-8")
-    read(tmp_path / "c.toml")
-    uncommented = "\n".join(line.removeprefix("# ") if " = " in line else line for line in STARTER.splitlines())
-    data = tomllib.loads(uncommented.replace("# [[steps]]", "[[steps]]"))
-    settings = Settings.model_validate(data)
-    assert settings.jobs == 2
-    known = {*Settings.model_fields} - {"models", "steps"}
-    assert all(name in STARTER for name in known)
-    with pytest.raises(UsageError, match="there is no"):
-        read(tmp_path / "nothing.toml")
-
-
-@pytest.mark.parametrize("name", SECTIONS)
-def test_every_key_says_what_it_means(name: str) -> None:
-    """In the words of the file, which has neither dashes nor markup; from the declaration of the option."""
-    for field in SECTIONS[name].model_fields.values():
-        assert field.description
-        assert field.description.endswith(".")
-        assert "--" not in field.description
-        assert "[/" not in field.description
-    if name == "separable":
-        assert SECTIONS[name].model_fields["tol"].description == plain(SeparableOptions.__dict__["tol"].help)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from cli_models import COMMAND
+from plugin_packages import APPLY, CONFIG, broken, call
 from processes import HANGS, wait_until_dead
-from test_plugins import APPLY, CONFIG, broken, call, folder  # noqa: F401
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="a pass forks")
 
@@ -37,13 +37,13 @@ RUN = (
 )
 
 
-def row(folder: Path) -> dict[str, object]:  # noqa: F811
+def row(folder: Path) -> dict[str, object]:
     (found,) = json.loads((folder / "r.json").read_text())["models"]
     return dict(found)
 
 
 @pytest.mark.parametrize("line", LEFT.values(), ids=LEFT)
-def test_a_command_ends_after_its_work(folder: Path, line: str) -> None:  # noqa: F811
+def test_a_command_ends_after_its_work(folder: Path, line: str) -> None:
     broken(folder, line, APPLY)
     began = time.monotonic()
     done = call(folder, "transform", "scale", "m.onnx", "o.onnx")
@@ -57,7 +57,7 @@ def test_a_command_ends_after_its_work(folder: Path, line: str) -> None:  # noqa
 
 
 @pytest.mark.parametrize("line", LEFT.values(), ids=LEFT)
-def test_a_model_of_a_run_is_done_where_its_process_has_answered(folder: Path, line: str) -> None:  # noqa: F811
+def test_a_model_of_a_run_is_done_where_its_process_has_answered(folder: Path, line: str) -> None:
     broken(folder, line, APPLY)
     (folder / "convrewrite.toml").write_text(RUN)
     began = time.monotonic()
@@ -71,7 +71,7 @@ def test_a_model_of_a_run_is_done_where_its_process_has_answered(folder: Path, l
         assert wait_until_dead(int((folder / "left").read_text()))
 
 
-def test_a_fork_that_comes_back_does_not_do_the_work_again(folder: Path) -> None:  # noqa: F811
+def test_a_fork_that_comes_back_does_not_do_the_work_again(folder: Path) -> None:
     """The process that the pass was given hangs; the one that it made would go on, and write the model."""
     broken(folder, f"os.fork() and time.sleep({LONG})", APPLY)
     for seconds in (15, 120):  # a busy machine has not begun after 15
@@ -90,7 +90,7 @@ def test_a_fork_that_comes_back_does_not_do_the_work_again(folder: Path) -> None
         assert "failed in the" not in done.stderr
 
 
-def test_a_row_that_is_no_success_has_no_output(folder: Path) -> None:  # noqa: F811
+def test_a_row_that_is_no_success_has_no_output(folder: Path) -> None:
     """A thread ends the process at the very moment when the output would be there, and the answer is not yet."""
     ends = "__import__('convrewrite.batch.worker').batch.worker.json.dump = lambda *a, **k: os._exit(0)"
     broken(folder, ends, APPLY)
@@ -101,7 +101,7 @@ def test_a_row_that_is_no_success_has_no_output(folder: Path) -> None:  # noqa: 
     assert list((folder / "out").iterdir()) == []
 
 
-def test_a_signal_after_the_work_prints_nothing(folder: Path) -> None:  # noqa: F811
+def test_a_signal_after_the_work_prints_nothing(folder: Path) -> None:
     broken(folder, LEFT["a thread"], APPLY)
     words = [*COMMAND, "transform", "scale", "m.onnx", "o.onnx"]
     environment = {**os.environ, "PYTHONPATH": str(folder / "site")}
