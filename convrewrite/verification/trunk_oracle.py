@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ import onnx
 
 from convrewrite.engine.windows import CutTensor
 from convrewrite.errors import ConvrewriteError, UsageError, said
-from convrewrite.running.runtime import RunFailed
-from convrewrite.running.sampling import Feeds
+from convrewrite.running.runtime import DeviceFailed, RunFailed
+from convrewrite.running.sampling import Feeds, random_array
 from convrewrite.verification import exposure
 from convrewrite.verification.channels import Draws
 from convrewrite.verification.comparison import Again, relative_error
@@ -39,6 +39,9 @@ CHECK = "original's trunk and head"
 
 DEVIATION_WINDOWS = 64
 """The deviation from the original on the crops is measured on at most this many windows."""
+
+FARTHER_PIXELS = 1_000_000
+"""Pixels of crops that the original is run on for the deviation far beyond the native size."""
 
 SAME = 1e-4
 """Up to this error, a part of a model is taken to be that part: rounding, and not another tensor."""
@@ -316,14 +319,59 @@ def check(
         if deviation is None and image is max(images, key=lambda one: len(one.chosen)):
             deviation = measure_deviation(subject, image, values)
         ran.append(image.name)
-    return deviation
+    return _worse(deviation, _farther(subject, images)) if deviation is not None else None
+
+
+def _worse(one: Deviation, other: Deviation | None) -> Deviation:
+    return other if other is not None and other.error > one.error else one
+
+
+def _farther(subject: Subject, images: Sequence[LargeImage]) -> Deviation | None:
+    """The deviation on an image of up to twice the native size that is darker on one side than on the other.
+
+    There what a block makes of the whole map is not what it makes of a window; two pixels beyond the native size, or
+    on noise that is the same everywhere, the two can hardly be told apart. None where such an image does not run.
+    """
+    window, model = subject.window, max(images, key=lambda one: len(one.chosen))
+    if subject.fixed_size() is not None or not model.note.endswith(f"seed {subject.seed + 1000 + images.index(model)}"):
+        return None
+    counts = [1 + size // step for size, step in zip(window.size, window.stride, strict=True)]
+    size = window.image_size(tuple(counts))
+    image = model.feeds[window.input]
+    if any(now <= before for now, before in zip(size, model.size, strict=True)) or image.dtype.kind != "f":
+        return None
+    budget = max(9, min(DEVIATION_WINDOWS, FARTHER_PIXELS // max(1, int(np.prod(window.size)))))
+    every = [tuple(map(int, position)) for position in np.ndindex(*counts)]
+    chosen = [every[i] for i in sorted({*np.linspace(0, len(every) - 1, min(budget, len(every))).round().astype(int)})]
+    shape = list(image.shape)
+    for axis, extent in zip(subject.axes, size, strict=True):
+        shape[axis] = extent
+    spec = replace(subject.spec, shape=tuple(shape))
+    larger = random_array(np.random.default_rng(subject.seed + 2000), spec, model.scale)
+    for axis, extent in zip(subject.axes, size, strict=True):
+        ramp = np.linspace(0.1, 1.0, extent, dtype=larger.dtype)
+        larger = larger * ramp.reshape([-1 if i == axis else 1 for i in range(larger.ndim)])
+    with contextlib.suppress(DeviceFailed, RunFailed, MemoryError):
+        subject.room(size)
+        farther = replace(
+            model,
+            size=size,
+            chosen=tuple(chosen),
+            total=len(every),
+            feeds={**model.feeds, window.input: larger},
+            note="random, brighter towards one corner",
+        )
+        return measure_deviation(subject, farther, subject.converted.run(farther.feeds))
+    return None
 
 
 def measure_deviation(subject: Subject, image: LargeImage, values: Mapping[str, Array]) -> Deviation | None:
     """How far the cells are from the original on each crop; of the first output, class scores before all others."""
     step = max(1, -(-len(image.chosen) // DEVIATION_WINDOWS))
     chosen = image.chosen[::step]
-    shown = f"{'a reflected image' if image.note.endswith('reflected') else 'a random image'} of {image.name}"
+    kind = "a random image" if not image.note.endswith("reflected") else "a reflected image"
+    kind = "a random image with a gradient" if image.note.endswith("corner") else kind
+    shown = f"{kind} of {image.name}"
     outputs = [name for name in subject.original.outputs if name in subject.grids]
     scores = [name for name in outputs if "C" in subject.grids[name].layout and values[name].dtype.kind == "f"]
     for name in scores or outputs:

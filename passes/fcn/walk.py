@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine import axes
@@ -265,7 +266,13 @@ def _recomputed(lifter: Lifter, node: gs.Node, tensor: gs.Tensor, made: dict[str
         return made[tensor.name]
     if not tensor.name or isinstance(tensor, gs.Constant) or not lifter.constants.depends_on_shape(tensor):
         return lifter.static(tensor)
-    source = tensor.inputs[0]
+    source, values = tensor.inputs[0], lifter.constants.value(tensor)
+    counts_samples = values is None or bool(np.any((values % axes.SAMPLE == 0) & (values != 0)))
+    place = lifter.axes.find("N")
+    read_as_one = place >= 0 and lifter.native[lifter.image.name][place] != axes.SAMPLE
+    hidden = read_as_one and not isinstance(lifter.image.shape[place], int)  # a count of samples is not seen at one
+    if hidden or (source.op != "Shape" and counts_samples):
+        raise Refuse("fcn/dynamic-shape", f"{lifter.label(node)} computes with '{tensor.name}', a size of the image")
     if source.op in EXTENTS:
         state = lifter.state(source.inputs[0])
         seen = state.data if isinstance(state, Centred) else state
