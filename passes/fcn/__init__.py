@@ -145,7 +145,7 @@ class Fcn(Pass):
         for axes, shape in self._readings(image):
             for images in self._companions(graph, image, axes, shape):
                 try:
-                    return self._read(graph, image, axes, shape, images)
+                    return self._read(graph, image, axes, shape, images=images)
                 except _Stopped as stopped:
                     if best is None or stopped.progress > best[0] or (images and stopped.progress == best[0]):
                         best = stopped.progress, stopped.refusal

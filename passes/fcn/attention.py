@@ -185,7 +185,7 @@ def _summed(lifter: Lifter, node: gs.Node, weights: Weights) -> list[State] | No
     if weights.mass is None:
         whole = lifter.as_it_is(node, view)
         return [_kept_global(lifter, node, [whole.tensor, *(lifter.static(t) for t in node.inputs[1:])], weights)]
-    result = _quotient(lifter, node, view, weights.mass, weights.anchor)
+    result = _quotient(lifter, node, view, weights.mass, anchor=weights.anchor)
     if node.op != "ReduceSum":
         count = math.prod(a.extent for a in removed)
         share = lifter.emitter.constant(f"{node.outputs[0].name}/share", np.asarray(1 / count, np.float32))
@@ -225,7 +225,7 @@ def _contracted(lifter: Lifter, node: gs.Node, states: Sequence[State], weights:
     two = replace(right, axes=(*right.axes[:-2], (), columns, right.axes[-2]))
     mass = one if isinstance(states[0], Weights) else two
     product = _outer(lifter, node, one, two)
-    result = _quotient(lifter, node, product, mass, weights.anchor)
+    result = _quotient(lifter, node, product, mass, anchor=weights.anchor)
     return [replace(result, axes=result.axes[:-1])]
 
 
@@ -234,7 +234,7 @@ def _outer(lifter: Lifter, node: gs.Node, one: View, two: View) -> View:
     shape = np.broadcast_shapes(*(tuple(math.prod(a.extent for a in axis) for axis in v.axes) for v in (one, two)))
     if all(any(a.extent > 1 for a in axis) for axis in (one.axes[-3], two.axes[-2])):
         one, two = _with_spare(lifter, one), _with_spare(lifter, two)
-    return _binary(lifter, "Mul", f"{node.outputs[0].name}/weighed", (one, two), shape)
+    return _binary(lifter, "Mul", f"{node.outputs[0].name}/weighed", (one, two), shape=shape)
 
 
 def _with_spare(lifter: Lifter, view: View) -> View:
@@ -264,7 +264,7 @@ def _quotient(lifter: Lifter, node: gs.Node, product: View, mass: View, anchor: 
     lifter.spans = True
     over, under = (_mean(lifter, view, f"{name}/{label}") for view, label in ((product, "sum"), (mass, "mass")))
     shape = tuple(math.prod(a.extent for a in axis) for axis in over.axes)
-    result = _binary(lifter, "Div", f"{name}/attended", (over, under), shape)
+    result = _binary(lifter, "Div", f"{name}/attended", (over, under), shape=shape)
     size = " x ".join(str(product.spatial(letter).extent) for letter in product.letters)
     lifter.rewrote(node, f"attention over the map -> two AveragePools {size}, stride 1", "reassociated")
     return replace(result, pools=result.pools | {anchor})

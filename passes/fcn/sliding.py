@@ -247,7 +247,7 @@ def lift_reduction(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> li
     if mixed and node.op in ("ReduceL2", "ReduceSumSquare"):
         raise Refuse("fcn/no-rule", f"{lifter.label(node)} runs over channels and positions at once")
     spatial = {a.letter for a in removed if a.spatial}
-    return [reduced(lifter, node, view, axes, spatial, keepdims=keepdims, again=mixed)]
+    return [reduced(lifter, node, view, axes, letters=spatial, keepdims=keepdims, again=mixed)]
 
 
 def reduced_axes(lifter: Lifter, node: gs.Node, view: View) -> list[int] | None:

@@ -163,7 +163,9 @@ def _reduction(lifter: Lifter, node: gs.Node, known: Centred) -> View | None:
         root = lifter.emitter.emit("Sqrt", [found.tensor], output=f"{anchor}/root", dtype=found.tensor.dtype)
         found = replace(found, tensor=root)
     keepdims = bool(node.attrs.get("keepdims", 1))
-    return reduced(lifter, node, found, axes, spatial - known.letters, keepdims=keepdims, again=_channels(removed))
+    return reduced(
+        lifter, node, found, axes, letters=spatial - known.letters, keepdims=keepdims, again=_channels(removed)
+    )
 
 
 def _channels(removed: Sequence[object]) -> bool:
@@ -259,7 +261,7 @@ def moments(
     run = _Moments(1, flat.tensor)
     for place, (size, wanted) in enumerate(zip(size_of(flat), chosen_axes, strict=True)):
         if wanted and size > 1:
-            run = _runs(lifter, node, replace(run, count=1), 2 + place, size)
+            run = _runs(lifter, node, replace(run, count=1), 2 + place, size=size)
     assert run.above is not None
     assert run.variance is not None
     return run.first, run.above, run.variance
@@ -270,11 +272,11 @@ def _runs(lifter: Lifter, node: gs.Node, doubled: _Moments, axis: int, size: int
     found: _Moments | None = None
     while True:
         if size % 2:
-            found = doubled if found is None else _merged(lifter, node, found, doubled, axis)
+            found = doubled if found is None else _merged(lifter, node, found, doubled, axis=axis)
         size //= 2
         if not size:
             return found or doubled
-        doubled = _merged(lifter, node, doubled, doubled, axis)
+        doubled = _merged(lifter, node, doubled, doubled, axis=axis)
 
 
 def _merged(lifter: Lifter, node: gs.Node, left: _Moments, right: _Moments, axis: int) -> _Moments:
@@ -291,10 +293,10 @@ def _merged(lifter: Lifter, node: gs.Node, left: _Moments, right: _Moments, axis
         return made("Mul", label, tensor, number)
 
     def ahead(tensor: gs.Tensor) -> gs.Tensor:
-        return _sliced(lifter, tensor, axis, 0, -right.count, name=f"{name}/ahead-{count}")
+        return _sliced(lifter, tensor, axis, 0, end=-right.count, name=f"{name}/ahead-{count}")
 
     def after(tensor: gs.Tensor) -> gs.Tensor:
-        return _sliced(lifter, tensor, axis, left.count, END, name=f"{name}/after-{count}")
+        return _sliced(lifter, tensor, axis, left.count, end=END, name=f"{name}/after-{count}")
 
     first = ahead(left.first)
     step = made("Sub", "step", after(right.first), first)
