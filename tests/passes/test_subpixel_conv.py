@@ -22,7 +22,7 @@ from onnx.reference import ReferenceEvaluator
 import convrewrite as cr
 from convrewrite import model_io
 from convrewrite.acceptance import accept_all
-from convrewrite.engine.rewrite import Context, FixedSize, PassResult
+from convrewrite.engine.rewrite import Context, FixedSize, PassResult, Refusal
 from convrewrite.passes.subpixel_conv import REASONS, SubpixelConv
 from nets import Array, Net, run
 from rewriting import macs_of, rewrite
@@ -435,14 +435,15 @@ def test_a_map_of_any_claimed_extent(extent: int) -> None:
 
 
 def test_a_weight_without_entries() -> None:
-    """The same; with groups, so that no extent of the new kernel follows from the others."""
+    """With groups, so that no extent of the new kernel follows from the others."""
     model = net_of(strides=[2, 2], group=3, bias=False)
     (weight,) = model.graph.initializer
     weight.CopyFrom(numpy_helper.from_array(np.zeros((0, 2, 3, 3), np.float32), weight.name))
     loaded = model_io.load(model.SerializeToString()).graph
     (node,) = SubpixelConv().candidates(loaded)
-    (plan,) = SubpixelConv().plan(Context.of(loaded), node)
-    assert plan.sites[0].params_after == 0
+    refused = SubpixelConv().plan(Context.of(loaded), node)
+    assert isinstance(refused, Refusal)
+    assert refused.reason.code.removeprefix("subpixel-conv/") == "empty-weight"
 
 
 def test_an_old_opset() -> None:
