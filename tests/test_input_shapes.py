@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import helper
 
 import convrewrite as cr
 from convrewrite.errors import Refused, UsageError
@@ -403,3 +404,39 @@ def test_the_remedy_for_an_input_without_a_shape_can_be_followed(dims, words: st
         model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "N"
     onnx.save(model, tmp_path / "in.onnx")
     assert cr.fcn(tmp_path / "in.onnx", window=16).changed
+
+
+# Images that are read in a branch ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stored", ["Constant nodes", "initializers of the branch", "initializers of the model"])
+def test_what_branches_hold_is_counted_and_named(stored: str, tmp_path: Path) -> None:
+    outer: list[onnx.TensorProto] = []
+
+    def branch(tag: str) -> onnx.GraphProto:
+        weight = onnx.numpy_helper.from_array(np.ones((5, 3, 16, 16), np.float32), f"w_{tag}")
+        nodes = [helper.make_node("Conv", ["x", weight.name], [f"y_{tag}"])]
+        inner = [weight] if stored == "initializers of the branch" else []
+        if stored == "Constant nodes":
+            nodes.insert(0, helper.make_node("Constant", [], [weight.name], value=weight))
+        elif not inner:
+            outer.append(weight)
+        result = helper.make_tensor_value_info(f"y_{tag}", onnx.TensorProto.FLOAT, [1, 5, 1, 1])
+        return helper.make_graph(nodes, tag, [], [result], inner)
+
+    choice = helper.make_node("If", ["rate"], ["y"], name="choice", then_branch=branch("a"), else_branch=branch("b"))
+    graph = helper.make_graph(
+        [choice],
+        "g",
+        [
+            helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1, 3, 16, 16]),
+            helper.make_tensor_value_info("rate", onnx.TensorProto.BOOL, []),
+        ],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1, 5, 1, 1])],
+        outer,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    onnx.save(model, tmp_path / "in.onnx")
+    assert cr.inspect(tmp_path / "in.onnx").file.parameters == 2 * 5 * 3 * 16 * 16
+    with pytest.raises(Refused, match="If 'choice' reads the image inside a subgraph"):
+        cr.fcn(tmp_path / "in.onnx")
