@@ -115,8 +115,10 @@ def test_open_dimensions_ask_for_a_size(tmp_path):
     with pytest.raises(UsageError, match="give size="):
         verify(tmp_path / "b.onnx", tmp_path / "b.onnx")
     assert verify(tmp_path / "b.onnx", tmp_path / "b.onnx", size=(20, 16)).passed
-    with pytest.raises(UsageError, match="has 3 numbers"):
+    with pytest.raises(UsageError, match="gives the open axes alone"):  # three numbers would be all but the batch
         verify(tmp_path / "b.onnx", tmp_path / "b.onnx", size=(20, 16, 3))
+    with pytest.raises(UsageError, match="has 5 numbers"):
+        verify(tmp_path / "b.onnx", tmp_path / "b.onnx", size=(20, 16, 3, 3, 3))
 
 
 def test_data(tmp_path):
