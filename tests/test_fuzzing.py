@@ -110,16 +110,18 @@ def planted(models: Path, monkeypatch: pytest.MonkeyPatch, fault: object) -> Cas
 
 
 def test_an_internal_error_is_found(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def broken(*args: object) -> None:
+    def broken(*args: object, **named: object) -> None:
         raise KeyError("a fault of ours")
 
-    assert faults(planted(models, monkeypatch, broken), tmp_path).startswith("exit 70: ")
+    found = faults(planted(models, monkeypatch, broken), tmp_path)
+    assert found.startswith("exit 70: ")
+    assert "a fault of ours" in found
 
 
 def test_what_is_left_behind_is_found(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from convrewrite.errors import UsageError
 
-    def broken(source: str, target: str, *more: object) -> None:
+    def broken(source: str, target: str, *more: object, **named: object) -> None:
         Path(target).write_bytes(b"half")
         raise UsageError("no")
 
@@ -129,7 +131,7 @@ def test_what_is_left_behind_is_found(models: Path, monkeypatch: pytest.MonkeyPa
 def test_a_changed_input_is_found(models: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from convrewrite.errors import UsageError
 
-    def broken(source: str, *more: object) -> None:
+    def broken(source: str, *more: object, **named: object) -> None:
         Path(source).write_bytes(b"")
         raise UsageError("no")
 
@@ -154,7 +156,7 @@ plain = cases.case
 def planted(number, models, *, slow=False):
     if number == 2:
         from convrewrite import pipeline
-        def broken(*args):
+        def broken(*args, **named):
             {body}
         pipeline.fcn = broken
         model = models / "plain.onnx"
