@@ -14,17 +14,16 @@ import onnx
 import pytest
 from attention_nets import (
     BLOCKS,
-    EXPORTERS,
     HEADS,
     REFUSED_BLOCKS,
     REFUSED_HEADS,
     Block,
-    Torch,
     head_alone,
     network,
     pooled_head,
     trunk,
 )
+from torch_nets import EXPORTERS, Torch
 
 from convrewrite import pipeline
 from convrewrite.options import FcnOptions
