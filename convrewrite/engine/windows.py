@@ -178,6 +178,13 @@ class Window:
         """The dimensions of the spatial axes of one of `images`, in the order of `letters`."""
         return tuple(self.images[name].index(letter) for letter in self.letters)
 
+    def at_size(self, name: str, shape: Sequence[Any], size: Sequence[int]) -> list[Any]:
+        """The shape of an input where the image has that size; that of an input off the grid stays."""
+        dims = list(shape)
+        for place, extent in zip(self.places(name), size, strict=True) if name in self.images else ():
+            dims[place] = extent
+        return dims
+
     @property
     def letters(self) -> str:
         """The spatial letters in order: "HW", "L", "DHW"."""

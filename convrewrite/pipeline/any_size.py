@@ -341,7 +341,4 @@ def _with_macs(facts: FileFacts | None, graph: gs.Graph, window: Window | None) 
 def _native_inputs(graph: gs.Graph, window: Window) -> dict[str, tuple[int, ...]]:
     """Shapes of the inputs of one sample at the native size."""
     shapes = {t.name: [d if isinstance(d, int) else 1 for d in t.shape or ()] for t in graph.inputs}
-    for name in window.images:
-        for place, extent in zip(window.places(name), window.size, strict=True):
-            shapes[name][place] = extent
-    return {name: tuple(shape) for name, shape in shapes.items()}
+    return {name: tuple(window.at_size(name, shape, window.size)) for name, shape in shapes.items()}

@@ -148,9 +148,6 @@ def _feeds(session: runtime.Session, window: Window, size: Sequence[int], seed: 
     rng = np.random.default_rng(seed)
     feeds = {}
     for info in session.inputs:
-        shape = [dim if isinstance(dim, int) else 1 for dim in info.shape]
-        if info.name in window.images:
-            for place, extent in zip(window.places(info.name), size, strict=True):
-                shape[place] = extent
+        shape = window.at_size(info.name, [dim if isinstance(dim, int) else 1 for dim in info.shape], size)
         feeds[info.name] = random_array(rng, InputSpec(info.name, info.dtype, tuple(shape)), Scale("0..1"))
     return feeds

@@ -152,8 +152,7 @@ def native_inputs(original: Specimen, converted: Specimen, window: Window, batch
             known = [dim if isinstance(dim, int) else None for dim in known] or [None] * len(axes)
             if len(known) != len(axes):
                 raise UsageError(f"input '{name}' has {counted(len(known), 'axis')}, the window's metadata says {axes}")
-            for place, extent in zip(window.places(name), window.size, strict=True):
-                known[place] = extent
+            known = window.at_size(name, known, window.size)
             if "N" in axes and known[axes.index("N")] is None:
                 known[axes.index("N")] = batch or 1
         spec = fill(replace(info, shape=info.shape or tuple(known)), None, known, batch)

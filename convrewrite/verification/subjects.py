@@ -257,14 +257,16 @@ def _large_image(
         images, note = dict(given), "the data's own image"
     elif sample.scale is not None:
         images = {
-            spec.name: random_array(rng, replace(spec, shape=_at_size(window, spec, size)), sample.scale)
+            spec.name: random_array(
+                rng, replace(spec, shape=tuple(window.at_size(spec.name, spec.shape, size))), sample.scale
+            )
             for spec in (subject.spec, *subject.beside)
         }
         note = f"{sample.scale.name}, seed {seed}"
     else:
         images = {
             spec.name: enlarge(sample.feeds[spec.name], window.places(spec.name), size)[
-                tuple(slice(0, extent) for extent in _at_size(window, spec, size))
+                tuple(slice(0, extent) for extent in window.at_size(spec.name, spec.shape, size))
             ]
             for spec in (subject.spec, *subject.beside)
         }
@@ -289,11 +291,3 @@ def _large_image(
         scale=sample.scale or Scale("0..1"),
         note=note,
     )
-
-
-def _at_size(window: Window, spec: InputSpec, size: Sequence[int]) -> tuple[int, ...]:
-    """The shape of an input on the image's grid, for an image of that size."""
-    shape = list(spec.shape)
-    for axis, extent in zip(window.places(spec.name), size, strict=True):
-        shape[axis] = extent
-    return tuple(shape)

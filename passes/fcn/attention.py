@@ -266,7 +266,8 @@ def _quotient(lifter: Lifter, node: gs.Node, product: View, mass: View, anchor: 
     shape = tuple(math.prod(a.extent for a in axis) for axis in over.axes)
     result = _binary(lifter, "Div", f"{name}/attended", (over, under), shape=shape)
     size = " x ".join(str(product.spatial(letter).extent) for letter in product.letters)
-    lifter.rewrote(node, f"attention over the map -> two AveragePools {size}, stride 1", "reassociated")
+    told = "where a window's largest logit is within 87 of the image's"
+    lifter.rewrote(node, f"attention over the map -> two AveragePools {size}, stride 1; {told}", "reassociated")
     return replace(result, pools=result.pools | {anchor})
 
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import onnx_graphsurgeon as gs
 
 from convrewrite.engine.axes import atoms, large
+from convrewrite.engine.graph import maker
 from convrewrite.engine.operators import chosen
 from convrewrite.passes.fcn.lifter import Lifter
 from convrewrite.passes.fcn.naming import meets_the_map
@@ -113,7 +114,7 @@ def _of_strip(lifter: Lifter, node: gs.Node, states: Sequence[State]) -> State:
             return Strip(moved, first.anchor) if isinstance(moved, View) else moved
         if node.op in REDUCTIONS:
             return _rest_of_pool(lifter, node, first)
-    pool = next(n for n in lifter.graph.nodes if any(t.name == strip.anchor for t in n.outputs))
+    pool = maker(lifter.graph, strip.anchor)
     raise meets_the_map(lifter, node, pool)
 
 
@@ -132,7 +133,7 @@ def _rest_of_pool(lifter: Lifter, node: gs.Node, strip: Strip) -> State:
         raise Refuse("fcn/mixed-axes", f"{lifter.label(node)} reduces over the batch")
     nothing = given is None and node.attrs.get("noop_with_empty_axes", 0)
     if nothing or set(large(atoms(view.axes))) - set(removed):
-        pool = next(n for n in lifter.graph.nodes if any(t.name == strip.anchor for t in n.outputs))
+        pool = maker(lifter.graph, strip.anchor)
         raise meets_the_map(lifter, node, pool)
     name = node.outputs[0].name
     inputs = [view.tensor, *_rest(lifter, node)]

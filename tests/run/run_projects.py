@@ -30,6 +30,18 @@ STEPS = '[[steps]]\npass = "separable"\ntol = 0.01\n'
 CONFIG = 'models = ["models/*.onnx"]\n' + STEPS
 
 
+TWO_STEPS = """\
+models = ["models/*.onnx"]
+[[steps]]
+pass = "groups"
+[[steps]]
+pass = "separable"
+tol = 0.6
+[reports]
+json = "report.json"
+"""
+
+
 def call(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     done = cli_models.run(*words, cwd=folder, env=environment)
     return subprocess.CompletedProcess(words, done.returncode, done.stdout.decode(), done.stderr.decode())

@@ -6,18 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from run_projects import git
+from run_projects import TWO_STEPS, git
 
-CONFIG = """\
-models = ["models/*.onnx"]
-[[steps]]
-pass = "groups"
-[[steps]]
-pass = "separable"
-tol = 0.6
-[reports]
-json = "report.json"
-"""
+CONFIG = TWO_STEPS
 
 
 Run = Callable[..., tuple[int, str, str]]

@@ -8,19 +8,9 @@ from pathlib import Path
 import numpy as np
 import onnx
 from onnx import numpy_helper
-from run_projects import git
+from run_projects import TWO_STEPS, git
 
-CONFIG = """\
-models = ["models/*.onnx"]
-[[steps]]
-pass = "groups"
-[[steps]]
-pass = "separable"
-tol = 0.6
-[reports]
-json = "report.json"
-html = "report.html"
-"""
+CONFIG = TWO_STEPS + 'html = "report.html"\n'
 
 
 OUTPUT = Path("optimized/lenet5.onnx")
